@@ -1,0 +1,1 @@
+"""The bundle on disk: specifications, manifest, and ONNX to TensorRT plans."""

@@ -1,0 +1,80 @@
+"""A bundle on disk, opened and checked."""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from svd_trt.engine.manifest import FileEntry, Manifest, NetworkEntry, read_manifest, sha256_of
+from svd_trt.engine.spec import NETWORKS, NetworkName
+from svd_trt.errors import BundleError
+
+__all__ = ["Bundle"]
+
+
+class Bundle:
+    """The four networks of a checkpoint, ready to run: a directory that `svd_trt.build_bundle` wrote.
+
+    Attributes:
+        path: the directory.
+        manifest: what it holds.
+    """
+
+    def __init__(self, path: Path, manifest: Manifest) -> None:
+        self.path = path
+        self.manifest = manifest
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str], *, verify: bool = True) -> Bundle:
+        """Read the manifest and check that every file is there, whole and unaltered.
+
+        Args:
+            path: the bundle's directory.
+            verify: compare contents with their sha256, not only sizes. Reads every byte of the bundle.
+
+        Raises:
+            BundleError: no bundle, incomplete, altered, or of a newer schema; the message says what to run.
+        """
+        directory = Path(path)
+        bundle = cls(directory, read_manifest(directory))
+        missing = [name for name in NETWORKS if name not in bundle.manifest.networks]
+        if missing:
+            raise BundleError(f"{directory} lacks {', '.join(missing)}; run `svd-trt build` again to mend it")
+        bundle._check_files(verify=verify)
+        return bundle
+
+    def network(self, name: NetworkName) -> NetworkEntry:
+        """The entry of network ``name``."""
+        return self.manifest.networks[name]
+
+    def onnx_path(self, name: NetworkName) -> Path:
+        """The ONNX graph of network ``name``; its weights lie beside it."""
+        return self.path / self.network(name).onnx.files[0].path
+
+    def plan_path(self, name: NetworkName) -> Path | None:
+        """The TensorRT plan of network ``name``, where the bundle has one."""
+        plan = self.network(name).plan
+        return self.path / plan.file.path if plan else None
+
+    def _check_files(self, *, verify: bool) -> None:
+        # Hashing releases the interpreter lock, so threads hash files side by side.
+        with ThreadPoolExecutor(max_workers=4) as pool:
+            problems = pool.map(lambda file: self._problem(file, verify=verify), self.manifest.files)
+            for problem in problems:
+                if problem:
+                    raise BundleError(f"{problem}; run `svd-trt build` again to mend it")
+
+    def _problem(self, file: FileEntry, *, verify: bool) -> str | None:
+        path = self.path / file.path
+        try:
+            size = path.stat().st_size
+            if size != file.size:
+                return f"{path} is truncated or altered ({size} bytes, {file.size} were written)"
+            if verify and sha256_of(path) != file.sha256:
+                return f"{path} was altered since it was built"
+        except FileNotFoundError:
+            return f"{path} is missing"
+        except OSError as error:
+            return f"{path} cannot be read ({error.strerror})"
+        return None

@@ -1,0 +1,108 @@
+"""Which TensorRT is here: the two products share an API and differ in their module and in what they need to build."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+from svd_trt.errors import BackendError, MissingDependencyError
+
+__all__ = ["BuildBackend", "Flavour", "FlavourName", "find_flavour", "gpu_count", "select_flavour"]
+
+FlavourName: TypeAlias = Literal["tensorrt", "tensorrt-rtx"]
+BuildBackend: TypeAlias = Literal["auto", "tensorrt", "tensorrt-rtx", "onnxruntime"]
+
+_MINIMUM_TENSORRT = (10, 12)
+
+
+@dataclass(frozen=True)
+class Flavour:
+    """An importable TensorRT."""
+
+    name: FlavourName
+    trt: Any
+    """The Python module: ``tensorrt``, ``tensorrt_rtx`` or ``tensorrt_rtx_bindings``."""
+    version: str
+
+
+def gpu_count() -> int:
+    """Number of NVIDIA GPUs that the driver shows; 0 without a driver or without cuda-python."""
+    try:
+        driver = importlib.import_module("cuda.bindings.driver")
+        (error,) = driver.cuInit(0)
+        if error != driver.CUresult.CUDA_SUCCESS:
+            return 0
+        error, count = driver.cuDeviceGetCount()
+    except (ImportError, RuntimeError):  # cuda-python raises RuntimeError where libcuda is missing
+        return 0
+    return int(count) if error == driver.CUresult.CUDA_SUCCESS else 0
+
+
+def find_flavour(name: FlavourName) -> Flavour:
+    """Import TensorRT or TensorRT for RTX.
+
+    Raises:
+        MissingDependencyError: it is not installed.
+        BackendError: it is installed and does not load, or is too old.
+    """
+    trt = _import_tensorrt() if name == "tensorrt" else _import_tensorrt_rtx()
+    version = str(trt.__version__)
+    if name == "tensorrt" and tuple(int(part) for part in version.split(".")[:2]) < _MINIMUM_TENSORRT:
+        raise BackendError(f"TensorRT {version} is too old; svd-trt needs 10.12 or newer: pip install -U tensorrt")
+    return Flavour(name, trt, version)
+
+
+def select_flavour(backend: BuildBackend) -> Flavour | None:
+    """The TensorRT that ``backend`` asks for; None where the bundle is to hold ONNX alone.
+
+    ``auto`` is TensorRT where it is installed beside a GPU, else TensorRT for RTX where that is installed (it needs
+    no GPU to build), else ONNX alone.
+
+    Raises:
+        MissingDependencyError, BackendError: a backend asked for by name cannot be used here.
+    """
+    if backend == "onnxruntime":
+        return None
+    if backend == "tensorrt":
+        flavour = find_flavour("tensorrt")
+        if gpu_count() == 0:
+            raise BackendError(
+                "TensorRT builds on a GPU and none is visible; use --backend tensorrt-rtx, which builds without one"
+            )
+        return flavour
+    if backend == "tensorrt-rtx":
+        return find_flavour("tensorrt-rtx")
+    names: tuple[FlavourName, ...] = ("tensorrt", "tensorrt-rtx") if gpu_count() else ("tensorrt-rtx",)
+    for name in names:
+        try:
+            return find_flavour(name)
+        except (MissingDependencyError, BackendError):
+            continue
+    return None
+
+
+def _import_tensorrt() -> Any:
+    try:
+        return importlib.import_module("tensorrt")
+    except ModuleNotFoundError as error:
+        raise MissingDependencyError("the tensorrt backend", "tensorrt") from error
+    except (ImportError, OSError) as error:
+        raise BackendError(f"tensorrt is installed but does not load: {error}") from error
+
+
+def _import_tensorrt_rtx() -> Any:
+    """NVIDIA's full package, or its bindings over the libraries that ONNX Runtime's plugin wheel carries."""
+    try:
+        return importlib.import_module("tensorrt_rtx")
+    except ModuleNotFoundError:
+        pass
+    except (ImportError, OSError) as error:
+        raise BackendError(f"tensorrt_rtx is installed but does not load: {error}") from error
+    try:
+        importlib.import_module("onnxruntime_ep_nv_tensorrt_rtx")  # loads the libraries that the bindings link to
+        return importlib.import_module("tensorrt_rtx_bindings")
+    except ModuleNotFoundError as error:
+        raise MissingDependencyError("the tensorrt-rtx backend", "rtx") from error
+    except (ImportError, OSError) as error:
+        raise BackendError(f"TensorRT for RTX is installed but does not load: {error}") from error

@@ -1,0 +1,197 @@
+"""``manifest.json``: everything a reader must know of a bundle, as plain data.
+
+The structures here are the schema. Reading is strict about types and about the schema version, and lenient about
+fields that a later minor version may add.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal, TypeAlias
+
+import msgspec
+
+from svd_trt.engine.flavour import FlavourName
+from svd_trt.engine.spec import ModelInfo, NetworkName, NetworkSpec, Ranges
+from svd_trt.errors import BundleError
+
+__all__ = [
+    "MANIFEST_NAME",
+    "SCHEMA_VERSION",
+    "FileEntry",
+    "Manifest",
+    "NetworkEntry",
+    "OnnxEntry",
+    "PlanEntry",
+    "Precision",
+    "SamplerInfo",
+    "SourceInfo",
+    "read_manifest",
+    "sha256_of",
+    "write_manifest",
+]
+
+SCHEMA_VERSION = 1
+MANIFEST_NAME = "manifest.json"
+
+Precision: TypeAlias = Literal["fp16", "fp32"]
+
+
+class SamplerInfo(msgspec.Struct, frozen=True):
+    """The checkpoint's noise schedule, as its scheduler configuration names it (Karras et al. 2022, eq. 5)."""
+
+    sigma_min: float
+    sigma_max: float
+    rho: float
+    timestep_spacing: str
+    """``leading`` starts from noise of standard deviation sqrt(sigma_max^2 + 1), the others from sigma_max."""
+
+
+class SourceInfo(msgspec.Struct, frozen=True):
+    """Where the weights came from."""
+
+    model: str
+    """Hub id, or the name of the folder."""
+    commit: str | None
+    variant: str | None
+    digests: dict[str, str]
+    """sha256 over configuration and weights of each component."""
+
+
+class FileEntry(msgspec.Struct, frozen=True):
+    """One file of the bundle; ``path`` is relative and written with ``/``."""
+
+    path: str
+    size: int
+    sha256: str
+
+    @classmethod
+    def of(cls, root: Path, path: Path) -> FileEntry:
+        """Describe ``path``, which lies under ``root``."""
+        return cls(path.relative_to(root).as_posix(), path.stat().st_size, sha256_of(path))
+
+
+class OnnxEntry(msgspec.Struct, frozen=True):
+    """An exported network; the first file is the graph, the others its weights."""
+
+    key: str
+    """Hash of all that the export depends on; equal keys, equal networks."""
+    files: tuple[FileEntry, ...]
+    nodes: int
+    parameters: int
+
+
+class PlanEntry(msgspec.Struct, frozen=True):
+    """A TensorRT plan. Memory is what the builder reports, in bytes, at the profile's maximum."""
+
+    key: str
+    file: FileEntry
+    layers: int
+    activation_bytes: int | None
+    weight_bytes: int | None
+
+
+class NetworkEntry(msgspec.Struct, frozen=True):
+    """One network of the bundle in each of its forms."""
+
+    spec: NetworkSpec
+    onnx: OnnxEntry
+    plan: PlanEntry | None
+
+    @property
+    def files(self) -> tuple[FileEntry, ...]:
+        """All files that belong to the network."""
+        return self.onnx.files + ((self.plan.file,) if self.plan else ())
+
+
+class FlavourEntry(msgspec.Struct, frozen=True):
+    """The TensorRT that built the plans; only the same version loads them."""
+
+    name: FlavourName
+    version: str
+
+
+class Manifest(msgspec.Struct, frozen=True):
+    """The whole of ``manifest.json`` but its ``digest``, which guards the rest."""
+
+    schema_version: int
+    svd_trt_version: str
+    family: str
+    source: SourceInfo
+    precision: Precision
+    model: ModelInfo
+    sampler: SamplerInfo
+    ranges: Ranges
+    flavour: FlavourEntry | None
+    networks: dict[NetworkName, NetworkEntry]
+
+    @property
+    def files(self) -> tuple[FileEntry, ...]:
+        """Every file of the bundle except the manifest."""
+        return tuple(file for network in self.networks.values() for file in network.files)
+
+
+def sha256_of(path: Path) -> str:
+    """Hex sha256 of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_manifest(manifest: Manifest, directory: Path) -> None:
+    """Write ``manifest.json`` into ``directory``, its digest included."""
+    fields = msgspec.to_builtins(manifest)
+    content = {"digest": _digest(fields), **fields}
+    encoded = msgspec.json.format(msgspec.json.encode(content), indent=2)
+    (directory / MANIFEST_NAME).write_bytes(encoded + b"\n")
+
+
+def read_manifest(directory: Path) -> Manifest:
+    """Read and check ``manifest.json``.
+
+    Raises:
+        BundleError: there is none, it is not JSON, it was altered, or a newer svd-trt wrote it.
+    """
+    path = directory / MANIFEST_NAME
+    rebuild = "run `svd-trt build` again to mend it"
+    try:
+        fields = msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
+    except FileNotFoundError:
+        raise BundleError(_no_bundle(directory)) from None
+    except (OSError, msgspec.MsgspecError) as error:
+        raise BundleError(f"{path} cannot be read ({error}); {rebuild}") from error
+    version = fields.get("schema_version")
+    if isinstance(version, int) and version > SCHEMA_VERSION:
+        raise BundleError(
+            f"{directory} was written by a newer svd-trt (schema {version}, this one reads {SCHEMA_VERSION}): "
+            "pip install -U svd-trt"
+        )
+    if version != SCHEMA_VERSION:
+        raise BundleError(f"{path} names no schema that this svd-trt reads; {rebuild}")
+    if fields.pop("digest", None) != _digest(fields):
+        raise BundleError(f"{path} was altered since it was built; {rebuild}")
+    try:
+        manifest = msgspec.convert(fields, Manifest)
+    except (msgspec.MsgspecError, ValueError) as error:
+        raise BundleError(f"{path} is not a bundle's manifest ({error}); {rebuild}") from error
+    if any(_escapes(file.path) for file in manifest.files):
+        raise BundleError(f"{path} names files outside the bundle; {rebuild}")
+    return manifest
+
+
+def _digest(fields: dict[str, Any]) -> str:
+    return hashlib.sha256(msgspec.json.encode(fields, order="sorted")).hexdigest()
+
+
+def _escapes(path: str) -> bool:
+    parts = PurePosixPath(path)
+    return parts.is_absolute() or ".." in parts.parts
+
+
+def _no_bundle(directory: Path) -> str:
+    make = "make one with `svd-trt build MODEL -o BUNDLE`"
+    if not directory.exists():
+        return f"there is no bundle at {directory}; {make}"
+    if (directory / "model_index.json").exists():
+        return f"{directory} is a checkpoint, not a bundle: svd-trt build {directory} -o BUNDLE"
+    return f"{directory} is not a bundle (it has no {MANIFEST_NAME}); {make}"

@@ -1,0 +1,268 @@
+"""Tensor names, shapes, types and ranges of the four networks: the one place where they are written down.
+
+Export names its ONNX inputs from here, the engine builder takes its optimisation profiles from here, the runtime
+allocates its buffers from here, and the manifest stores it, so a C++ host reads the same facts.
+
+An axis is an integer, a symbol such as ``"frames"``, or a symbol divided by a constant such as ``"height//8"``
+(sizes are given in pixels everywhere; latents are smaller by the VAE's factor). An axis whose range is a single
+value is written as that integer: the graph is smaller for it and the engine faster.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal, TypeAlias
+
+import msgspec
+
+from svd_trt.errors import ArgumentError
+
+__all__ = [
+    "COEFFICIENTS",
+    "NETWORKS",
+    "SYMBOLS",
+    "ModelInfo",
+    "NetworkName",
+    "NetworkSpec",
+    "Range",
+    "Ranges",
+    "TensorSpec",
+    "network_specs",
+]
+
+Axis: TypeAlias = int | str
+DType: TypeAlias = Literal["float32", "uint8"]
+NetworkName: TypeAlias = Literal["image_encoder", "vae_encoder", "denoiser", "vae_decoder"]
+
+NETWORKS: tuple[NetworkName, ...] = ("image_encoder", "vae_encoder", "denoiser", "vae_decoder")
+
+SYMBOLS: dict[str, str] = {
+    "batch": "videos denoised together",
+    "branches": "guidance branches: 2 is unconditional and conditional, 1 is conditional alone",
+    "frames": "frames of one video",
+    "chunk": "frames decoded together",
+    "height": "frame height in pixels",
+    "width": "frame width in pixels",
+}
+
+COEFFICIENTS: tuple[str, ...] = (
+    "c_in",
+    "c_noise",
+    "c_skip",
+    "c_out",
+    "latents_weight",
+    "denoised_weight",
+    "previous_denoised_weight",
+)
+"""Order of the denoiser's ``coefficients``: the preconditioning of Karras et al. 2022 (arXiv:2206.00364, table 1),
+then the weights of a linear multistep update. A sampler is a table of these, made on the host."""
+
+
+class Range(msgspec.Struct, frozen=True, order=False):
+    """Smallest, optimal and largest value of a symbol: an optimisation profile's kMIN, kOPT and kMAX."""
+
+    min: int
+    opt: int
+    max: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.min <= self.opt <= self.max:
+            raise ArgumentError(f"a range must satisfy 1 <= MIN <= OPT <= MAX, and {self} does not")
+
+    def __str__(self) -> str:
+        return str(self.min) if self.fixed else f"{self.min}:{self.opt}:{self.max}"
+
+    def __contains__(self, value: object) -> bool:
+        return isinstance(value, int) and self.min <= value <= self.max
+
+    @property
+    def fixed(self) -> bool:
+        """True where the range is a single value."""
+        return self.min == self.max
+
+    @property
+    def words(self) -> str:
+        """The range for a sentence: ``2 to 25``, or ``14`` where it is fixed."""
+        return str(self.min) if self.fixed else f"{self.min} to {self.max}"
+
+    @classmethod
+    def parse(cls, text: str) -> Range:
+        """``"2:14:25"`` or ``"14"``.
+
+        Raises:
+            ArgumentError: the text is neither.
+        """
+        parts = text.split(":")
+        try:
+            numbers = [int(part) for part in parts]
+        except ValueError:
+            numbers = []
+        if len(numbers) == 1:
+            return cls(numbers[0], numbers[0], numbers[0])
+        if len(numbers) == 3:
+            return cls(*numbers)
+        raise ArgumentError(f"{text!r} is not a range; write one number, or MIN:OPT:MAX such as 2:14:25")
+
+
+class Ranges(msgspec.Struct, frozen=True):
+    """The range of every symbol; what one bundle serves."""
+
+    batch: Range
+    branches: Range
+    frames: Range
+    chunk: Range
+    height: Range
+    width: Range
+
+    def of(self, symbol: str) -> Range:
+        """The range of ``symbol``, one of `SYMBOLS`."""
+        value = getattr(self, symbol)
+        assert isinstance(value, Range)
+        return value
+
+
+class ModelInfo(msgspec.Struct, frozen=True):
+    """What the specifications and the runtime need to know of a checkpoint."""
+
+    latent_channels: int
+    vae_scale_factor: int
+    embed_dim: int
+    image_size: int
+    image_mean: tuple[float, float, float]
+    image_std: tuple[float, float, float]
+    num_frames: int
+    """Frames that the checkpoint was trained for: 14 for SVD, 25 for SVD-XT."""
+
+
+class TensorSpec(msgspec.Struct, frozen=True):
+    """One input or output of a network."""
+
+    name: str
+    dtype: DType
+    shape: tuple[Axis, ...]
+    meaning: str
+
+    def resolve(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
+        """The shape with every symbol replaced by its value in ``sizes``."""
+        return tuple(_axis_size(axis, sizes) for axis in self.shape)
+
+    @property
+    def dynamic(self) -> bool:
+        """True where at least one axis is symbolic."""
+        return any(isinstance(axis, str) for axis in self.shape)
+
+
+class NetworkSpec(msgspec.Struct, frozen=True):
+    """One network: its tensors in order and the range of every symbol in them."""
+
+    name: NetworkName
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    ranges: dict[str, Range]
+
+    @property
+    def tensors(self) -> tuple[TensorSpec, ...]:
+        """Inputs, then outputs."""
+        return self.inputs + self.outputs
+
+    def tensor(self, name: str) -> TensorSpec:
+        """The tensor called ``name``; KeyError where there is none."""
+        for tensor in self.tensors:
+            if tensor.name == name:
+                return tensor
+        raise KeyError(name)
+
+    def profile(self, tensor: TensorSpec) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+        """Shapes of ``tensor`` at the minimum, optimum and maximum of its ranges."""
+        low = {symbol: r.min for symbol, r in self.ranges.items()}
+        best = {symbol: r.opt for symbol, r in self.ranges.items()}
+        high = {symbol: r.max for symbol, r in self.ranges.items()}
+        return tensor.resolve(low), tensor.resolve(best), tensor.resolve(high)
+
+    @property
+    def symbols(self) -> tuple[str, ...]:
+        """Symbols that stand in any of the tensors, in the order of `SYMBOLS`."""
+        used = {_symbol(axis) for tensor in self.tensors for axis in tensor.shape if isinstance(axis, str)}
+        return tuple(symbol for symbol in SYMBOLS if symbol in used)
+
+
+def network_specs(model: ModelInfo, ranges: Ranges) -> dict[NetworkName, NetworkSpec]:
+    """The four specifications of a bundle for ``model`` that serves ``ranges``."""
+    axes: dict[str, Axis] = {s: ranges.of(s).min if ranges.of(s).fixed else s for s in SYMBOLS}
+    batch, branches, frames, chunk = (axes[s] for s in ("batch", "branches", "frames", "chunk"))
+    height, width = axes["height"], axes["width"]
+    h, w = (_divided(axis, model.vae_scale_factor) for axis in (height, width))
+    c = model.latent_channels
+    video = (batch, frames, c, h, w)
+
+    def tensor(name: str, shape: tuple[Axis, ...], meaning: str, dtype: DType = "float32") -> TensorSpec:
+        return TensorSpec(name, dtype, shape, meaning)
+
+    def spec(name: NetworkName, inputs: list[TensorSpec], outputs: list[TensorSpec]) -> NetworkSpec:
+        free = NetworkSpec(name, tuple(inputs), tuple(outputs), {})
+        return msgspec.structs.replace(free, ranges={s: ranges.of(s) for s in free.symbols})
+
+    size = model.image_size
+    specs = [
+        spec(
+            "image_encoder",
+            [tensor("pixels", (batch, 3, size, size), "the picture as CLIP wants it: resized, normalised")],
+            [tensor("image_embeds", (batch, 1, model.embed_dim), "CLIP's projected embedding")],
+        ),
+        spec(
+            "vae_encoder",
+            [tensor("image", (batch, 3, height, width), "the picture in [-1, 1] plus augmentation noise")],
+            [tensor("image_latents", (batch, c, h, w), "mode of the posterior, not scaled")],
+        ),
+        spec(
+            "denoiser",
+            [
+                tensor("latents", video, "latents at this step's sigma"),
+                tensor("previous_denoised", video, "denoised latents of the step before; zeros at the first"),
+                tensor(
+                    "image_latents",
+                    (branches, batch, c, h, w),
+                    "condition by channels; zeros unconditionally",
+                ),
+                tensor(
+                    "image_embeds",
+                    (branches, batch, 1, model.embed_dim),
+                    "condition by attention; zeros likewise",
+                ),
+                tensor("added_time_ids", (batch, 3), "fps - 1, motion_bucket_id, noise_aug_strength"),
+                tensor("guidance", (branches, frames), "weight of each branch's prediction in each frame"),
+                tensor("coefficients", (len(COEFFICIENTS),), ", ".join(COEFFICIENTS)),
+            ],
+            [
+                tensor("next_latents", video, "latents at the next sigma"),
+                tensor("denoised", video, "the model's estimate of the clean latents"),
+            ],
+        ),
+        spec(
+            "vae_decoder",
+            [
+                tensor(
+                    "latents",
+                    (chunk, c, h, w),
+                    "denoised latents of consecutive frames, scaled as the loop left them",
+                )
+            ],
+            [tensor("frames", (chunk, height, width, 3), "RGB, ready to encode", "uint8")],
+        ),
+    ]
+    return {s.name: s for s in specs}
+
+
+def _divided(axis: Axis, factor: int) -> Axis:
+    return axis // factor if isinstance(axis, int) else f"{axis}//{factor}"
+
+
+def _symbol(axis: str) -> str:
+    return axis.partition("//")[0]
+
+
+def _axis_size(axis: Axis, sizes: Mapping[str, int]) -> int:
+    if isinstance(axis, int):
+        return axis
+    symbol, _, factor = axis.partition("//")
+    return sizes[symbol] // int(factor or 1)

@@ -1,0 +1,117 @@
+"""The miniature: real diffusers and transformers classes with SVD's structure and settings, only small.
+
+8 x 8 x 4 latents for a 64 x 64 picture, 8 frames. Channels are multiples of 32 because every GroupNorm has 32 groups.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import torch
+from diffusers import (
+    AutoencoderKLTemporalDecoder,
+    EulerDiscreteScheduler,
+    StableVideoDiffusionPipeline,
+    UNetSpatioTemporalConditionModel,
+)
+from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
+
+SIZE = 64  # picture side that the nets are trained at
+NUM_FRAMES = 8
+EMBED_DIM = 32
+CLIP_SIZE = 224  # fixed by the pipeline
+
+
+def make_vae() -> AutoencoderKLTemporalDecoder:
+    return AutoencoderKLTemporalDecoder(
+        block_out_channels=(32, 32, 64, 64),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        layers_per_block=1,
+        latent_channels=4,
+        sample_size=SIZE,
+        scaling_factor=1.0,  # measured and set after training
+        force_upcast=True,
+    )
+
+
+def make_unet() -> UNetSpatioTemporalConditionModel:
+    return UNetSpatioTemporalConditionModel(
+        sample_size=SIZE // 8,
+        in_channels=8,
+        out_channels=4,
+        down_block_types=("CrossAttnDownBlockSpatioTemporal",) * 2 + ("DownBlockSpatioTemporal",),
+        up_block_types=("UpBlockSpatioTemporal",) + ("CrossAttnUpBlockSpatioTemporal",) * 2,
+        block_out_channels=(64, 64, 64),
+        addition_time_embed_dim=32,
+        projection_class_embeddings_input_dim=96,
+        layers_per_block=1,
+        cross_attention_dim=EMBED_DIM,
+        num_attention_heads=(2, 2, 2),
+        num_frames=NUM_FRAMES,
+    )
+
+
+def make_image_encoder() -> CLIPVisionModelWithProjection:
+    return CLIPVisionModelWithProjection(
+        CLIPVisionConfig(
+            hidden_size=64,
+            intermediate_size=256,
+            projection_dim=EMBED_DIM,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            image_size=CLIP_SIZE,
+            patch_size=32,
+            hidden_act="gelu",
+        )
+    )
+
+
+def make_scheduler() -> EulerDiscreteScheduler:
+    """The scheduler of stabilityai/stable-video-diffusion-img2vid, value for value."""
+    return EulerDiscreteScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        interpolation_type="linear",
+        num_train_timesteps=1000,
+        prediction_type="v_prediction",
+        sigma_max=700.0,
+        sigma_min=0.002,
+        steps_offset=1,
+        timestep_spacing="leading",
+        timestep_type="continuous",
+        use_karras_sigmas=True,
+    )
+
+
+def make_image_processor() -> CLIPImageProcessor:
+    return CLIPImageProcessor(
+        size={"shortest_edge": CLIP_SIZE}, crop_size={"height": CLIP_SIZE, "width": CLIP_SIZE}
+    )
+
+
+def make_pipeline(seed: int | None = None) -> StableVideoDiffusionPipeline:
+    """An untrained pipeline; with a seed, always the same one (the baseline "random weights")."""
+    if seed is not None:
+        torch.manual_seed(seed)
+    return StableVideoDiffusionPipeline(
+        vae=make_vae().eval(),
+        image_encoder=make_image_encoder().eval(),
+        unet=make_unet().eval(),
+        scheduler=make_scheduler(),
+        feature_extractor=make_image_processor(),
+    )
+
+
+def save_pipeline(pipeline: StableVideoDiffusionPipeline, directory: Path) -> None:
+    """Writes fp16 safetensors next to `directory`, then swaps them in, so that readers never see half a checkpoint."""
+    fresh, old = directory.with_name(directory.name + ".new"), directory.with_name(directory.name + ".old")
+    for leftover in (fresh, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    pipeline.to(torch.float16).save_pretrained(fresh, safe_serialization=True)
+    pipeline.to(torch.float32)
+    if directory.exists():
+        directory.rename(old)
+    fresh.rename(directory)
+    shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,1 @@
+"""The torch side: a diffusers checkpoint becomes four ONNX networks."""

@@ -1,0 +1,222 @@
+"""The four networks as torch modules whose inputs and outputs are exactly those of `svd_trt.engine.spec`.
+
+Each wraps a diffusers or transformers model of the checkpoint. Casts stand at the borders: outside is float32 (or
+uint8 frames), inside is the precision of the bundle.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F  # noqa: N812  (torch's own convention)
+from diffusers.models.upsampling import Upsample2D
+from torch import Tensor, nn
+
+from svd_trt.engine.manifest import Precision
+from svd_trt.engine.spec import NetworkName
+from svd_trt.export.checkpoint import Component
+
+__all__ = ["COMPONENT_OF", "Denoiser", "ImageEncoder", "VaeDecoder", "VaeEncoder", "dtype_of", "make_network"]
+
+
+COMPONENT_OF: dict[NetworkName, Component] = {
+    "image_encoder": "image_encoder",
+    "vae_encoder": "vae",
+    "denoiser": "unet",
+    "vae_decoder": "vae",
+}
+
+
+def dtype_of(name: NetworkName, precision: Precision) -> torch.dtype:
+    """What network ``name`` computes in, in a bundle of ``precision``."""
+    # Published checkpoints set force_upcast: half precision overflows in the VAE's encoder.
+    return torch.float16 if precision == "fp16" and name != "vae_encoder" else torch.float32
+
+
+def make_network(name: NetworkName, model: Any) -> nn.Module:
+    """Network ``name`` around the checkpoint's component `COMPONENT_OF` names, in the precision it was loaded in.
+
+    The model's upsamplers are replaced in place; weights are not copied, full-size ones do not fit twice.
+    """
+    module: nn.Module
+    if name == "image_encoder":
+        module = ImageEncoder(model)
+    elif name == "vae_encoder":
+        module = VaeEncoder(model)
+    elif name == "denoiser":
+        module = Denoiser(replace_upsamplers(model))
+    else:
+        module = VaeDecoder(replace_upsamplers(model))
+    return module.eval().requires_grad_(requires_grad=False)
+
+
+class ImageEncoder(nn.Module):
+    """CLIP's vision tower with its projection."""
+
+    def __init__(self, image_encoder: nn.Module) -> None:
+        super().__init__()
+        self.image_encoder = image_encoder
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """``[B, 3, 224, 224]`` to ``[B, 1, D]``."""
+        dtype = next(self.image_encoder.parameters()).dtype
+        embeds = self.image_encoder(pixels.to(dtype)).image_embeds
+        return cast(Tensor, embeds.unsqueeze(1).float())
+
+
+class VaeEncoder(nn.Module):
+    """The VAE's encoder; the mode of its posterior, as the pipeline takes it."""
+
+    def __init__(self, vae: Any) -> None:
+        super().__init__()
+        self.encoder = vae.encoder
+        self.quant_conv = vae.quant_conv
+
+    def forward(self, image: Tensor) -> Tensor:
+        """``[B, 3, H, W]`` in [-1, 1] to ``[B, 4, h, w]``."""
+        moments = self.quant_conv(self.encoder(image))
+        mean, _ = moments.chunk(2, dim=1)
+        return cast(Tensor, mean)
+
+
+class VaeDecoder(nn.Module):
+    """The VAE's temporal decoder, with the pipeline's scaling before it and its conversion to pixels after it."""
+
+    def __init__(self, vae: Any) -> None:
+        super().__init__()
+        self.decoder = vae.decoder
+        self.scaling_factor = float(vae.config.scaling_factor)
+        self.dtype = next(vae.decoder.parameters()).dtype
+
+    def forward(self, latents: Tensor) -> Tensor:
+        """``[N, 4, h, w]`` to uint8 ``[N, H, W, 3]``: one chunk of consecutive frames, decoded together."""
+        chunk = latents.shape[0]
+        scaled = (latents * (1.0 / self.scaling_factor)).to(self.dtype)
+        indicator = torch.zeros(1, chunk, dtype=self.dtype)
+        frames = self.decoder(scaled, image_only_indicator=indicator, num_frames=chunk).float()
+        levels = ((frames / 2 + 0.5).clamp(0, 1) * 255).round()
+        # The cast comes last: TensorRT takes uint8 at a network's border only.
+        return cast(Tensor, levels.permute(0, 2, 3, 1).to(torch.uint8))
+
+
+class Denoiser(nn.Module):
+    """One whole sampler step: input scaling, conditioning, all guidance branches, prediction, update.
+
+    Guidance is a weighted sum over branches: weights ``1 - g`` and ``g`` are classifier-free guidance of scale ``g``
+    (arXiv:2207.12598), and a single branch of weight 1 is none, so one engine serves both. The preconditioning is
+    that of Karras et al. 2022 and the update is linear in the latents, the denoised latents and those of the step
+    before, so Euler and linear multistep samplers differ only in the coefficients they are given.
+    """
+
+    def __init__(self, unet: Any) -> None:
+        super().__init__()
+        self.unet = unet
+        self.dtype = next(unet.parameters()).dtype
+
+    def forward(
+        self,
+        latents: Tensor,  # [B, F, C, h, w]
+        previous_denoised: Tensor,  # [B, F, C, h, w]
+        image_latents: Tensor,  # [G, B, C, h, w]
+        image_embeds: Tensor,  # [G, B, 1, D]
+        added_time_ids: Tensor,  # [B, 3]
+        guidance: Tensor,  # [G, F]
+        coefficients: Tensor,  # [7], see svd_trt.engine.spec.COEFFICIENTS
+    ) -> tuple[Tensor, Tensor]:
+        """Latents at the next sigma and the denoised latents, both ``[B, F, C, h, w]``."""
+        c_in, c_noise, c_skip, c_out, w_latents, w_denoised, w_previous = coefficients.unbind(0)
+        branches, batch = image_latents.shape[:2]
+        frames = latents.shape[1]
+        # repeat rather than expand: TensorRT bounds a Tile with a symbolic count and fails to bound the Expand.
+        noisy = (latents * c_in).unsqueeze(0).repeat(branches, 1, 1, 1, 1, 1)
+        condition = image_latents.unsqueeze(2).repeat(1, 1, frames, 1, 1, 1)
+        sample = torch.cat([noisy, condition], dim=3).flatten(0, 1)  # [G*B, F, 2C, h, w]
+        prediction = unet_forward(
+            self.unet,
+            sample.to(self.dtype),
+            c_noise.reshape(1),
+            image_embeds.flatten(0, 1).to(self.dtype),
+            added_time_ids.repeat(branches, 1),
+        )
+        prediction = prediction.float().unflatten(0, (branches, batch))
+        guided = (prediction * guidance[:, None, :, None, None, None]).sum(0)
+        denoised = c_skip * latents + c_out * guided
+        next_latents = w_latents * latents + w_denoised * denoised + w_previous * previous_denoised
+        return next_latents, denoised
+
+
+def unet_forward(unet: Any, sample: Tensor, timestep: Tensor, embeds: Tensor, added_time_ids: Tensor) -> Tensor:
+    """`UNetSpatioTemporalConditionModel.forward` with nothing that a symbolic frame count or size would freeze.
+
+    Follows diffusers 0.42, but repeats embeddings by unsqueeze and repeat (a symbolic ``repeat_interleave`` exports
+    to an invalid Expand) and always hands the skip connection's size to the upsampler, which is what diffusers does
+    for sizes that are not multiples of 64 and makes no difference for those that are.
+
+    Args:
+        unet: the model, with its upsamplers replaced by `CroppedUpsample`.
+        sample: ``[B, F, C, h, w]``.
+        timestep: ``[1]``, continuous: ``0.25 ln(sigma)``.
+        embeds: ``[B, 1, D]``.
+        added_time_ids: ``[B, 3]``.
+    """
+    batch, frames = sample.shape[:2]
+    emb = _time_embedding(unet, timestep, added_time_ids, sample.dtype)
+    emb = emb.unsqueeze(1).repeat(1, frames, 1).flatten(0, 1)  # [B*F, E]
+    context = embeds.unsqueeze(1).repeat(1, frames, 1, 1).flatten(0, 1)  # [B*F, 1, D]
+    indicator = torch.zeros(batch, frames, dtype=sample.dtype)
+
+    def run(block: Any, hidden: Tensor, **more: Any) -> Any:
+        if getattr(block, "has_cross_attention", False):
+            more["encoder_hidden_states"] = context
+        return block(hidden_states=hidden, temb=emb, image_only_indicator=indicator, **more)
+
+    hidden = unet.conv_in(sample.flatten(0, 1))
+    skips: tuple[Tensor, ...] = (hidden,)
+    for block in unet.down_blocks:
+        hidden, made = run(block, hidden)
+        skips += made
+    hidden = run(unet.mid_block, hidden)
+    for block in unet.up_blocks:
+        taken, skips = skips[-len(block.resnets) :], skips[: -len(block.resnets)]
+        size = skips[-1].shape[2:] if skips else None
+        hidden = run(block, hidden, res_hidden_states_tuple=taken, upsample_size=size)
+    hidden = unet.conv_out(unet.conv_act(unet.conv_norm_out(hidden)))
+    return cast(Tensor, hidden.unflatten(0, (batch, frames)))
+
+
+def _time_embedding(unet: Any, timestep: Tensor, added_time_ids: Tensor, dtype: torch.dtype) -> Tensor:
+    batch = added_time_ids.shape[0]
+    emb = unet.time_embedding(unet.time_proj(timestep).to(dtype))  # [1, E]
+    added = unet.add_time_proj(added_time_ids.flatten()).reshape(batch, -1).to(dtype)
+    return cast(Tensor, emb + unet.add_embedding(added))
+
+
+class CroppedUpsample(nn.Module):
+    """Nearest upsampling by two, cropped to the size of the skip connection, then the convolution.
+
+    Equal to interpolating to that size: a strided convolution halves ``s`` to ``ceil(s / 2)``, and the nearest
+    source of pixel ``i`` is ``i // 2`` both for ``2 ceil(s / 2)`` and for one less. Unlike interpolation to a
+    symbolic size it exports to a Resize by a constant factor, and it evaluates no symbolic size in Python.
+    """
+
+    def __init__(self, conv: nn.Module) -> None:
+        super().__init__()
+        self.conv = conv
+
+    def forward(self, hidden: Tensor, output_size: tuple[int, int] | None = None) -> Tensor:
+        """``[N, C, s, t]`` to ``[N, C', 2s, 2t]``, or to ``output_size``."""
+        hidden = F.interpolate(hidden, scale_factor=2.0, mode="nearest")
+        if output_size is not None:
+            hidden = hidden[:, :, : output_size[0], : output_size[1]]
+        return cast(Tensor, self.conv(hidden))
+
+
+def replace_upsamplers(module: nn.Module) -> nn.Module:
+    """Put `CroppedUpsample` wherever diffusers has `Upsample2D`, in place; returns ``module``."""
+    for name, child in list(module.named_children()):
+        if isinstance(child, Upsample2D):
+            setattr(module, name, CroppedUpsample(cast(nn.Module, child.conv)))
+        else:
+            replace_upsamplers(child)
+    return module

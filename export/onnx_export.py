@@ -1,0 +1,151 @@
+"""Torch module to ONNX file, with the symbolic axes of its specification.
+
+Uses torch.export and torch's ONNX translation. The graph is then cleaned by the passes of onnxscript's own optimizer
+except its pattern rewriter, which is quadratic in the number of nodes (half of the whole export on a small UNet) and
+whose fusions TensorRT and ONNX Runtime find by themselves.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnx_ir as ir
+import torch
+from onnx_ir.passes import Sequential, common
+from onnxscript import optimizer
+from torch.export import Dim
+
+from svd_trt.engine.spec import NetworkSpec, TensorSpec
+from svd_trt.errors import ExportError
+
+__all__ = ["OPSET", "export_network"]
+
+OPSET = 20
+
+# Traced sizes of symbolic axes. Any values do, as long as none is 0 or 1, which torch.export takes for constants;
+# odd ones keep it from concluding that a size is always even.
+_TRACED = {"batch": 2, "branches": 2, "frames": 3, "chunk": 3, "height": 21, "width": 27}
+
+
+def export_network(module: torch.nn.Module, spec: NetworkSpec, path: Path, *, smallest_latent: int = 2) -> None:
+    """Write ``path`` and ``path.data``: the network with tensors named, shaped and ordered as in ``spec``.
+
+    Args:
+        module: takes the inputs of ``spec`` in order and returns its outputs.
+        spec: symbolic axes become dynamic, integers become constants.
+        path: the ``.onnx`` file; weights go beside it, as external data.
+        smallest_latent: least height and width of the latents that the network takes where those are symbolic.
+
+    Raises:
+        ExportError: torch could not trace or translate the network.
+    """
+    factor = _latent_factor(spec)
+    arguments = tuple(torch.zeros(_traced_shape(t, factor)) for t in spec.inputs)
+    shapes = _dynamic_shapes(spec, factor, smallest_latent)
+    try:
+        with _quiet(), torch.no_grad():
+            program = torch.export.export(
+                module,
+                arguments,
+                dynamic_shapes=shapes,
+                strict=False,
+                # Guards such as "the upsampled size covers the skip connection" hold for every size, but the
+                # symbolic solver cannot prove it; as run-time assertions they are dropped from the graph.
+                prefer_deferred_runtime_asserts_over_guards=True,
+            )
+            translated = torch.onnx.export(
+                program,
+                (),
+                dynamo=True,
+                optimize=False,
+                verbose=False,
+                opset_version=OPSET,
+                input_names=[t.name for t in spec.inputs],
+                output_names=[t.name for t in spec.outputs],
+            )
+    except (KeyboardInterrupt, MemoryError):
+        raise
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ExportError(f"{spec.name} could not be exported to ONNX: {reason}") from error
+    assert translated is not None
+    model = translated.model
+    _clean(model)
+    _name_axes(model, spec)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _quiet():
+        translated.save(path, external_data=True)
+    onnx.checker.check_model(str(path))
+
+
+def _latent_factor(spec: NetworkSpec) -> int:
+    """The VAE's scale factor as the specification's axes write it; 1 where none is divided."""
+    axes = (axis for tensor in spec.tensors for axis in tensor.shape if isinstance(axis, str))
+    return max((int(axis.partition("//")[2] or 1) for axis in axes), default=1)
+
+
+def _traced_shape(tensor: TensorSpec, factor: int) -> tuple[int, ...]:
+    pixels = {"height": _TRACED["height"] * factor, "width": _TRACED["width"] * factor}
+    return tensor.resolve(_TRACED | pixels)
+
+
+def _dynamic_shapes(spec: NetworkSpec, factor: int, smallest_latent: int) -> list[dict[int, Any]]:
+    latent = {s: Dim(f"latent_{s}", min=smallest_latent) for s in ("height", "width")}
+    dims: dict[str, Any] = {
+        "batch": Dim("batch", min=1),
+        "branches": Dim("branches", min=1, max=2),
+        "frames": Dim("frames", min=2),
+        "chunk": Dim("chunk", min=1),
+    }
+    for symbol, dim in latent.items():
+        dims[f"{symbol}//{factor}"] = dim
+        dims[symbol] = factor * dim if factor > 1 else dim
+    return [{i: dims[axis] for i, axis in enumerate(t.shape) if isinstance(axis, str)} for t in spec.inputs]
+
+
+def _clean(model: ir.Model) -> None:
+    """Inline torchlib's functions, fold constants, and drop the stack traces that the exporter leaves on nodes."""
+    optimizer.inline(model)
+    optimizer.fold_constants(model)
+    Sequential(
+        common.RemoveUnusedNodesPass(),
+        common.RemoveUnusedFunctionsPass(),
+        common.RemoveUnusedOpsetsPass(),
+        common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+        common.DeduplicateInitializersPass(),
+        common.CommonSubexpressionEliminationPass(),
+        common.RemoveUnusedNodesPass(),
+        common.OutputFixPass(),
+        common.NameFixPass(),
+        common.ClearMetadataAndDocStringPass(),
+    )(model)
+
+
+def _name_axes(model: ir.Model, spec: NetworkSpec) -> None:
+    """Write the specification's symbols over the exporter's (``s19``), so that the file explains itself."""
+    for value, tensor in zip((*model.graph.inputs, *model.graph.outputs), spec.tensors, strict=True):
+        if value.name != tensor.name:
+            raise ExportError(f"{spec.name}: the exporter renamed {tensor.name} to {value.name}")
+        value.shape = ir.Shape(tensor.shape)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporter's notes (missing torchvision, deprecated internals) off the user's terminal."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

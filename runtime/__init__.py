@@ -1,0 +1,1 @@
+"""The torch-free side: a bundle and a picture become frames."""

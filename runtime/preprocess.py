@@ -1,0 +1,137 @@
+"""From the input picture to what the image encoder and the VAE encoder take."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+import PIL.Image
+
+from svd_trt.errors import ArgumentError
+
+__all__ = ["clip_pixels", "vae_image"]
+
+FloatArray = npt.NDArray[np.float32]
+
+_VAE_FACTOR = 8  # pixels to a latent, along each axis
+_CUBIC = -0.75  # torch's coefficient of the cubic convolution kernel (Keys 1981); PIL and OpenCV differ
+
+
+def clip_pixels(
+    image: PIL.Image.Image,
+    *,
+    size: tuple[int, int] = (224, 224),
+    mean: Sequence[float],
+    std: Sequence[float],
+) -> FloatArray:
+    """The picture as the CLIP image encoder takes it: float32 ``[3, size[0], size[1]]``, normalised.
+
+    Equals what ``StableVideoDiffusionPipeline._encode_image`` of diffusers computes, within 1e-5: a Gaussian
+    blur against aliasing, a bicubic resize with aligned corners to ``size`` (height, width), then
+    ``(x - mean) / std`` per channel. Both filters are linear and separable, hence one small matrix per axis.
+    Their rows sum to 1, so the detour through [-1, 1] that the pipeline takes cancels out.
+
+    A picture one pixel high or wide, which the pipeline cannot pad and fails on, is taken as constant along
+    that axis. ``image`` is RGB, from ``load_image``. Raises ``ArgumentError`` for another mode, or for a
+    malformed ``size``, ``mean`` or ``std``.
+    """
+    if len(size) != 2 or min(size) < 1:
+        raise ArgumentError(f"size is a height and a width of at least 1, not {size}")
+    if len(mean) != 3 or len(std) != 3 or not all(value > 0 for value in std):
+        raise ArgumentError(f"mean and std are three numbers each, std above 0, not {mean} and {std}")
+    pixels = _rgb(image)  # [H, W, 3]
+    rows = _resampling(pixels.shape[0], size[0])
+    columns = _resampling(pixels.shape[1], size[1])
+    resized = np.empty((3, *size), dtype=np.float32)
+    for channel in range(3):  # one at a time: a large photograph in float32 takes four times its size
+        resized[channel] = rows @ (pixels[:, :, channel].astype(np.float32) / 255.0) @ columns.T
+    return (resized - _per_channel(mean)) / _per_channel(std)
+
+
+def vae_image(image: PIL.Image.Image, height: int, width: int) -> FloatArray:
+    """The picture as the VAE encoder takes it, before noise: float32 ``[3, height, width]`` in [-1, 1].
+
+    Equals ``VideoProcessor(do_resize=True, vae_scale_factor=8).preprocess(image, height, width)`` of
+    diffusers bit for bit: a Lanczos resize by PIL, which does not keep the aspect ratio.
+
+    ``image`` is RGB, from ``load_image``. Raises ``ArgumentError`` for another mode, or when ``height`` or
+    ``width`` is not a positive multiple of 8.
+    """
+    if min(height, width) < 1 or height % _VAE_FACTOR or width % _VAE_FACTOR:
+        raise ArgumentError(f"height and width are multiples of {_VAE_FACTOR}, not {height} and {width}")
+    _require_rgb(image)
+    pixels = _rgb(image.resize((width, height), resample=PIL.Image.Resampling.LANCZOS))
+    return np.ascontiguousarray(2.0 * (pixels.transpose(2, 0, 1).astype(np.float32) / 255.0) - 1.0)
+
+
+def _require_rgb(image: PIL.Image.Image) -> None:
+    if image.mode != "RGB":
+        raise ArgumentError(f"the image has mode {image.mode}, not RGB; read it with load_image")
+
+
+def _rgb(image: PIL.Image.Image) -> npt.NDArray[np.uint8]:
+    """The pixels, ``[H, W, 3]``."""
+    _require_rgb(image)
+    return np.asarray(image)
+
+
+def _per_channel(values: Sequence[float]) -> FloatArray:
+    return np.asarray(values, dtype=np.float32).reshape(3, 1, 1)
+
+
+@lru_cache(maxsize=16)
+def _resampling(length: int, size: int) -> FloatArray:
+    """The read-only matrix ``[size, length]`` that blurs one axis and resizes it to ``size``.
+
+    Follows ``_resize_with_antialiasing`` of diffusers: each output takes four cubic taps, and each of those
+    is a Gaussian over the input.
+    """
+    taps, cubic = _bicubic(length, size)  # [size, 4] each
+    gaussian = _gaussian(length / size)  # [K]
+    offsets = np.arange(gaussian.size) - gaussian.size // 2
+    sources = _reflect(taps[:, :, None] + offsets, length)  # [size, 4, K]
+    cells = sources + length * np.arange(size)[:, None, None]
+    weights = cubic[:, :, None] * gaussian  # [size, 4, K]
+    flat = np.bincount(cells.ravel(), weights.ravel(), minlength=size * length)
+    matrix = flat.reshape(size, length).astype(np.float32)
+    matrix.setflags(write=False)  # the cache hands the same array to every caller
+    return matrix
+
+
+def _gaussian(factor: float) -> npt.NDArray[np.float64]:
+    """The blur for shrinking by ``factor``: ``[K]`` weights, K odd, about 4 sigma; [0, 1, 0] to enlarge."""
+    sigma = max((factor - 1.0) / 2.0, 0.001)
+    radius = int(max(4.0 * sigma, 3)) // 2
+    weights = np.exp(-(np.arange(-radius, radius + 1) ** 2) / (2.0 * sigma**2))
+    return np.asarray(weights / weights.sum(), dtype=np.float64)
+
+
+def _bicubic(length: int, size: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+    """Indices and weights, ``[size, 4]`` each, of torch's bicubic ``interpolate(align_corners=True)``."""
+    # torch keeps positions in float32. Their rounding moves the weights by more than 1e-5 in wide pictures.
+    step = np.float32(length - 1) / np.float32(size - 1) if size > 1 else np.float32(0)
+    position = step * np.arange(size, dtype=np.float32)
+    start = np.minimum(np.floor(position), length - 1).astype(np.int64)
+    t = np.clip(position.astype(np.float64) - start, 0.0, 1.0)
+    weights = np.stack([_far(t + 1), _near(t), _near(1 - t), _far(2 - t)], axis=1)
+    indices = np.clip(start[:, None] + np.arange(-1, 3), 0, length - 1)
+    return indices, weights
+
+
+def _near(x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """The cubic convolution kernel for distances 0 to 1."""
+    return ((_CUBIC + 2) * x - (_CUBIC + 3)) * x * x + 1
+
+
+def _far(x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """The cubic convolution kernel for distances 1 to 2."""
+    return ((_CUBIC * x - 5 * _CUBIC) * x + 8 * _CUBIC) * x - 4 * _CUBIC
+
+
+def _reflect(index: npt.NDArray[np.int64], length: int) -> npt.NDArray[np.int64]:
+    """Fold indices into the axis, its end pixels not repeated; over and over where the axis is short."""
+    period = max(2 * (length - 1), 1)
+    folded = np.mod(index, period)
+    return np.asarray(np.minimum(folded, period - folded), dtype=np.int64)

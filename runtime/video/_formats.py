@@ -1,0 +1,163 @@
+"""Which format a path asks for, and whether it can be written."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Mapping
+from pathlib import Path, PurePath
+from typing import NamedTuple
+
+from svd_trt.errors import ArgumentError, OutputError
+from svd_trt.runtime.video._gif import GifWriter
+from svd_trt.runtime.video._metadata import encode
+from svd_trt.runtime.video._mp4 import Mp4Writer
+from svd_trt.runtime.video._png import PngFolderWriter, check_only_frames
+from svd_trt.runtime.video._raw import NpyWriter, StdoutWriter, binary_stdout
+from svd_trt.runtime.video._timing import exact_rate
+from svd_trt.runtime.video._webp import WebpWriter
+from svd_trt.runtime.video._writer import STDOUT, VideoSpec, VideoWriter, explain, hidden_sibling, resolved
+
+FOLDER = "/"
+
+
+class Format(NamedTuple):
+    """One way to write a video: its writer, and a line for ``--help``."""
+
+    writer: type[VideoWriter]
+    description: str
+
+
+FORMATS: Mapping[str, Format] = {
+    ".mp4": Format(Mp4Writer, "H.264 in MP4, plays everywhere"),
+    ".gif": Format(GifWriter, "animated GIF, 256 colours a frame"),
+    ".webp": Format(WebpWriter, "animated WebP, smaller and truer than GIF"),
+    ".npy": Format(NpyWriter, "NumPy array, uint8 [frames, height, width, 3]"),
+    FOLDER: Format(PngFolderWriter, "folder of PNGs: no suffix, or a slash at the end"),
+    STDOUT: Format(StdoutWriter, "raw rgb24 frames on standard output"),
+}
+
+
+def check_output(path: str | os.PathLike[str]) -> None:
+    """Make sure that a video can be written to ``path``, before the long work that makes it.
+
+    ``path`` is a file with a suffix in `FORMATS`, a folder for PNGs (no suffix, or a slash at the end), or ``-``.
+
+    Raises:
+        OutputError: unknown suffix; folder missing or not writable; a folder where a file is meant or the reverse;
+            a folder that holds anything but frames written earlier; a terminal.
+    """
+    text = os.fspath(path)
+    kind = _kind(text)
+    reason = FORMATS[kind].writer.unavailable()
+    if reason:
+        raise OutputError(f"cannot write {text}: {reason}")
+    if kind == STDOUT:
+        binary_stdout()
+        return
+    try:
+        target = resolved(text)
+        _check_parent(text, target.parent)
+        if kind == FOLDER:
+            _check_folder(text, target)
+        else:
+            _check_file(text, target)
+        _try_writing(target)
+    except OSError as error:
+        raise OutputError(explain(text, error)) from error
+
+
+def numbered(path: str | os.PathLike[str], index: int, count: int) -> str:
+    """Where video ``index`` of ``count`` goes: ``out.mp4`` becomes ``out-0.mp4``, a folder ``out`` becomes ``out-0``.
+
+    Padded with zeros to equal width, so that names sort. A single video, and standard output, keep their path.
+
+    Raises:
+        ArgumentError: ``index`` is not from 0 to ``count - 1``.
+    """
+    if not 0 <= index < count:
+        raise ArgumentError(f"index must be from 0 to {count - 1}, got {index}")
+    text = os.fspath(path)
+    kind = _kind(text)
+    if count == 1 or kind == STDOUT:
+        return text
+    number = f"-{index:0{len(str(count - 1))}d}"
+    if kind == FOLDER:
+        # A slash at the end stays: it may be all that says that this is a folder.
+        name = text.rstrip(_SLASHES)
+        return name + number + text[len(name) :]
+    split = len(text) - len(kind)
+    return text[:split] + number + text[split:]
+
+
+def open_writer(
+    path: str | os.PathLike[str], *, height: int, width: int, fps: float, metadata: Mapping[str, object]
+) -> VideoWriter:
+    """A writer for frames of ``height`` x ``width`` pixels at ``fps`` frames a second; use it in a ``with``.
+
+    ``metadata`` (strings, numbers, booleans, None, and lists or dicts of them) is stored in the file as JSON where
+    the format has a place for it. Nothing is created before the ``with``.
+
+    Raises:
+        ArgumentError: a size or rate that no video or not this format can have, or metadata that is not JSON.
+        OutputError: as `check_output`, which is called first.
+    """
+    if height < 1 or width < 1:
+        raise ArgumentError(f"height and width must be at least 1, got {height}x{width}")
+    spec = VideoSpec(height, width, exact_rate(fps), encode(metadata))
+    check_output(path)
+    text = os.fspath(path)
+    return FORMATS[_kind(text)].writer(text, spec)
+
+
+_SLASHES = "".join({"/", os.sep})
+
+
+def _kind(path: str) -> str:
+    """The key into `FORMATS`."""
+    if path == STDOUT:
+        return STDOUT
+    if PurePath(path).name in ("", ".."):
+        raise OutputError(f"{path or 'an empty path'} cannot be written; name a file or a new folder")
+    if path.endswith(tuple(_SLASHES)):
+        return FOLDER
+    suffix = PurePath(path).suffix.lower()
+    if not suffix:
+        return FOLDER
+    if suffix not in FORMATS:
+        known = ", ".join(key for key in FORMATS if key.startswith("."))
+        raise OutputError(f"{path}: {suffix} is not known; use {known}, or {path}{FOLDER} for a folder of PNGs")
+    return suffix
+
+
+def _check_parent(path: str, parent: Path) -> None:
+    if parent.exists() and not parent.is_dir():
+        raise OutputError(f"cannot write {path}: {parent} is not a folder")
+    if not parent.is_dir():
+        raise OutputError(f"cannot write {path}: the folder {parent} does not exist; create it first")
+
+
+def _check_file(path: str, target: Path) -> None:
+    if target.is_dir():
+        raise OutputError(f"{path} is a folder; for PNGs write {path}{FOLDER}, for a video name a file")
+    if target.exists() and not stat.S_ISREG(target.stat().st_mode):
+        raise OutputError(f"{path} is a device or pipe, not a file; write to {STDOUT} and redirect that")
+
+
+def _check_folder(path: str, target: Path) -> None:
+    if not target.exists():
+        return
+    if not target.is_dir():
+        raise OutputError(f"{path} is a file, not a folder; for a video add a suffix, for PNGs name a new folder")
+    if target.is_mount():
+        raise OutputError(f"{path} is a mount point and cannot be exchanged; name a folder inside it")
+    check_only_frames(target)
+
+
+def _try_writing(target: Path) -> None:
+    """Create and remove a file beside ``target``: permission bits say nothing of read-only or full file systems."""
+    probe = hidden_sibling(target, ".probe")
+    try:
+        probe.touch(exist_ok=False)
+    finally:
+        probe.unlink(missing_ok=True)

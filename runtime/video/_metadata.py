@@ -1,0 +1,71 @@
+"""The parameters that made a video, as JSON inside its file."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+from PIL import Image
+
+from svd_trt.errors import ArgumentError, OutputError
+from svd_trt.runtime.video._png import KEYWORD, first_frame
+from svd_trt.runtime.video._webp import user_comment
+
+
+def encode(metadata: Mapping[str, object]) -> str:
+    """``metadata`` as JSON in ASCII, the one alphabet that every container keeps intact.
+
+    Raises:
+        ArgumentError: a value that JSON does not have (NaN and infinities included).
+    """
+    try:
+        return json.dumps(dict(metadata), allow_nan=False, default=_plain)
+    except (TypeError, ValueError) as error:
+        raise ArgumentError(f"metadata must be plain JSON values: {error}") from error
+
+
+def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The parameters stored in a video that was written here: .mp4, .gif, .webp, .png or a folder of PNGs.
+
+    Raises:
+        OutputError: the file cannot be read, or holds no parameters.
+    """
+    source = Path(path)
+    try:
+        text = _stored_text(source)
+    except (OSError, av.FFmpegError) as error:
+        reason = getattr(error, "strerror", None) or "it is damaged, or not the kind of file that its name says"
+        raise OutputError(f"cannot read {source}: {reason}") from error
+    try:
+        parameters = json.loads(text or "")
+    except ValueError:
+        parameters = None
+    if not isinstance(parameters, dict):
+        raise OutputError(f"{source} holds no parameters; only .mp4, .gif, .webp and .png written by svd-trt do")
+    return parameters
+
+
+def _stored_text(source: Path) -> str | None:
+    if source.is_dir():
+        source = first_frame(source)
+    if source.suffix.lower() == ".mp4":
+        with av.open(str(source)) as container:
+            return container.metadata.get("comment")
+    if source.suffix.lower() not in (".gif", ".webp", ".png"):
+        return None
+    with Image.open(source) as picture:
+        if picture.format == "WEBP":
+            return user_comment(picture.getexif())
+        comment = picture.info.get("comment" if picture.format == "GIF" else KEYWORD)
+    return comment.decode("ascii", "replace") if isinstance(comment, bytes) else comment
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"{type(value).__name__} is not one")

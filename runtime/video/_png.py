@@ -1,0 +1,100 @@
+"""A folder of PNGs, frame_0000.png and on."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from pathlib import Path
+
+import imageio.v3 as iio
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from svd_trt.errors import OutputError
+from svd_trt.runtime.video._writer import VideoSpec, VideoWriter, hidden_sibling, resolved
+
+# The keyword of the text chunk that holds the parameters, and the sign that a frame was written here.
+KEYWORD = "svd-trt"
+_FRAME_NAME = re.compile(r"frame_\d{4,}\.png")
+
+
+class PngFolderWriter(VideoWriter):
+    """One lossless PNG a frame, each with the parameters in a text chunk; holds one frame.
+
+    The folder appears as a whole. One that holds an earlier video of ours is exchanged for the new one, so no old
+    frame stays behind; one that holds anything else is refused.
+    """
+
+    def __init__(self, path: str, spec: VideoSpec) -> None:
+        super().__init__(path, spec)
+        self._target = resolved(path)
+        self._temporary = hidden_sibling(self._target, "")
+        self._previous = hidden_sibling(self._target, "")
+        self._text = PngInfo()
+        self._text.add_text(KEYWORD, spec.parameters)
+
+    def _start(self) -> None:
+        self._temporary.mkdir()
+
+    def _append(self, frame: NDArray[np.uint8]) -> None:
+        with (self._temporary / f"frame_{self._count:04d}.png").open("xb") as file:
+            iio.imwrite(file, frame, extension=".png", plugin="pillow", pnginfo=self._text)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def _finish(self) -> None:
+        if not self._target.exists():
+            self._temporary.rename(self._target)
+            return
+        check_only_frames(self._target)  # again: much may have happened since the first frame
+        try:
+            self._target.rename(self._previous)
+            self._temporary.rename(self._target)
+        except BaseException:
+            if self._previous.exists() and not self._target.exists():
+                self._previous.rename(self._target)
+            raise
+        shutil.rmtree(self._previous)
+
+    def _discard(self) -> None:
+        shutil.rmtree(self._temporary, ignore_errors=True)
+        if self._target.exists():
+            # Only there when the new folder is in place and removing the old one was interrupted.
+            shutil.rmtree(self._previous, ignore_errors=True)
+
+
+def check_only_frames(folder: Path) -> None:
+    """Make sure that ``folder`` may be replaced: it is empty, or holds nothing but frames written here.
+
+    Raises:
+        OutputError: it holds something else, which is named.
+    """
+    for entry in sorted(folder.iterdir()):
+        if not _is_own_frame(entry):
+            raise OutputError(f"{folder} holds {entry.name}, which is not ours to replace; name a new folder")
+
+
+def first_frame(folder: Path) -> Path:
+    """The first frame in ``folder``.
+
+    Raises:
+        OutputError: there is none.
+    """
+    frames = [entry for entry in folder.iterdir() if _FRAME_NAME.fullmatch(entry.name)]
+    if not frames:
+        raise OutputError(f"{folder} holds no frames (frame_0000.png and on)")
+    return min(frames, key=lambda frame: (len(frame.name), frame.name))
+
+
+def _is_own_frame(path: Path) -> bool:
+    # The name alone proves little: others number their frames like this as well.
+    if not _FRAME_NAME.fullmatch(path.name) or not path.is_file():
+        return False
+    try:
+        with Image.open(path, formats=["PNG"]) as picture:
+            return KEYWORD in picture.info
+    except OSError:
+        return False

@@ -1,0 +1,80 @@
+"""Frames as they are: a NumPy array in a file, and bytes on standard output."""
+
+from __future__ import annotations
+
+import errno
+import sys
+from io import RawIOBase
+from typing import BinaryIO
+
+import numpy as np
+from numpy.lib import format as npy
+from numpy.typing import NDArray
+
+from svd_trt.errors import OutputError
+from svd_trt.runtime.video._writer import STDOUT, FileWriter, VideoWriter, display
+
+
+class NpyWriter(FileWriter):
+    """uint8 ``[F, H, W, 3]``, for ``np.load(path, mmap_mode="r")``; holds one frame and no parameters."""
+
+    suffix = ".npy"
+
+    def _start(self) -> None:
+        super()._start()
+        self._write_header(0)
+        self._header_bytes = self._file.tell()
+
+    def _append(self, frame: NDArray[np.uint8]) -> None:
+        self._file.write(frame.data)
+
+    def _complete(self) -> None:
+        self._file.seek(0)
+        self._write_header(self._count)
+        # NumPy leaves room for the first axis to grow; were that to change, the frames would be overwritten.
+        assert self._file.tell() == self._header_bytes, "the header has outgrown its place"
+
+    def _write_header(self, frames: int) -> None:
+        shape = (frames, self.spec.height, self.spec.width, 3)
+        npy.write_array_header_1_0(self._file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+
+
+class StdoutWriter(VideoWriter):
+    """Packed RGB, ``H * W * 3`` bytes a frame, nothing around them.
+
+    What has been read is gone, so unlike a file it can end half way.
+    """
+
+    def _start(self) -> None:
+        buffer = binary_stdout()
+        sys.stdout.flush()
+        # Past the buffer: what stays in it after a failure would fail again, and loudly, when Python exits.
+        self._stream: RawIOBase | BinaryIO = getattr(buffer, "raw", buffer)
+
+    def _append(self, frame: NDArray[np.uint8]) -> None:
+        rest = frame.data.cast("B")
+        while rest:
+            written = self._stream.write(rest)
+            if written is None:
+                raise BlockingIOError(errno.EAGAIN, "it does not wait for its reader (O_NONBLOCK)")
+            rest = rest[written:]
+
+    def _finish(self) -> None:
+        self._stream.flush()
+
+    def _discard(self) -> None:
+        """Nothing to remove."""
+
+
+def binary_stdout() -> BinaryIO:
+    """Standard output for bytes.
+
+    Raises:
+        OutputError: it is a terminal, closed, or replaced by something that takes only text.
+    """
+    buffer: BinaryIO | None = getattr(sys.stdout, "buffer", None)
+    if buffer is None or buffer.closed:
+        raise OutputError(f"{display(STDOUT)} takes no bytes here; write to a file instead")
+    if buffer.isatty():
+        raise OutputError(f"{display(STDOUT)} is a terminal; pipe it into a program, for instance ffmpeg, or a file")
+    return buffer

@@ -1,0 +1,212 @@
+"""What every format shares: checking frames, reporting failures, and moving finished files into place."""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from enum import Enum
+from fractions import Fraction
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from svd_trt.errors import ArgumentError, OutputError
+
+STDOUT = "-"
+
+_NO_SPACE = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
+_NOT_ALLOWED = {errno.EACCES, errno.EPERM, errno.EROFS}
+
+
+@dataclass(frozen=True)
+class VideoSpec:
+    """What is known of a video before its first frame: pixels, frames a second, and parameters as ASCII JSON."""
+
+    height: int
+    width: int
+    fps: Fraction
+    parameters: str
+
+
+class _State(Enum):
+    NEW = "not opened yet"
+    OPEN = "open"
+    FAILED = "failed"
+    DONE = "closed"
+
+
+class VideoWriter(ABC):
+    """One video being written; get it from `open_writer` and use it in a ``with`` statement.
+
+    Leaving the block normally puts the finished video in place. Leaving it by any exception, or failing to write,
+    removes everything this writer made and leaves what stood at the path before.
+    """
+
+    def __init__(self, path: str, spec: VideoSpec) -> None:
+        self.path = path
+        self.spec = spec
+        self._count = 0
+        self._state = _State.NEW
+
+    @classmethod
+    def unavailable(cls) -> str | None:
+        """Why the installed libraries cannot write this format, and what to do; None where they can."""
+        return None
+
+    def __enter__(self) -> Self:
+        if self._state is not _State.NEW:
+            raise ArgumentError(f"the writer of {display(self.path)} is {self._state.value}; open another one")
+        with self._guarded():
+            self._start()
+        self._state = _State.OPEN
+        return self
+
+    def write(self, frames: NDArray[np.uint8]) -> None:
+        """Append ``frames``, uint8 ``[N, H, W, 3]`` RGB in 0..255; N may differ between calls and may be 0.
+
+        Raises:
+            ArgumentError: another shape or dtype, or the writer is not inside its ``with`` block.
+            OutputError: the frames could not be written, for instance because the disk is full.
+        """
+        if self._state is not _State.OPEN:
+            raise ArgumentError(f"the writer of {display(self.path)} is {self._state.value}; write inside its with")
+        self._check(frames)
+        with self._guarded():
+            for frame in frames:
+                self._append(np.ascontiguousarray(frame))
+                self._count += 1
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is not None:
+            self._abandon()
+            return
+        if self._state is _State.FAILED:
+            raise OutputError(f"{display(self.path)} was not written: an earlier write to it failed")
+        with self._guarded():
+            if self._count == 0:
+                raise OutputError(f"{display(self.path)} was not written: it got no frames")
+            self._finish()
+        self._state = _State.DONE
+
+    @abstractmethod
+    def _start(self) -> None:
+        """Open whatever the frames go to."""
+
+    @abstractmethod
+    def _append(self, frame: NDArray[np.uint8]) -> None:
+        """Write one frame, uint8 ``[H, W, 3]``, C-contiguous; ``_count`` frames were written before it."""
+
+    @abstractmethod
+    def _finish(self) -> None:
+        """Complete the video and put it in place."""
+
+    @abstractmethod
+    def _discard(self) -> None:
+        """Remove everything written so far; also called when `_start` or `_finish` stopped half way."""
+
+    def _check(self, frames: NDArray[Any]) -> None:
+        shape = (self.spec.height, self.spec.width, 3)
+        if not isinstance(frames, np.ndarray) or frames.dtype != np.uint8 or frames.shape[1:] != shape:
+            got = f"{frames.dtype} {frames.shape}" if isinstance(frames, np.ndarray) else type(frames).__name__
+            raise ArgumentError(f"expected uint8 frames [N, {', '.join(map(str, shape))}], got {got}")
+
+    @contextmanager
+    def _guarded(self) -> Iterator[None]:
+        """Remove what was written when the body fails in any way, and say plainly why where the system refused."""
+        try:
+            yield
+        except OSError as error:
+            self._abandon()
+            raise OutputError(explain(self.path, error)) from error
+        except BaseException:
+            self._abandon()
+            raise
+
+    def _abandon(self) -> None:
+        self._state = _State.FAILED
+        # The failure that led here is the one worth reporting.
+        with suppress(OSError):
+            self._discard()
+
+
+class FileWriter(VideoWriter):
+    """A writer of one file: a hidden sibling that replaces the target when it is complete."""
+
+    suffix = ""
+
+    def __init__(self, path: str, spec: VideoSpec) -> None:
+        super().__init__(path, spec)
+        self._target = resolved(path)
+        # The same suffix, because libraries choose the format by it.
+        self._temporary = hidden_sibling(self._target, self.suffix)
+        self._handle: BinaryIO | None = None
+
+    @property
+    def _file(self) -> BinaryIO:
+        assert self._handle is not None, "only used between _start and _finish"
+        return self._handle
+
+    def _start(self) -> None:
+        # Not tempfile: its files can be read by their owner only, and the finished video would stay so.
+        self._handle = self._temporary.open("xb")
+
+    def _complete(self) -> None:
+        """Write what the format needs after the last frame."""
+
+    def _finish(self) -> None:
+        self._complete()
+        self._file.flush()
+        # Some file systems report a full disk only now, and a rename must not outrun its contents in a crash.
+        os.fsync(self._file.fileno())
+        self._file.close()
+        self._temporary.replace(self._target)
+
+    def _discard(self) -> None:
+        if self._handle is not None:
+            # Closing flushes, which fails again on a full disk, yet closes all the same.
+            with suppress(OSError):
+                self._handle.close()
+        self._temporary.unlink(missing_ok=True)
+
+
+def resolved(path: str) -> Path:
+    """Where ``path`` leads: a link to a file or folder is written through, not replaced."""
+    # Not Path.resolve: before Python 3.13 it raises RuntimeError where links run in a circle.
+    return Path(os.path.realpath(path))
+
+
+def hidden_sibling(target: Path, suffix: str) -> Path:
+    """A fresh name beside ``target``, on its file system so that a rename suffices.
+
+    The name does not grow with the target's, which may already be as long as the file system allows.
+    """
+    return target.with_name(f".svd-trt-{secrets.token_hex(6)}{suffix}")
+
+
+def display(path: str) -> str:
+    """``path`` as messages name it."""
+    return "standard output" if path == STDOUT else path
+
+
+def explain(path: str, error: OSError) -> str:
+    """One line on why ``path`` could not be written and what to do."""
+    cannot = f"cannot write {display(path)}"
+    if isinstance(error, BrokenPipeError):
+        return f"{cannot}: the reader closed the pipe"
+    if error.errno in _NO_SPACE:
+        advice = "free some space, or write elsewhere"
+    elif error.errno in _NOT_ALLOWED:
+        advice = "choose a folder that you may write to"
+    else:
+        advice = "choose another output"
+    return f"{cannot}: {error.strerror or error}; {advice}"

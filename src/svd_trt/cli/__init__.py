@@ -1,0 +1,1 @@
+"""The command line: ``svd-trt build``, ``svd-trt infer`` and their kin."""

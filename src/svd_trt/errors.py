@@ -1,0 +1,83 @@
+"""Every error that svd-trt raises on purpose.
+
+::
+
+    SvdTrtError                    exit code 1: what went wrong and what to do, in one line
+    ├── ArgumentError              a value outside what the bundle or the model takes (also a ValueError)
+    ├── CheckpointError            MODEL is missing, is not SVD, or is SVD that is not supported
+    ├── ExportError                a network could not be traced to ONNX
+    ├── EngineBuildError           TensorRT refused a network or failed to build it
+    ├── BundleError                a bundle is missing, incomplete, altered, or of a newer schema
+    ├── BackendError               no backend on this machine can run the bundle
+    ├── ImageError                 an input picture could not be read
+    ├── OutputError                a video could not be written
+    ├── MissingDependencyError     an optional package is not installed (also an ImportError)
+    └── LockedError                another process is building the same bundle
+
+The command line prints the message of any of these and exits with 1; anything else is a defect in svd-trt and
+keeps its traceback.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "ArgumentError",
+    "BackendError",
+    "BundleError",
+    "CheckpointError",
+    "EngineBuildError",
+    "ExportError",
+    "ImageError",
+    "LockedError",
+    "MissingDependencyError",
+    "OutputError",
+    "SvdTrtError",
+]
+
+
+class SvdTrtError(Exception):
+    """Base of all errors that a user can mend; the message is one line and says how."""
+
+
+class ArgumentError(SvdTrtError, ValueError):
+    """A value that is malformed, or outside the range that the bundle or the model was made for."""
+
+
+class CheckpointError(SvdTrtError):
+    """The checkpoint is missing, unreadable, not Stable Video Diffusion, or a kind of it that is not supported."""
+
+
+class ExportError(SvdTrtError):
+    """A network could not be exported to ONNX."""
+
+
+class EngineBuildError(SvdTrtError):
+    """TensorRT refused the network or failed while building the engine."""
+
+
+class BundleError(SvdTrtError):
+    """The bundle is missing, incomplete, altered since it was built, or written by a newer svd-trt."""
+
+
+class BackendError(SvdTrtError):
+    """No backend on this machine can run the bundle, or the one asked for cannot."""
+
+
+class ImageError(SvdTrtError):
+    """An input picture is missing, is not a picture, or is damaged."""
+
+
+class OutputError(SvdTrtError):
+    """A video cannot be written where it was asked for."""
+
+
+class LockedError(SvdTrtError):
+    """Another process holds the lock of the bundle that was to be built."""
+
+
+class MissingDependencyError(SvdTrtError, ImportError):
+    """An optional package is needed for what was asked; the message names the ``pip install`` that brings it."""
+
+    def __init__(self, what: str, extra: str) -> None:
+        """``what`` needs packages of the optional dependency group ``extra``."""
+        super().__init__(f"{what} needs packages that are not installed: pip install 'svd-trt[{extra}]'")
