@@ -10,12 +10,20 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from svd_trt.engine.manifest import SamplerInfo, SourceInfo, sha256_of
-from svd_trt.engine.spec import ModelInfo
+from svd_trt.engine.spec import ModelInfo, NetworkName
 from svd_trt.errors import CheckpointError
 
-__all__ = ["Checkpoint", "Component", "open_checkpoint"]
+__all__ = ["COMPONENT_OF", "Checkpoint", "Component", "open_checkpoint"]
 
 Component: TypeAlias = Literal["image_encoder", "unet", "vae"]
+
+COMPONENT_OF: dict[NetworkName, Component] = {
+    "image_encoder": "image_encoder",
+    "vae_encoder": "vae",
+    "denoiser": "unet",
+    "vae_decoder": "vae",
+}
+"""The component of the checkpoint that each network is made of."""
 
 _PIPELINE = "StableVideoDiffusionPipeline"
 _WEIGHTS: dict[Component, str] = {

@@ -15,17 +15,8 @@ from torch import Tensor, nn
 
 from svd_trt.engine.manifest import Precision
 from svd_trt.engine.spec import NetworkName
-from svd_trt.export.checkpoint import Component
 
-__all__ = ["COMPONENT_OF", "Denoiser", "ImageEncoder", "VaeDecoder", "VaeEncoder", "dtype_of", "make_network"]
-
-
-COMPONENT_OF: dict[NetworkName, Component] = {
-    "image_encoder": "image_encoder",
-    "vae_encoder": "vae",
-    "denoiser": "unet",
-    "vae_decoder": "vae",
-}
+__all__ = ["Denoiser", "ImageEncoder", "VaeDecoder", "VaeEncoder", "dtype_of", "make_network"]
 
 
 def dtype_of(name: NetworkName, precision: Precision) -> torch.dtype:
@@ -35,7 +26,7 @@ def dtype_of(name: NetworkName, precision: Precision) -> torch.dtype:
 
 
 def make_network(name: NetworkName, model: Any) -> nn.Module:
-    """Network ``name`` around the checkpoint's component `COMPONENT_OF` names, in the precision it was loaded in.
+    """Network ``name`` around the checkpoint's component that it is made of, in the precision it was loaded in.
 
     The model's upsamplers are replaced in place; weights are not copied, full-size ones do not fit twice.
     """

@@ -11,6 +11,7 @@ import contextlib
 import logging
 import warnings
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from torch.export import Dim
 from svd_trt.engine.spec import NetworkSpec, TensorSpec
 from svd_trt.errors import ExportError
 
-__all__ = ["OPSET", "export_network"]
+__all__ = ["OPSET", "OnnxReport", "export_network"]
 
 OPSET = 20
 
@@ -33,7 +34,16 @@ OPSET = 20
 _TRACED = {"batch": 2, "branches": 2, "frames": 3, "chunk": 3, "height": 21, "width": 27}
 
 
-def export_network(module: torch.nn.Module, spec: NetworkSpec, path: Path, *, smallest_latent: int = 2) -> None:
+@dataclass(frozen=True)
+class OnnxReport:
+    """An exported network: its files, the graph first, and its size."""
+
+    files: tuple[Path, ...]
+    nodes: int
+    parameters: int
+
+
+def export_network(module: torch.nn.Module, spec: NetworkSpec, path: Path, *, smallest_latent: int = 2) -> OnnxReport:
     """Write ``path`` and ``path.data``: the network with tensors named, shaped and ordered as in ``spec``.
 
     Args:
@@ -78,10 +88,24 @@ def export_network(module: torch.nn.Module, spec: NetworkSpec, path: Path, *, sm
     model = translated.model
     _clean(model)
     _name_axes(model, spec)
+    weights = path.with_name(f"{path.name}.data")
     path.parent.mkdir(parents=True, exist_ok=True)
+    for leftover in (path, weights):
+        leftover.unlink(missing_ok=True)
     with _quiet():
         translated.save(path, external_data=True)
     onnx.checker.check_model(str(path))
+    return OnnxReport(
+        files=(path, weights) if weights.exists() else (path,),
+        nodes=model.graph.num_nodes(),
+        parameters=_parameters(model),
+    )
+
+
+def _parameters(model: ir.Model) -> int:
+    """Number of weights: initializers of floating point; the rest are shapes and indices."""
+    weights = (value.const_value for value in model.graph.initializers.values())
+    return sum(int(w.size) for w in weights if w is not None and w.dtype.is_floating_point())
 
 
 def _latent_factor(spec: NetworkSpec) -> int:

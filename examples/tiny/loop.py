@@ -119,3 +119,21 @@ def share_cores() -> None:
         return
     running = int(stat.split("procs_running")[1].split()[0])  # this thread included
     torch.set_num_threads(max(1, min(cores, cores - running + 1)))
+
+
+class _OneTokenAttention:
+    """Cross-attention to a single token: its softmax is 1, so the token's value is the answer, with these gradients."""
+
+    def __call__(
+        self, attn: Any, hidden_states: torch.Tensor, encoder_hidden_states: torch.Tensor, **_: Any
+    ) -> torch.Tensor:
+        return attn.to_out[0](attn.to_v(encoder_hidden_states))  # [B,1,C], broadcasts over the queries
+
+
+def speed_up_attention(unet: Any) -> None:
+    """For training only: the same results, faster for sequences as short as these."""
+    from diffusers.models.attention_processor import AttnProcessor
+
+    unet.set_attn_processor(
+        {n: _OneTokenAttention() if "attn2" in n else AttnProcessor() for n in unet.attn_processors}
+    )

@@ -86,9 +86,7 @@ def make_scheduler() -> EulerDiscreteScheduler:
 
 
 def make_image_processor() -> CLIPImageProcessor:
-    return CLIPImageProcessor(
-        size={"shortest_edge": CLIP_SIZE}, crop_size={"height": CLIP_SIZE, "width": CLIP_SIZE}
-    )
+    return CLIPImageProcessor(size={"shortest_edge": CLIP_SIZE}, crop_size={"height": CLIP_SIZE, "width": CLIP_SIZE})
 
 
 def make_pipeline(seed: int | None = None) -> StableVideoDiffusionPipeline:
@@ -111,6 +109,11 @@ def save_pipeline(pipeline: StableVideoDiffusionPipeline, directory: Path) -> No
         shutil.rmtree(leftover, ignore_errors=True)
     pipeline.to(torch.float16).save_pretrained(fresh, safe_serialization=True)
     pipeline.to(torch.float32)
+    # transformers without torchvision writes a class name that older versions lack; this one they all resolve.
+    index = fresh / "model_index.json"
+    index.write_text(index.read_text().replace("CLIPImageProcessorPil", "CLIPImageProcessor"))
+    for weights in fresh.rglob("*.safetensors"):
+        weights.chmod(0o644)
     if directory.exists():
         directory.rename(old)
     fresh.rename(directory)

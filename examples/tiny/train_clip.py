@@ -7,6 +7,7 @@ are thrown away, the embedding is kept and frozen.
 from __future__ import annotations
 
 import colorsys
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -18,17 +19,24 @@ from transformers import CLIPVisionModelWithProjection
 import world
 from model import CLIP_SIZE, EMBED_DIM, SIZE, make_image_encoder, make_image_processor
 
-STEPS = 1200
+STEPS = 900
 PICTURES = 64
 PEAK_RATE = 1e-3
 
 
 def preprocess(pictures: torch.Tensor) -> torch.Tensor:
-    """Pictures `[B,3,H,W]` in [-1,1] to CLIP's input, exactly as StableVideoDiffusionPipeline does it."""
+    """Pictures `[B,3,H,W]` in [-1,1] to CLIP's input, as StableVideoDiffusionPipeline does it but faster."""
     processor = make_image_processor()
     mean, std = (torch.tensor(x).view(3, 1, 1) for x in (processor.image_mean, processor.image_std))
-    resized = _resize_with_antialiasing(pictures, (CLIP_SIZE, CLIP_SIZE))
+    resized = resize_matrix(pictures.shape[-2]) @ pictures @ resize_matrix(pictures.shape[-1]).T
     return ((resized + 1) / 2 - mean) / std
+
+
+@lru_cache
+def resize_matrix(length: int) -> torch.Tensor:
+    """The pipeline's blur and bicubic resize of one axis, `[224,length]`: it is linear, so resize an identity."""
+    identity = torch.eye(length)[None, None]  # each column becomes one column of the matrix
+    return _resize_with_antialiasing(identity, (CLIP_SIZE, length))[0, 0]
 
 
 def describe(scene: world.Scene) -> list[float]:

@@ -29,7 +29,7 @@ from transformers import CLIPVisionModelWithProjection
 import world
 from model import NUM_FRAMES, SIZE, make_unet
 
-CLIPS = 8000
+CLIPS = 6000
 SHARD = 500
 STEPS = 6000
 BATCH = 16
@@ -65,9 +65,10 @@ def encode_shard(vae: AutoencoderKLTemporalDecoder, encoder: CLIPVisionModelWith
         strengths = torch.exp(torch.randn(len(scenes), 3) * 0.6 - 3.0).clamp(max=0.5)
         strengths[:, 0] = DEFAULT_AUGMENTATION
         noised = first + strengths[..., None, None, None] * torch.randn(len(scenes), 3, *first.shape[2:])
-        encoded = vae.encode(torch.cat([frames, noised], 1).flatten(0, 1)).latent_dist.mode()
+        with autocast():
+            encoded = vae.encode(torch.cat([frames, noised], 1).flatten(0, 1)).latent_dist.mode().float()
+            embeds = encoder(preprocess(first[:, 0])).image_embeds.float()[:, None]
         encoded = encoded.unflatten(0, (len(scenes), -1))
-        embeds = encoder(preprocess(first[:, 0])).image_embeds[:, None]
         conditions = torch.tensor([[s.fps - 1.0, s.motion_bucket_id] for s in scenes])
         latents = encoded[:, :NUM_FRAMES] * vae.config.scaling_factor
         parts.append([latents, encoded[:, NUM_FRAMES:], strengths, embeds, conditions])

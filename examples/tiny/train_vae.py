@@ -13,7 +13,7 @@ from loop import Log, autocast, flatten_temporal_convolutions, learning_rate, lo
 import world
 from model import SIZE, make_vae
 
-STEPS = 1600
+STEPS = 1200
 FRAMES = 32  # pictures per step, as 32 x 1, 16 x 2, 8 x 4 or 4 x 8 clips and frames
 PEAK_RATE = 1.5e-3
 KL_WEIGHT = 1e-4

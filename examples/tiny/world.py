@@ -109,8 +109,7 @@ def make_scene(
     )
     travel = scene.displacement * (num_frames - 1)
     start = [
-        _place(float(u), travel * c, side)
-        for u, c, side in zip(place, scene.direction, (width, height), strict=True)
+        _place(float(u), travel * c, side) for u, c, side in zip(place, scene.direction, (width, height), strict=True)
     ]
     return replace(scene, start=(start[0], start[1]))
 

@@ -1,7 +1,7 @@
 """H.264 in MP4 through PyAV.
 
-imageio's `pyav` plugin wraps the same library but has no way to set the encoder's quality (it always encodes at
-libx264's default), the colour matrix of the conversion or the colour tags, so the encoder is driven directly.
+imageio's `pyav` plugin wraps the same library, but offers neither the encoder's options (the quality is always
+libx264's default) nor the colour tags, so the encoder is driven directly.
 """
 
 from __future__ import annotations
@@ -13,18 +13,23 @@ from fractions import Fraction
 import av
 import numpy as np
 from av.container import OutputContainer
-from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
+from av.video.reformatter import ColorRange
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from svd_trt.errors import ArgumentError
 from svd_trt.runtime.video._writer import FileWriter, VideoSpec
+from svd_trt.runtime.video._yuv import yuv420p
 
-# Visually lossless for most material; the default of 23 smears the fine noise of generated frames.
-_QUALITY = {"crf": "17"}
+_ENCODER = {
+    # Visually lossless for most material; the default of 23 smears the fine noise of generated frames.
+    "crf": "17",
+    # A colour sample lies at the centre of its four pixels. Unsaid, decoders take it to lie half a pixel further
+    # left, and shift all colours by that much.
+    "x264-params": "chromaloc=1",
+}
 # ITU-T H.273 code points: BT.709 primaries and matrix; its transfer is what players expect of sRGB pictures too.
 _BT709 = 1
-_SCALING = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INP
 
 
 class Mp4Writer(FileWriter):
@@ -36,7 +41,6 @@ class Mp4Writer(FileWriter):
         if spec.height % 2 or spec.width % 2:
             raise ArgumentError(f"an .mp4 needs an even height and width, got {spec.height}x{spec.width}")
         super().__init__(path, spec)
-        self._reformatter = VideoReformatter()
         self._container: OutputContainer | None = None
 
     @classmethod
@@ -55,13 +59,7 @@ class Mp4Writer(FileWriter):
         self._stream = _add_stream(self._container, self.spec)
 
     def _append(self, frame: NDArray[np.uint8]) -> None:
-        picture = self._reformatter.reformat(
-            av.VideoFrame.from_ndarray(frame, format="rgb24"),
-            format="yuv420p",
-            dst_colorspace=Colorspace.ITU709,
-            dst_color_range=ColorRange.MPEG,
-            interpolation=_SCALING,
-        )
+        picture = av.VideoFrame.from_ndarray(yuv420p(frame), format="yuv420p")
         picture.pts = self._count
         picture.time_base = 1 / self.spec.fps
         # Without it the last frame has no length, and a video of one frame has no rate.
@@ -91,7 +89,7 @@ class Mp4Writer(FileWriter):
 
 
 def _add_stream(container: OutputContainer, spec: VideoSpec) -> VideoStream:
-    stream = container.add_stream("libx264", rate=spec.fps, options=dict(_QUALITY))
+    stream = container.add_stream("libx264", rate=spec.fps, options=dict(_ENCODER))
     stream.width, stream.height, stream.pix_fmt = spec.width, spec.height, "yuv420p"
     context = stream.codec_context
     context.time_base = 1 / spec.fps

@@ -62,7 +62,7 @@ def user_comment(exif: Image.Exif) -> str | None:
 def _exif(parameters: str) -> bytes:
     exif = Image.Exif()
     exif[ExifTags.Base.Software] = "svd-trt"
-    exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment] = _ASCII_COMMENT + parameters.encode("ascii")
+    exif[ExifTags.IFD.Exif] = {ExifTags.Base.UserComment: _ASCII_COMMENT + parameters.encode("ascii")}
     # The prefix belongs to JPEG; the chunk's name takes its place here.
     return exif.tobytes().removeprefix(b"Exif\x00\x00")
 

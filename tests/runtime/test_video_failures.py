@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -27,6 +27,15 @@ def writer_of(path: Path | str) -> VideoWriter:
     return open_writer(path, height=HEIGHT, width=WIDTH, fps=7, metadata={"seed": 1})
 
 
+def save(path: Path, frames: NDArray[np.uint8] | None = None, then: Callable[[], object] = lambda: None) -> None:
+    """Write ``frames`` one by one, then do ``then`` while the video is still being written."""
+    with writer_of(path) as writer:
+        for frame in noise(2) if frames is None else frames:
+            writer.write(frame[None])
+        assert any(entry.name.startswith(".svd-trt-") for entry in path.parent.iterdir())
+        then()
+
+
 def tree(folder: Path) -> dict[str, bytes]:
     files = (path for path in folder.rglob("*") if path.is_file())
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
@@ -36,8 +45,7 @@ def tree(folder: Path) -> dict[str, bytes]:
 def before(request: pytest.FixtureRequest, tmp_path: Path, name: str) -> dict[str, bytes]:
     """What the folder holds at first: nothing, or an earlier video under the same name."""
     if request.param:
-        with writer_of(tmp_path / name) as writer:
-            writer.write(noise(3, seed=9))
+        save(tmp_path / name, noise(3, seed=9))
     return tree(tmp_path)
 
 
@@ -58,17 +66,18 @@ def largest_file(limit: int) -> Iterator[None]:
 def test_failing_inside_the_block(
     tmp_path: Path, name: str, before: dict[str, bytes], failure: type[BaseException]
 ) -> None:
-    with pytest.raises(failure), writer_of(tmp_path / name) as writer:
-        writer.write(noise(2))
-        assert any(entry.name.startswith(".svd-trt-") for entry in tmp_path.iterdir())
+    def fail() -> None:
         raise failure
+
+    with pytest.raises(failure):
+        save(tmp_path / name, then=fail)
     assert tree(tmp_path) == before
     assert len(list(tmp_path.iterdir())) == min(len(before), 1)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_abandoned_generator(tmp_path: Path, name: str, before: dict[str, bytes]) -> None:
-    def stream() -> Iterator[None]:
+    def stream() -> Generator[None, None, None]:
         with writer_of(tmp_path / name) as writer:
             while True:
                 writer.write(noise(1))
@@ -93,28 +102,26 @@ def test_disk_full(tmp_path: Path, name: str, before: dict[str, bytes], part: fl
     frames = noise(12)
     whole = tmp_path.parent / f"{tmp_path.name}-whole"
     whole.mkdir()
-    with writer_of(whole / name) as writer:
-        writer.write(frames)
+    save(whole / name, frames)
     # In the middle, and one byte short: for .mp4 that is when the index moves to the front.
     limit = max(int(part * max(map(len, tree(whole).values()))) - 1, 0)
-    with pytest.raises(OutputError, match=rf"cannot write .*{name}.*; free some space"):
-        with writer_of(tmp_path / name) as writer, largest_file(limit):
-            for frame in frames:
-                writer.write(frame[None])
-            writer.__exit__(None, None, None)
+    with pytest.raises(OutputError, match=rf"cannot write .*{name}.*; free some space"), largest_file(limit):
+        save(tmp_path / name, frames)
     assert tree(tmp_path) == before
     assert len(list(tmp_path.iterdir())) == min(len(before), 1)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_swallowed_failure_still_counts(tmp_path: Path, name: str) -> None:
-    with pytest.raises(OutputError, match="an earlier write"), writer_of(tmp_path / name) as writer:
-        writer.write(noise(1))
-        with pytest.raises(OutputError, match="free some space"), largest_file(10):
-            for _ in range(200):
-                writer.write(noise(8))
-        with pytest.raises(ArgumentError, match="failed"):
-            writer.write(noise(1))
+    def swallow() -> None:
+        with writer_of(tmp_path / name) as writer:
+            with pytest.raises(OutputError, match="free some space"), largest_file(10):
+                writer.write(noise(1600))
+            with pytest.raises(ArgumentError, match="failed"):
+                writer.write(noise(1))
+
+    with pytest.raises(OutputError, match="an earlier write"):
+        swallow()
     assert not list(tmp_path.iterdir())
 
 
@@ -122,25 +129,25 @@ def test_swallowed_failure_still_counts(tmp_path: Path, name: str) -> None:
 def test_folder_removed_meanwhile(tmp_path: Path, name: str) -> None:
     folder = tmp_path / "folder"
     folder.mkdir()
-    with pytest.raises(OutputError, match="cannot write"), writer_of(folder / name) as writer:
-        writer.write(noise(2))
-        folder.rename(tmp_path / "elsewhere")
+    with pytest.raises(OutputError, match="cannot write"):
+        save(folder / name, then=lambda: folder.rename(tmp_path / "elsewhere"))
     assert not folder.exists()
 
 
 @pytest.mark.parametrize("name", NAMES[:-1])
 def test_folder_took_the_name_meanwhile(tmp_path: Path, name: str) -> None:
-    with pytest.raises(OutputError, match="cannot write"), writer_of(tmp_path / name) as writer:
-        writer.write(noise(2))
-        (tmp_path / name).mkdir()
+    with pytest.raises(OutputError, match="cannot write"):
+        save(tmp_path / name, then=(tmp_path / name).mkdir)
     assert [entry.name for entry in tmp_path.iterdir()] == [name]
 
 
 def test_files_put_into_the_png_folder_meanwhile(tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match=r"holds notes\.txt"), writer_of(tmp_path / "out") as writer:
-        writer.write(noise(2))
+    def interfere() -> None:
         (tmp_path / "out").mkdir()
         (tmp_path / "out" / "notes.txt").write_bytes(b"mine")
+
+    with pytest.raises(OutputError, match=r"holds notes\.txt"):
+        save(tmp_path / "out", then=interfere)
     assert tree(tmp_path) == {"out/notes.txt": b"mine"}
 
 

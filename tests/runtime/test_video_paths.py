@@ -86,7 +86,7 @@ def test_pipe_where_a_file_is_meant(tmp_path: Path) -> None:
         check_output(tmp_path / "a.mp4")
 
 
-@pytest.mark.skipif(not os.path.ismount("/proc"), reason="needs a mount point")  # noqa: PTH114
+@pytest.mark.skipif(not os.path.ismount("/proc"), reason="needs a mount point")
 def test_mount_point() -> None:
     with pytest.raises(OutputError, match="mount point"):
         check_output("/proc")
@@ -137,12 +137,11 @@ def test_links_are_written_through(tmp_path: Path, name: str) -> None:
     assert not list(tmp_path.glob(".*"))
 
 
-@pytest.mark.parametrize("name", ["a", "a.mp4"])
-def test_links_in_a_circle(tmp_path: Path, name: str) -> None:
-    (tmp_path / name).symlink_to(tmp_path / name)
+def test_links_in_a_circle(tmp_path: Path) -> None:
+    (tmp_path / "a").symlink_to(tmp_path / "a")
     with pytest.raises(OutputError, match="cannot write"):
-        save(tmp_path / name)
-    assert [entry.name for entry in tmp_path.iterdir()] == [name]
+        save(tmp_path / "a")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a"]
 
 
 def test_longest_name(tmp_path: Path) -> None:
