@@ -54,7 +54,8 @@ def _stored_text(source: Path) -> str | None:
     if source.is_dir():
         source = first_frame(source)
     if source.suffix.lower() == ".mp4":
-        with av.open(str(source)) as container:
+        # Absolute, or libav takes what stands before a colon for a protocol.
+        with av.open(str(source.absolute())) as container:
             return container.metadata.get("comment")
     if source.suffix.lower() not in (".gif", ".webp", ".png"):
         return None

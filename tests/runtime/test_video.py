@@ -252,6 +252,12 @@ def test_parameters_of_one_png(tmp_path: Path) -> None:
     assert read_metadata(tmp_path / "out" / "frame_0001.png") == {"seed": 1}
 
 
+def test_parameters_of_a_name_like_an_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    save("take:1.mp4", moving(1, 8, 8), metadata={"seed": 1})
+    assert read_metadata("take:1.mp4") == {"seed": 1}
+
+
 def test_parameters_from_numpy_are_plain(tmp_path: Path) -> None:
     save(tmp_path / "out.gif", moving(1, 8, 8), metadata={"steps": np.int64(25), "scale": np.float32(0.5)})
     assert read_metadata(tmp_path / "out.gif") == {"steps": 25, "scale": 0.5}

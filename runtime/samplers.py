@@ -1,0 +1,78 @@
+"""Noise schedules and samplers, as tables that the denoiser is fed row by row.
+
+A sampler is a function from sigmas to coefficients: for each step, the preconditioning of the network and the
+weights of a linear update ``x_next = a x + b denoised + c previous_denoised``. To add one, write such a function and
+enter it in `SAMPLERS`; no network changes. Notation follows Karras et al. 2022 (arXiv:2206.00364).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from svd_trt.engine.manifest import SamplerInfo
+from svd_trt.engine.spec import COEFFICIENTS
+from svd_trt.errors import ArgumentError
+
+__all__ = ["SAMPLERS", "custom_sigmas", "euler", "initial_std", "karras_sigmas", "precondition"]
+
+Floats = npt.NDArray[np.float32]
+
+
+def karras_sigmas(info: SamplerInfo, steps: int) -> Floats:
+    """Noise levels ``[steps + 1]`` from sigma_max to sigma_min, then 0 (eq. 5)."""
+    ramp = np.linspace(0, 1, steps)
+    low, high = info.sigma_min ** (1 / info.rho), info.sigma_max ** (1 / info.rho)
+    sigmas = (high + ramp * (low - high)) ** info.rho
+    return np.append(sigmas, 0.0).astype(np.float32)
+
+
+def custom_sigmas(values: Sequence[float]) -> Floats:
+    """Check noise levels given by hand, ``[steps + 1]``; the last is where the video ends, normally 0.
+
+    Raises:
+        ArgumentError: fewer than two, not decreasing, negative or not finite.
+    """
+    sigmas = np.asarray(values, np.float32)
+    if sigmas.ndim != 1 or len(sigmas) < 2:
+        raise ArgumentError("sigmas needs at least two values, such as 700, 10, 0")
+    if not np.isfinite(sigmas).all() or (np.diff(sigmas) >= 0).any() or sigmas[-1] < 0:
+        raise ArgumentError(f"sigmas must decrease to 0 or more, and {list(map(float, values))} do not")
+    return sigmas
+
+
+def initial_std(info: SamplerInfo, sigmas: Floats) -> float:
+    """Standard deviation of the noise that sampling starts from (diffusers' ``init_noise_sigma``)."""
+    highest = sigmas.max()
+    if info.timestep_spacing in ("linspace", "trailing"):
+        return float(highest)
+    return float(np.sqrt(highest**2 + 1))
+
+
+def precondition(sigmas: Floats) -> Floats:
+    """``[S, 4]``: c_in, c_noise, c_skip, c_out at each level for v-prediction with data of unit variance (table 1).
+
+    c_noise is ``0.25 ln(sigma)``, the continuous timestep that SVD's UNet is given.
+    """
+    sigma = sigmas.astype(np.float64)
+    root = np.sqrt(sigma**2 + 1)
+    table = np.stack([1 / root, 0.25 * np.log(sigma), 1 / root**2, -sigma / root], axis=1)
+    return table.astype(np.float32)
+
+
+def euler(sigmas: Floats) -> Floats:
+    """Euler's method on the probability flow (algorithm 2 without churn and correction), ``[steps, 7]``.
+
+    ``x + (x - denoised) / sigma * (sigma_next - sigma)`` with ratio ``r = sigma_next / sigma`` is
+    ``r x + (1 - r) denoised``.
+    """
+    ratio = (sigmas[1:].astype(np.float64) / sigmas[:-1]).reshape(-1, 1)
+    update = np.hstack([ratio, 1 - ratio, np.zeros_like(ratio)])
+    table = np.hstack([precondition(sigmas[:-1]), update]).astype(np.float32)
+    assert table.shape[1] == len(COEFFICIENTS)
+    return table
+
+
+SAMPLERS: Mapping[str, Callable[[Floats], Floats]] = {"euler": euler}
