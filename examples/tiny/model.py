@@ -1,6 +1,7 @@
 """The miniature: real diffusers and transformers classes with SVD's structure and settings, only small.
 
-8 x 8 x 4 latents for a 64 x 64 picture, 8 frames. Channels are multiples of 32 because every GroupNorm has 32 groups.
+8 x 8 x 4 latents for a 32 x 32 picture, 8 frames. Channels are multiples of 32 because every GroupNorm has 32 groups,
+and at least 64: with one channel a group the norms would wipe out what is the same all over the picture, the sky's colour.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from diffusers import (
 )
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
 
-SIZE = 64  # picture side that the nets are trained at
+SIZE = 32  # picture side that the nets are trained at
 NUM_FRAMES = 8
 EMBED_DIM = 32
 CLIP_SIZE = 224  # fixed by the pipeline
@@ -25,8 +26,8 @@ CLIP_SIZE = 224  # fixed by the pipeline
 
 def make_vae() -> AutoencoderKLTemporalDecoder:
     return AutoencoderKLTemporalDecoder(
-        block_out_channels=(32, 32, 64, 64),
-        down_block_types=("DownEncoderBlock2D",) * 4,
+        block_out_channels=(64, 64, 64),
+        down_block_types=("DownEncoderBlock2D",) * 3,
         layers_per_block=1,
         latent_channels=4,
         sample_size=SIZE,
@@ -37,7 +38,7 @@ def make_vae() -> AutoencoderKLTemporalDecoder:
 
 def make_unet() -> UNetSpatioTemporalConditionModel:
     return UNetSpatioTemporalConditionModel(
-        sample_size=SIZE // 8,
+        sample_size=SIZE // 4,
         in_channels=8,
         out_channels=4,
         down_block_types=("CrossAttnDownBlockSpatioTemporal",) * 2 + ("DownBlockSpatioTemporal",),

@@ -46,9 +46,9 @@ def draw_loss(runs: Path, path: Path) -> None:
     figure.savefig(path, dpi=80)
 
 
-def sheet(rows: list[tuple[Picture, Picture]], captions: list[str], zoom: int = 1) -> Image.Image:
+def sheet(rows: list[tuple[Picture, Picture]], captions: list[str], zoom: int = 2) -> Image.Image:
     """For each (true, generated) pair: the input picture, the true clip, and the generated clip under it."""
-    gap, caption_height = 4, 14
+    gap, caption_height = 2, 12
     height = len(rows) * (2 * SIZE + 2 * gap + caption_height)
     width = (NUM_FRAMES + 1) * (SIZE + gap) + gap
     canvas = Image.new("RGB", (width, height), "white")

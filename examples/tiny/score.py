@@ -31,7 +31,7 @@ import world
 HERE = Path(__file__).parent
 BUCKETS = (32, 80, 128, 176, 224)
 CHUNK = 3  # 8 frames decode as 3 + 3 + 2
-SIZE = 64
+SIZE = 32
 NUM_FRAMES = 8
 Clip = npt.NDArray[np.uint8]
 

@@ -22,6 +22,7 @@ from loop import (
     load_state,
     save_state,
     share_cores,
+    speed_up_attention,
 )
 from train_clip import preprocess
 from transformers import CLIPVisionModelWithProjection
@@ -130,6 +131,7 @@ def train(
     torch.manual_seed(4)
     unet, averaged = make_unet(), make_unet().eval()
     flatten_temporal_convolutions(unet)
+    speed_up_attention(unet)
     optimizer = torch.optim.AdamW(unet.parameters(), lr=PEAK_RATE, betas=(0.9, 0.99), weight_decay=1e-3)
     average = Average(unet, DECAY)
     first = load_state(runs / "unet.pt", unet=unet, optimizer=optimizer, average=average)

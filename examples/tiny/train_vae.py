@@ -13,14 +13,14 @@ from loop import Log, autocast, flatten_temporal_convolutions, learning_rate, lo
 import world
 from model import SIZE, make_vae
 
-STEPS = 1200
+STEPS = 1800
 FRAMES = 32  # pictures per step, as 32 x 1, 16 x 2, 8 x 4 or 4 x 8 clips and frames
 PEAK_RATE = 1.5e-3
 KL_WEIGHT = 1e-4
 
 
 def batch(step: int) -> tuple[torch.Tensor, torch.Tensor, int]:
-    """Pictures `[32,3,64,64]` in [-1,1], loss weights `[32,1,64,64]` and the clip length; a function of the step."""
+    """Pictures `[32,3,32,32]` in [-1,1], loss weights `[32,1,32,32]` and the clip length; a function of the step."""
     rng = np.random.default_rng([1, step])
     num_frames = int(rng.choice([1, 2, 4, 8]))  # any decode chunk must do
     pictures, weights = [], []
@@ -28,10 +28,10 @@ def batch(step: int) -> tuple[torch.Tensor, torch.Tensor, int]:
         scene = world.make_scene(int(rng.integers(world.HELD_OUT_START)))
         first = int(rng.integers(0, 8 - num_frames + 1))
         clip = world.draw_frames(scene, np.arange(first, first + num_frames), SIZE, SIZE)
-        # The rocket covers a twentieth of the picture; without more weight the sky decides.
+        # The rocket covers a tenth of the picture; without more weight the sky decides.
         rocket = np.abs(clip - world.draw_sky(scene, SIZE, SIZE)).max(-1, keepdims=True) > 0.02
         pictures.append(clip)
-        weights.append(1.0 + 4.0 * rocket)
+        weights.append(1.0 + 2.0 * rocket)
     to_torch = [torch.from_numpy(np.concatenate(x).astype(np.float32)).permute(0, 3, 1, 2) for x in (pictures, weights)]
     return to_torch[0] * 2 - 1, to_torch[1], num_frames
 

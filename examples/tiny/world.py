@@ -19,7 +19,8 @@ import numpy as np
 import numpy.typing as npt
 
 SPEED = 7 / 32  # picture sides per second at motion bucket 127
-MARGIN = 0.17  # the rocket's centre keeps this far from the border (half its length, without the flame's tip)
+SCALE = 1.25  # of the rocket as drawn below, which is 0.4 long
+MARGIN = 0.21  # the rocket's centre keeps this far from the border (half its length, without the flame's tip)
 FPS_RANGE = (6, 10)
 BUCKET_RANGE = (16, 255)
 HELD_OUT_START = 1_000_000_000  # seeds from here on are never trained on
@@ -92,9 +93,9 @@ def make_scene(
     width, height = max(aspect, 1.0), max(1 / aspect, 1.0)
     stars: list[tuple[float, float, float, float]] = []
     if rng.uniform() < 0.5:
-        for _ in range(int(rng.integers(3, 9))):
+        for _ in range(int(rng.integers(2, 6))):
             x, y, r, light = rng.uniform(0, 1, 4)
-            stars.append((x * width, y * height, 0.010 + 0.008 * r, 0.35 + 0.4 * light))
+            stars.append((x * width, y * height, 0.012 + 0.012 * r, 0.35 + 0.4 * light))
     scene = Scene(
         seed=seed,
         heading=heading,
@@ -163,7 +164,8 @@ def draw_frames(scene: Scene, frames: npt.ArrayLike, height: int, width: int) ->
     step = scene.displacement * np.asarray(frames, np.float32).reshape(-1, 1, 1)
     cos, sin = scene.direction
     dx, dy = x - (scene.start[0] + step * cos), y - (scene.start[1] + step * sin)
-    u, v = (dx * cos + dy * sin).astype(np.float32), (dy * cos - dx * sin).astype(np.float32)
+    u, v = ((dx * cos + dy * sin) / SCALE).astype(np.float32), ((dy * cos - dx * sin) / SCALE).astype(np.float32)
+    pixel /= SCALE
     canvas = np.repeat(draw_sky(scene, height, width)[None], len(step), axis=0)
     side = np.abs(v)  # the rocket is symmetric about its axis
     flame = _polygon(u, v, [(-0.115, -0.042), (-0.115, 0.042), (-0.215, 0.0)])
@@ -180,6 +182,6 @@ def draw_frames(scene: Scene, frames: npt.ArrayLike, height: int, width: int) ->
     return canvas
 
 
-def draw_clip(scene: Scene, num_frames: int = 8, height: int = 64, width: int = 64) -> npt.NDArray[np.uint8]:
+def draw_clip(scene: Scene, num_frames: int = 8, height: int = 32, width: int = 32) -> npt.NDArray[np.uint8]:
     """The true clip, `[F,H,W,3]` uint8; frame 0 is the picture that the model is given."""
     return np.round(draw_frames(scene, np.arange(num_frames), height, width) * 255).astype(np.uint8)

@@ -1,0 +1,160 @@
+"""``svd-trt build``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.progress import Progress, TaskID
+from rich.table import Table
+
+from svd_trt.cli.console import bars, print_json, seconds, stderr
+from svd_trt.engine.spec import NetworkName, Range
+from svd_trt.errors import ArgumentError
+from svd_trt.export.build import BuildOptions, BuildProgress, BuildResult, Stage, build_bundle
+
+__all__ = ["command"]
+
+_DOING = {"onnx": "exporting", "tensorrt": "building engine", "tensorrt-rtx": "building engine"}
+
+
+class _RangeType(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.5 on
+    """``14`` or ``2:14:25``."""
+
+    name = "range"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Range:
+        if isinstance(value, Range):
+            return value
+        try:
+            return Range.parse(value)
+        except ArgumentError as error:
+            self.fail(str(error), param, ctx)
+
+
+def _range(flag: str, default: Range | None, text: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    if default is not None:
+        text = f"{text}  [default: {default}]"
+    return click.option(
+        flag, type=_RangeType(), metavar="N|MIN:OPT:MAX", default=default, help=text, show_default=False
+    )
+
+
+_DEFAULTS = BuildOptions()
+
+
+@click.command("build")
+@click.argument("model")
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), required=True, metavar="BUNDLE", help="Folder to write."
+)
+@_range("--height", _DEFAULTS.height, "Frame height in pixels, a multiple of 8.")
+@_range("--width", _DEFAULTS.width, "Frame width in pixels, a multiple of 8.")
+@_range("--frames", _DEFAULTS.frames, "Frames of a video.  [default: 2 up to the checkpoint's 14 or 25]")
+@_range("--decode-chunk", _DEFAULTS.decode_chunk, "Frames decoded together.  [default: 1 up to all]")
+@_range("--batch", _DEFAULTS.batch, "Videos denoised together.")
+@click.option(
+    "--precision",
+    type=click.Choice(["fp16", "fp32"]),
+    default=_DEFAULTS.precision,
+    show_default=True,
+    help="Of the networks; the VAE encoder computes in fp32 either way.",
+)
+@click.option(
+    "--backend",
+    type=click.Choice(["auto", "tensorrt", "tensorrt-rtx", "onnxruntime"]),
+    default=_DEFAULTS.backend,
+    show_default=True,
+    help="Engines to build beside the ONNX networks: TensorRT (on a GPU), TensorRT for RTX (with or without one), "
+    "or none. auto takes the first that is installed and can build here.",
+)
+@click.option("--revision", help="Branch, tag or commit of a hub id.")
+@click.option("--variant", help="Weights to use, such as fp16.  [default: the plain ones, or the only ones]")
+@click.option("--local-files-only", is_flag=True, help="Never download (as HF_HUB_OFFLINE=1).")
+@click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
+@click.option("--json", "as_json", is_flag=True, help="Print what was built as JSON.")
+def command(model: str, output: Path, quiet: bool, as_json: bool, **options: Any) -> None:
+    r"""Turn the checkpoint MODEL into a bundle of ONNX networks and TensorRT engines.
+
+    MODEL is a folder in diffusers format, or a hub id such as stabilityai/stable-video-diffusion-img2vid-xt
+    (found through HF_HOME, HF_HUB_OFFLINE and the other variables of the hub).
+
+    Ranges are written MIN:OPT:MAX: the bundle serves every value from MIN to MAX and is fastest at OPT. A single
+    number builds smaller, faster networks for that value alone.
+
+    \b
+    Examples:
+        svd-trt build stabilityai/stable-video-diffusion-img2vid-xt --variant fp16 -o svd-xt
+        svd-trt build ./svd -o svd --height 512 --width 512:768:1024 --frames 8:14:25
+
+    An interrupted build goes on where it stopped when the same command is given again, and a build that would
+    change nothing does nothing.
+    """
+    console = stderr(quiet=quiet)
+    with bars(console) as progress:
+        result = build_bundle(model, output, BuildOptions(**options), _Bars(console, progress))
+    if result.up_to_date:
+        console.print(f"{output} is up to date: nothing to do")
+    else:
+        console.print(_summary(result))
+        built = result.bundle.manifest.flavour
+        engines = f"engines for {built.name} {built.version}" if built else "ONNX alone (--backend onnxruntime)"
+        console.print(f"built {output}: four networks, {engines}\nnext: svd-trt infer {output} PICTURE -o video.mp4")
+    if as_json:
+        print_json(_as_dict(result))
+
+
+class _Bars(BuildProgress):
+    """A bar for each stage."""
+
+    def __init__(self, console: Console, progress: Progress) -> None:
+        self.console = console
+        self.progress = progress
+        self.task = TaskID(0)
+
+    def waiting(self, target: Path) -> None:
+        self.console.print(f"another build of {target} is running; waiting for it (Ctrl-C gives up)")
+
+    def started(self, network: NetworkName, kind: str) -> None:
+        self.task = self.progress.add_task(f"{network}: {_DOING[kind]}", total=None, note="")
+
+    def advanced(self, fraction: float) -> None:
+        self.progress.update(self.task, total=1.0, completed=fraction)
+
+    def finished(self, stage: Stage) -> None:
+        self.progress.update(self.task, total=1.0, completed=1.0, note="reused" if stage.reused else "")
+
+
+def _summary(result: BuildResult) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("network", "export", "engine", "nodes", "parameters", "plan", "weights", "activations"):
+        table.add_column(heading, justify="left" if heading == "network" else "right")
+    times = {(s.network, s.kind == "onnx"): "reused" if s.reused else seconds(s.seconds) for s in result.stages}
+    for name, entry in result.bundle.manifest.networks.items():
+        plan = entry.plan
+        memory = (
+            (_megabytes(plan.file.size), _megabytes(plan.weight_bytes), _megabytes(plan.activation_bytes))
+            if plan
+            else ("-",) * 3
+        )
+        export, engine = times.get((name, True), "-"), times.get((name, False), "-")
+        table.add_row(name, export, engine, f"{entry.onnx.nodes:,}", f"{entry.onnx.parameters:,}", *memory)
+    return table
+
+
+def _megabytes(size: int | None) -> str:
+    return "-" if size is None else f"{size / 1e6:,.1f} MB"
+
+
+def _as_dict(result: BuildResult) -> dict[str, Any]:
+    return {
+        "bundle": str(result.bundle.path),
+        "up_to_date": result.up_to_date,
+        "stages": [
+            {"network": s.network, "kind": s.kind, "seconds": round(s.seconds, 3), "reused": s.reused}
+            for s in result.stages
+        ],
+    }

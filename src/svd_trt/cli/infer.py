@@ -1,0 +1,199 @@
+"""``svd-trt infer``."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+from rich.console import Console
+
+import svd_trt
+from svd_trt.cli.console import bars, print_json, seconds, stderr
+from svd_trt.errors import OutputError
+from svd_trt.runtime.backends import RUN_BACKENDS, RunBackend
+from svd_trt.runtime.parameters import Parameters
+from svd_trt.runtime.pipeline import VideoPipeline, VideoStream
+from svd_trt.runtime.video import FORMATS, check_output, numbered, open_writer
+
+__all__ = ["command"]
+
+_STDOUT = "-"
+
+
+class _Numbers(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.5 on
+    """Numbers separated by commas."""
+
+    name = "numbers"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
+        if isinstance(value, tuple):
+            return value
+        try:
+            return tuple(float(part) for part in value.split(","))
+        except ValueError:
+            self.fail(f"{value!r} is not a list of numbers such as 700,100,10,1,0", param, ctx)
+
+
+def _parameter_options(function: Callable[..., None]) -> Callable[..., None]:
+    """An option for each of `Parameters`, with its default, limits and help."""
+    for name, spec in reversed(list(Parameters.fields().items())):
+        low, high = spec.metadata["min"], spec.metadata["max"]
+        kind: Any
+        if name == "sigmas":
+            kind = _Numbers()
+        elif isinstance(spec.default, float):
+            kind = click.FloatRange(low, high)
+        else:
+            kind = click.IntRange(low, high)
+        flag = f"--{name.replace('_', '-')}"
+        shown = spec.default is not None
+        option = click.option(
+            flag, name, type=kind, default=spec.default, show_default=shown, help=spec.metadata["help"]
+        )
+        function = option(function)
+    return function
+
+
+def _formats() -> str:
+    named = {("NAME" if suffix == "/" else suffix): kind.description for suffix, kind in FORMATS.items()}
+    lines = "\n".join(f"        {suffix:<6} {description}" for suffix, description in named.items())
+    return f"\b\n    OUT says the format:\n{lines}"
+
+
+@click.command(
+    "infer",
+    help=f"""Make a video of each picture IMAGE with the bundle BUNDLE.
+
+    {_formats()}
+
+    \b
+    Examples:
+        svd-trt infer svd-xt picture.png -o video.mp4 --seed 42
+        svd-trt infer svd-xt picture.png -o video.webp --fps 12 --motion-bucket-id 180 --num-inference-steps 15
+        svd-trt infer svd-xt *.jpg -o videos.mp4         (videos-0.mp4, videos-1.mp4, ...)
+        svd-trt infer svd-xt picture.png -o - | ffplay -f rawvideo -pixel_format rgb24 -video_size 1024x576 -
+
+    The same checkpoint, picture, seed and options give the same video as diffusers.
+    """,
+)
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("images", metavar="IMAGE...", nargs=-1, required=True)
+@click.option("-o", "--output", required=True, metavar="OUT", help="File or folder to write, or - for standard output.")
+@_parameter_options
+@click.option(
+    "--backend",
+    type=click.Choice(RUN_BACKENDS),
+    default="auto",
+    show_default=True,
+    help="Where to run; auto takes the fastest that works here.",
+)
+@click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
+@click.option("--json", "as_json", is_flag=True, help="Print timings, seed, parameters and backend as JSON.")
+def command(
+    bundle: Path,
+    images: tuple[str, ...],
+    output: str,
+    backend: RunBackend,
+    quiet: bool,
+    as_json: bool,
+    **parameters: Any,
+) -> None:
+    """See the help text above."""
+    if as_json and output == _STDOUT:
+        raise click.UsageError("--json and -o - both want standard output; write the video to a file")
+    started = time.perf_counter()
+    count = len(images) * Parameters(**parameters).num_videos_per_prompt
+    paths = [numbered(output, index, count) for index in range(count)]
+    _check_outputs(paths, images)
+    console = stderr(quiet=quiet)
+    with VideoPipeline.open(bundle, backend=backend) as pipe:
+        opened = time.perf_counter() - started
+        with bars(console) as progress:
+            reporter = _Reporter(progress)
+            stream = pipe.stream(list(images), progress=reporter, **parameters)
+            written = _write(stream, paths, _about(pipe, stream))
+    timings = {"open": opened, **stream.timings, "write": written, "total": time.perf_counter() - started}
+    _report(console, stream, paths, timings)
+    if as_json:
+        print_json(_as_dict(pipe, stream, paths, timings))
+
+
+class _Reporter:
+    """One bar for each stage, made when it starts."""
+
+    def __init__(self, progress: Any) -> None:
+        self.progress = progress
+        self.tasks: dict[str, Any] = {}
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        if stage not in self.tasks:
+            self.tasks[stage] = self.progress.add_task(stage, total=total, note="")
+        self.progress.update(self.tasks[stage], completed=done, note=f"{done}/{total}")
+
+
+def _check_outputs(paths: list[str], images: tuple[str, ...]) -> None:
+    """Refuse what cannot be written, and what would overwrite an input, before the work."""
+    for path in paths:
+        check_output(path)
+        for image in images:
+            with contextlib.suppress(OSError):
+                if path != _STDOUT and Path(path).samefile(image):
+                    raise OutputError(f"{path} is also an input picture; choose another output")
+
+
+def _write(stream: VideoStream, paths: list[str], about: dict[str, Any]) -> float:
+    """Write frames as they come; the seconds spent writing."""
+    p = stream.parameters
+    assert p.num_frames is not None
+    assert p.height is not None
+    assert p.width is not None
+    spent = 0.0
+    for path in paths:
+        with open_writer(path, height=p.height, width=p.width, fps=p.fps, metadata=about) as writer:
+            for _ in range(p.num_frames):
+                frame = next(stream)
+                started = time.perf_counter()
+                writer.write(frame[np.newaxis])
+                spent += time.perf_counter() - started
+            started = time.perf_counter()
+        spent += time.perf_counter() - started
+    return spent
+
+
+def _about(pipe: VideoPipeline, stream: VideoStream) -> dict[str, Any]:
+    """What a file says of how it was made."""
+    manifest = pipe.bundle.manifest
+    return {
+        "svd_trt": svd_trt.__version__,
+        "model": manifest.source.model,
+        "precision": manifest.precision,
+        "backend": stream.backend,
+        **stream.parameters.as_dict(),
+    }
+
+
+def _report(console: Console, stream: VideoStream, paths: list[str], timings: dict[str, Any]) -> None:
+    p = stream.parameters
+    names = paths[0] if len(paths) == 1 else f"{paths[0]} to {paths[-1]}"
+    where = "standard output" if paths[0] == _STDOUT else names
+    console.print(f"wrote {where}: {p.num_frames} frames of {p.width}x{p.height} at {p.fps} fps, seed {p.seed}")
+    stages = {k: v for k, v in timings.items() if k not in ("steps", "total")}
+    told = ", ".join(f"{stage} {seconds(value)}" for stage, value in stages.items())
+    console.print(f"{seconds(timings['total'])} on {stream.backend}: {told}", style="dim")
+
+
+def _as_dict(pipe: VideoPipeline, stream: VideoStream, paths: list[str], timings: dict[str, Any]) -> dict[str, Any]:
+    rounded = {k: [round(s, 4) for s in v] if isinstance(v, list) else round(v, 4) for k, v in timings.items()}
+    return {
+        "outputs": paths,
+        "seed": stream.parameters.seed,
+        "parameters": stream.parameters.as_dict(),
+        "backend": stream.backend,
+        "precision": pipe.bundle.manifest.precision,
+        "timings_s": rounded,
+    }

@@ -1,0 +1,74 @@
+"""Entry point: the command group, and how every way to end becomes an exit code.
+
+0 done, 1 what was asked cannot be done (one line says why and what to do), 2 the command line is wrong,
+130 interrupted, 143 terminated.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from importlib import import_module
+from typing import NoReturn
+
+import click
+
+from svd_trt import __version__
+from svd_trt.errors import SvdTrtError
+
+__all__ = ["cli", "main"]
+
+_COMMANDS = {
+    "build": "svd_trt.cli.build",
+    "infer": "svd_trt.cli.infer",
+    "random-checkpoint": "svd_trt.cli.random_checkpoint",
+}
+_INTERRUPTED = 130
+_TERMINATED = 143
+
+
+class _LazyGroup(click.Group):
+    """Imports a command's module when it is called for, so that ``infer`` never loads what ``build`` needs."""
+
+    def list_commands(self, _ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, _ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        command = import_module(_COMMANDS[cmd_name]).command
+        assert isinstance(command, click.Command)
+        return command
+
+
+@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="svd-trt")
+def cli() -> None:
+    r"""Stable Video Diffusion as TensorRT engines: build once, run many times.
+
+    \b
+        svd-trt build stabilityai/stable-video-diffusion-img2vid-xt -o svd-xt
+        svd-trt infer svd-xt picture.png -o video.mp4
+    """
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Run the command line and exit."""
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        code = cli.main(arguments, prog_name="svd-trt", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted", err=True)
+        sys.exit(_INTERRUPTED)
+    except SvdTrtError as error:
+        click.echo(f"svd-trt: {error}", err=True)
+        sys.exit(1)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _terminate(*_: object) -> NoReturn:
+    """Leave as Ctrl-C does: half-written files are removed on the way out."""
+    sys.exit(_TERMINATED)

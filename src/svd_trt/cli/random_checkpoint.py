@@ -1,0 +1,37 @@
+"""``svd-trt random-checkpoint``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from svd_trt.cli.console import stderr
+from svd_trt.errors import MissingDependencyError
+
+__all__ = ["command"]
+
+
+@click.command("random-checkpoint")
+@click.argument("directory", type=click.Path(path_type=Path))
+@click.option("--preset", default="tiny", show_default=True, help="Size of the model: tiny (2.9 M parameters).")
+@click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Seed of the weights.")
+@click.option("--variant", type=click.Choice(["fp16"]), help="Store half precision, in files named as the hub does.")
+def command(directory: Path, preset: str, seed: int, variant: str | None) -> None:
+    r"""Write a small Stable Video Diffusion checkpoint with random weights to DIRECTORY.
+
+    It has the real format and makes noise: enough to try svd-trt, or to test what is built on it, without the
+    licensed weights.
+
+    \b
+        svd-trt random-checkpoint ./tiny
+        svd-trt build ./tiny -o ./tiny-bundle --height 128 --width 192
+    """
+    console = stderr()
+    with console.status("drawing weights"):
+        try:
+            from svd_trt.export.random_checkpoint import write_random_checkpoint
+        except ModuleNotFoundError as error:
+            raise MissingDependencyError("svd-trt random-checkpoint", "export") from error
+        write_random_checkpoint(directory, preset, seed, variant=variant)
+    console.print(f"wrote {directory}\nnext: svd-trt build {directory} -o BUNDLE --height 128 --width 192")
