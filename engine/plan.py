@@ -55,11 +55,12 @@ def build_plan(
     thread = threading.Thread(target=job.run, name=f"build {spec.name}", daemon=True)
     thread.start()
     try:
-        while thread.is_alive():
-            thread.join(timeout=0.2)
+        # Not thread.join(): interrupted by a signal, it takes the thread for finished (Python 3.11).
+        while not job.done.wait(timeout=0.2):
+            pass
     except BaseException:
         job.cancelled.set()
-        thread.join()
+        job.done.wait()
         plan_path.unlink(missing_ok=True)
         raise
     if job.error is not None:
@@ -126,6 +127,7 @@ class _BuildJob:
     plan_path: Path
     progress: Progress
     cancelled: threading.Event = field(default_factory=threading.Event)
+    done: threading.Event = field(default_factory=threading.Event)
     report: PlanReport | None = None
     error: EngineBuildError | None = None
 
@@ -136,6 +138,8 @@ class _BuildJob:
             self.error = error
         except Exception as error:  # anything TensorRT's bindings throw is a failed build to the caller
             self.error = EngineBuildError(f"building {self.spec.name} failed: {error}")
+        finally:
+            self.done.set()
 
     def _build(self) -> PlanReport:
         trt = self.flavour.trt

@@ -30,7 +30,9 @@ def learning_rate(step: int, steps: int, peak: float, warm_up: int = 100, floor:
 def save_state(path: Path, step: int, **parts: Any) -> None:
     """Saves anything with a state_dict, atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save({"step": step, **{name: part.state_dict() for name, part in parts.items()}}, path.with_suffix(".new"))
+    torch.save(
+        {"step": step, **{name: part.state_dict() for name, part in parts.items()}}, path.with_suffix(".new")
+    )
     os.replace(path.with_suffix(".new"), path)
 
 
@@ -90,7 +92,9 @@ class Log:
                 writer.writerow(["step", *means, "seconds_per_step"])
             writer.writerow([step + 1, *(f"{v:.6g}" for v in means.values()), f"{seconds:.3f}"])
         text = "  ".join(f"{name} {value:.4g}" for name, value in means.items())
-        print(f"{self.title} {step + 1}/{self.steps}  {text}  {seconds:.2f} s/step", file=sys.stderr, flush=True)
+        print(
+            f"{self.title} {step + 1}/{self.steps}  {text}  {seconds:.2f} s/step", file=sys.stderr, flush=True
+        )
 
 
 class _FlatConv3d(torch.nn.Conv3d):

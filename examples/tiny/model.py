@@ -87,7 +87,9 @@ def make_scheduler() -> EulerDiscreteScheduler:
 
 
 def make_image_processor() -> CLIPImageProcessor:
-    return CLIPImageProcessor(size={"shortest_edge": CLIP_SIZE}, crop_size={"height": CLIP_SIZE, "width": CLIP_SIZE})
+    return CLIPImageProcessor(
+        size={"shortest_edge": CLIP_SIZE}, crop_size={"height": CLIP_SIZE, "width": CLIP_SIZE}
+    )
 
 
 def make_pipeline(seed: int | None = None) -> StableVideoDiffusionPipeline:

@@ -8,9 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageDraw
-
 import world
+from PIL import Image, ImageDraw
 from score import NUM_FRAMES, SIZE, Settings, diffusers_generator, picture_of
 
 HERE = Path(__file__).parent
@@ -31,7 +30,10 @@ def draw_loss(runs: Path, path: Path) -> None:
     matplotlib.use("agg")
     from matplotlib import pyplot
 
-    panels = [("vae", "psnr", "VAE, PSNR (dB)"), ("clip", "heading_error", "image encoder, heading error (degrees)")]
+    panels = [
+        ("vae", "psnr", "VAE, PSNR (dB)"),
+        ("clip", "heading_error", "image encoder, heading error (degrees)"),
+    ]
     panels.append(("unet", "loss", "denoiser, v-prediction loss"))
     figure, axes = pyplot.subplots(1, 3, figsize=(11, 2.8), layout="constrained")
     for axis, (name, column, title) in zip(axes, panels, strict=True):
@@ -60,7 +62,9 @@ def sheet(rows: list[tuple[Picture, Picture]], captions: list[str], zoom: int = 
         canvas.paste(picture_of(truth), (gap, top))
         for line, clip in enumerate((truth, generated)):
             for i, frame in enumerate(clip):
-                canvas.paste(Image.fromarray(frame), (2 * gap + SIZE + i * (SIZE + gap), top + line * (SIZE + gap)))
+                canvas.paste(
+                    Image.fromarray(frame), (2 * gap + SIZE + i * (SIZE + gap), top + line * (SIZE + gap))
+                )
     return canvas.resize((width * zoom, height * zoom), Image.Resampling.NEAREST)
 
 

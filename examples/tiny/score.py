@@ -16,17 +16,17 @@ import statistics
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import world
 from PIL import Image
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
-
-import world
 
 HERE = Path(__file__).parent
 BUCKETS = (32, 80, 128, 176, 224)
@@ -140,7 +140,9 @@ class Tally:
     repeat_error: list[float] = field(default_factory=list)
     random_error: list[float] = field(default_factory=list)
     vae_psnr: list[float] = field(default_factory=list)
-    chunked: list[tuple[float, float, float]] = field(default_factory=list)  # boundary, inside, PSNR to unchunked
+    chunked: list[tuple[float, float, float]] = field(
+        default_factory=list
+    )  # boundary, inside, PSNR to unchunked
     sweep: dict[int, list[float]] = field(default_factory=lambda: {bucket: [] for bucket in BUCKETS})
 
 
@@ -196,7 +198,9 @@ def summarise(tally: Tally, settings: Settings, pictures: int) -> dict[str, Any]
         "direction_error_degrees_median": statistics.median(tally.angle),
         "speed_ratio_to_truth_median": statistics.median(g / t for g, t in tally.speed),
         "pixels_per_frame_by_motion_bucket": sweep,
-        "true_pixels_per_frame_by_motion_bucket": {str(b): SIZE * world.displacement(b, settings.fps) for b in BUCKETS},
+        "true_pixels_per_frame_by_motion_bucket": {
+            str(b): SIZE * world.displacement(b, settings.fps) for b in BUCKETS
+        },
         "error": error,
         "error_repeat_first_frame": repeat,
         "error_random_weights": mean(tally.random_error) if tally.random_error else None,
@@ -207,7 +211,7 @@ def summarise(tally: Tally, settings: Settings, pictures: int) -> dict[str, Any]
     }
     targets = {
         "direction_within_30_degrees >= 0.90": scores["direction_within_30_degrees"] >= 0.90,
-        "displacement strictly increasing": all(a < b for a, b in zip(moves, moves[1:], strict=False)),
+        "displacement strictly increasing": all(a < b for a, b in pairwise(moves)),
         "error_below_repeat >= 0.30": scores["error_below_repeat"] >= 0.30,
         "first_frame_psnr_db_median >= 20": scores["first_frame_psnr_db_median"] >= 20,
     }
@@ -215,7 +219,9 @@ def summarise(tally: Tally, settings: Settings, pictures: int) -> dict[str, Any]
     return {"pictures": pictures, "settings": shared, "scores": scores, "targets": targets}
 
 
-def score(generate: Generate, pipeline: Any, random: Generate | None, pictures: int, base: Settings) -> dict[str, Any]:
+def score(
+    generate: Generate, pipeline: Any, random: Generate | None, pictures: int, base: Settings
+) -> dict[str, Any]:
     """Scores `generate`; `pipeline` adds the VAE's score and `random` the baseline, where there are such."""
     tally = Tally()
     with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
@@ -245,24 +251,29 @@ def print_table(report: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--checkpoint", type=Path, default=HERE / "checkpoint", help="diffusers directory")
-    source.add_argument("--bundle", type=Path, help="svd-trt bundle; leaves out the VAE's score and random weights")
+    source.add_argument(
+        "--bundle", type=Path, help="svd-trt bundle; leaves out the VAE's score and random weights"
+    )
     parser.add_argument("--pictures", type=int, default=50)
     parser.add_argument("--steps", type=int, default=Settings.num_inference_steps)
     parser.add_argument("--max-guidance", type=float, default=Settings.max_guidance_scale)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true", help="JSON on stdout instead of a table")
     options = parser.parse_args()
-    base = Settings(7, 127, options.seed, num_inference_steps=options.steps, max_guidance_scale=options.max_guidance)
+    base = Settings(
+        7, 127, options.seed, num_inference_steps=options.steps, max_guidance_scale=options.max_guidance
+    )
     if options.bundle:
         with bundle_generator(options.bundle) as generate:
             report = score(generate, None, None, options.pictures, base)
     else:
         import torch
         from diffusers import StableVideoDiffusionPipeline
-
         from model import make_pipeline
 
         pipeline = StableVideoDiffusionPipeline.from_pretrained(options.checkpoint, torch_dtype=torch.float32)

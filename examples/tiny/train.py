@@ -22,15 +22,16 @@ import train_clip
 import train_unet
 import train_vae
 from diffusers import StableVideoDiffusionPipeline, UNetSpatioTemporalConditionModel
-from plots import draw_loss, draw_samples
-
 from model import make_image_processor, make_scheduler, save_pipeline
+from plots import draw_loss, draw_samples
 
 HERE = Path(__file__).parent
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--runs", type=Path, default=HERE / "runs", help="states and logs, to go on from")
     parser.add_argument("--checkpoint", type=Path, default=HERE / "checkpoint")
     parser.add_argument("--vae-steps", type=int, default=train_vae.STEPS)

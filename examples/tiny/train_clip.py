@@ -12,12 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers.pipelines.stable_video_diffusion.pipeline_stable_video_diffusion import _resize_with_antialiasing
-from loop import Log, autocast, learning_rate, load_state, save_state, share_cores
-from transformers import CLIPVisionModelWithProjection
-
 import world
+from diffusers.pipelines.stable_video_diffusion.pipeline_stable_video_diffusion import (
+    _resize_with_antialiasing,
+)
+from loop import Log, autocast, learning_rate, load_state, save_state, share_cores
 from model import CLIP_SIZE, EMBED_DIM, SIZE, make_image_encoder, make_image_processor
+from transformers import CLIPVisionModelWithProjection
 
 STEPS = 900
 PICTURES = 64
@@ -43,18 +44,21 @@ def describe(scene: world.Scene) -> list[float]:
     """What the embedding must tell, each in about [-1,1]."""
     hue = 2 * np.pi * colorsys.rgb_to_hsv(*scene.trim)[0]
     place = [2 * x - 1 for x in scene.start]
-    sky = [4 * x - 0.5 for x in (*scene.sky_top, *scene.sky_bottom)]
     # The heading counts twice: it is what the flight depends on.
-    return [*scene.direction, *scene.direction, *place, float(np.cos(hue)), float(np.sin(hue)), *sky]
+    return [*scene.direction, *scene.direction, *place, float(np.cos(hue)), float(np.sin(hue))]
 
 
 def batch(step: int) -> tuple[torch.Tensor, torch.Tensor]:
     rng = np.random.default_rng([2, step])
     scenes = [world.make_scene(int(seed)) for seed in rng.integers(world.HELD_OUT_START, size=PICTURES)]
     frames = rng.integers(0, 8, size=PICTURES)
-    pictures = np.concatenate([world.draw_frames(s, [f], SIZE, SIZE) for s, f in zip(scenes, frames, strict=True)])
+    pictures = np.concatenate(
+        [world.draw_frames(s, [f], SIZE, SIZE) for s, f in zip(scenes, frames, strict=True)]
+    )
     truths = np.array([describe(s) for s in scenes], np.float32)
-    moved = np.array([np.multiply(s.direction, s.displacement * f) for s, f in zip(scenes, frames, strict=True)])
+    moved = np.array(
+        [np.multiply(s.direction, s.displacement * f) for s, f in zip(scenes, frames, strict=True)]
+    )
     truths[:, 4:6] += 2 * moved
     return torch.from_numpy(pictures).permute(0, 3, 1, 2) * 2 - 1, torch.from_numpy(truths)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import world
 from diffusers import AutoencoderKLTemporalDecoder, UNetSpatioTemporalConditionModel
 from loop import (
     Average,
@@ -24,11 +25,9 @@ from loop import (
     share_cores,
     speed_up_attention,
 )
+from model import NUM_FRAMES, SIZE, make_unet
 from train_clip import preprocess
 from transformers import CLIPVisionModelWithProjection
-
-import world
-from model import NUM_FRAMES, SIZE, make_unet
 
 CLIPS = 6000
 SHARD = 500
@@ -53,7 +52,9 @@ class Clips:
 
 
 @torch.no_grad()
-def encode_shard(vae: AutoencoderKLTemporalDecoder, encoder: CLIPVisionModelWithProjection, shard: int) -> Clips:
+def encode_shard(
+    vae: AutoencoderKLTemporalDecoder, encoder: CLIPVisionModelWithProjection, shard: int
+) -> Clips:
     """Clips `shard * SHARD` and on; seeds count up from 0, the held-out ones are far away."""
     torch.manual_seed(1000 + shard)
     parts: list[list[torch.Tensor]] = []

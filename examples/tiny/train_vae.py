@@ -7,20 +7,27 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKLTemporalDecoder
-from loop import Log, autocast, flatten_temporal_convolutions, learning_rate, load_state, save_state, share_cores
-
 import world
+from diffusers import AutoencoderKLTemporalDecoder
+from loop import (
+    Log,
+    autocast,
+    flatten_temporal_convolutions,
+    learning_rate,
+    load_state,
+    save_state,
+    share_cores,
+)
 from model import SIZE, make_vae
 
-STEPS = 1800
-FRAMES = 32  # pictures per step, as 32 x 1, 16 x 2, 8 x 4 or 4 x 8 clips and frames
-PEAK_RATE = 1.5e-3
+STEPS = 3000
+FRAMES = 16  # pictures per step, as 16 x 1, 8 x 2, 4 x 4 or 2 x 8 clips and frames
+PEAK_RATE = 1.2e-3
 KL_WEIGHT = 1e-4
 
 
 def batch(step: int) -> tuple[torch.Tensor, torch.Tensor, int]:
-    """Pictures `[32,3,32,32]` in [-1,1], loss weights `[32,1,32,32]` and the clip length; a function of the step."""
+    """Pictures `[16,3,32,32]` in [-1,1], loss weights `[16,1,32,32]` and the clip length; a function of the step."""
     rng = np.random.default_rng([1, step])
     num_frames = int(rng.choice([1, 2, 4, 8]))  # any decode chunk must do
     pictures, weights = [], []
@@ -32,7 +39,10 @@ def batch(step: int) -> tuple[torch.Tensor, torch.Tensor, int]:
         rocket = np.abs(clip - world.draw_sky(scene, SIZE, SIZE)).max(-1, keepdims=True) > 0.02
         pictures.append(clip)
         weights.append(1.0 + 2.0 * rocket)
-    to_torch = [torch.from_numpy(np.concatenate(x).astype(np.float32)).permute(0, 3, 1, 2) for x in (pictures, weights)]
+    to_torch = [
+        torch.from_numpy(np.concatenate(x).astype(np.float32)).permute(0, 3, 1, 2)
+        for x in (pictures, weights)
+    ]
     return to_torch[0] * 2 - 1, to_torch[1], num_frames
 
 
@@ -56,13 +66,22 @@ def loss_of(vae: AutoencoderKLTemporalDecoder, step: int) -> tuple[torch.Tensor,
     reconstruction = (weights * (error.abs() + 2 * error**2)).mean()
     loss = reconstruction + 0.5 * gradient_loss(decoded, pictures) + KL_WEIGHT * kl
     psnr = -10 * torch.log10((error / 2).detach().clamp(-1, 1).square().mean()).item()
-    return loss, {"loss": loss.item(), "psnr": psnr, "kl": kl.item(), "std": posterior.mean.float().std().item()}
+    return loss, {
+        "loss": loss.item(),
+        "psnr": psnr,
+        "kl": kl.item(),
+        "std": posterior.mean.float().std().item(),
+    }
 
 
 def train(runs: Path, steps: int = STEPS) -> AutoencoderKLTemporalDecoder:
     """Trains, or goes on training, and returns the VAE with its scaling factor set."""
     torch.manual_seed(1)
     vae = make_vae()
+    # Posteriors start narrow (sigma 0.05): at the default of 1, the noise drowns the colours for a thousand steps.
+    with torch.no_grad():
+        vae.quant_conv.weight[4:].zero_()
+        vae.quant_conv.bias[4:].fill_(-6.0)
     flatten_temporal_convolutions(vae)
     optimizer = torch.optim.AdamW(vae.parameters(), lr=PEAK_RATE, betas=(0.9, 0.99), weight_decay=1e-3)
     first = load_state(runs / "vae.pt", vae=vae, optimizer=optimizer)

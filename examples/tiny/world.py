@@ -25,6 +25,8 @@ FPS_RANGE = (6, 10)
 BUCKET_RANGE = (16, 255)
 HELD_OUT_START = 1_000_000_000  # seeds from here on are never trained on
 
+SKY_TOP, SKY_BOTTOM = (0.02, 0.03, 0.10), (0.10, 0.06, 0.22)  # one night for all; only the stars differ
+
 Float = npt.NDArray[np.float32]
 Colour = tuple[float, float, float]
 
@@ -38,8 +40,6 @@ class Scene:
     start: tuple[float, float]
     body: Colour
     trim: Colour
-    sky_top: Colour
-    sky_bottom: Colour
     stars: tuple[tuple[float, float, float, float], ...]
     fps: int
     motion_bucket_id: int
@@ -88,8 +88,7 @@ def make_scene(
     motion_bucket_id = drawn_bucket if motion_bucket_id is None else motion_bucket_id
     heading = float(rng.uniform(0, 2 * np.pi))
     place = rng.uniform(0, 1, 2)
-    hue, sky_hue = rng.uniform(0, 1, 2)
-    top, bottom = rng.uniform(0.04, 0.30, 2)
+    hue = float(rng.uniform())
     width, height = max(aspect, 1.0), max(1 / aspect, 1.0)
     stars: list[tuple[float, float, float, float]] = []
     if rng.uniform() < 0.5:
@@ -102,15 +101,14 @@ def make_scene(
         start=(0.0, 0.0),
         body=_hsv(hue, 0.12, 0.97),
         trim=_hsv(hue, 0.85, 0.92),
-        sky_top=_hsv(sky_hue, 0.7, top),
-        sky_bottom=_hsv(sky_hue + 0.08, 0.7, bottom),
         stars=tuple(stars),
         fps=fps,
         motion_bucket_id=motion_bucket_id,
     )
     travel = scene.displacement * (num_frames - 1)
     start = [
-        _place(float(u), travel * c, side) for u, c, side in zip(place, scene.direction, (width, height), strict=True)
+        _place(float(u), travel * c, side)
+        for u, c, side in zip(place, scene.direction, (width, height), strict=True)
     ]
     return replace(scene, start=(start[0], start[1]))
 
@@ -150,7 +148,7 @@ def draw_sky(scene: Scene, height: int, width: int) -> Float:
     """The picture without the rocket, `[H,W,3]` in [0,1]."""
     x, y, pixel = _grid(height, width)
     blend = np.broadcast_to((y / (height * pixel))[..., None], (height, width, 3))
-    top, bottom = np.asarray(scene.sky_top, np.float32), np.asarray(scene.sky_bottom, np.float32)
+    top, bottom = np.asarray(SKY_TOP, np.float32), np.asarray(SKY_BOTTOM, np.float32)
     sky = np.ascontiguousarray(top + blend * (bottom - top), np.float32)
     for star_x, star_y, radius, light in scene.stars:
         distance = np.hypot(x - star_x, y - star_y) - radius
@@ -164,7 +162,10 @@ def draw_frames(scene: Scene, frames: npt.ArrayLike, height: int, width: int) ->
     step = scene.displacement * np.asarray(frames, np.float32).reshape(-1, 1, 1)
     cos, sin = scene.direction
     dx, dy = x - (scene.start[0] + step * cos), y - (scene.start[1] + step * sin)
-    u, v = ((dx * cos + dy * sin) / SCALE).astype(np.float32), ((dy * cos - dx * sin) / SCALE).astype(np.float32)
+    u, v = (
+        ((dx * cos + dy * sin) / SCALE).astype(np.float32),
+        ((dy * cos - dx * sin) / SCALE).astype(np.float32),
+    )
     pixel /= SCALE
     canvas = np.repeat(draw_sky(scene, height, width)[None], len(step), axis=0)
     side = np.abs(v)  # the rocket is symmetric about its axis

@@ -184,7 +184,7 @@ def _report(console: Console, stream: VideoStream, paths: list[str], timings: di
     console.print(f"wrote {where}: {p.num_frames} frames of {p.width}x{p.height} at {p.fps} fps, seed {p.seed}")
     stages = {k: v for k, v in timings.items() if k not in ("steps", "total")}
     told = ", ".join(f"{stage} {seconds(value)}" for stage, value in stages.items())
-    console.print(f"{seconds(timings['total'])} on {stream.backend}: {told}", style="dim")
+    console.print(f"{seconds(timings['total'])} on {stream.backend}: {told}", style="dim", soft_wrap=True)
 
 
 def _as_dict(pipe: VideoPipeline, stream: VideoStream, paths: list[str], timings: dict[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,171 @@
+"""Real checkpoints and real bundles, built once for all test processes."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import pytest
+from filelock import FileLock
+
+from svd_trt import BuildOptions, Bundle, VideoPipeline, build_bundle
+from svd_trt.engine.spec import Range
+
+# Two test processes share two cores, and idle spinning threads of one would take time from the other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+DYNAMIC = BuildOptions(
+    height=Range(40, 72, 136),
+    width=Range(48, 96, 160),
+    frames=Range(2, 4, 9),
+    decode_chunk=Range(1, 4, 9),
+    batch=Range(1, 1, 2),
+    precision="fp32",
+    backend="tensorrt-rtx",
+)
+FIXED = BuildOptions(
+    height=Range.parse("72"),
+    width=Range.parse("96"),
+    frames=Range(2, 4, 6),
+    decode_chunk=Range(1, 3, 6),
+    precision="fp16",
+    backend="tensorrt-rtx",
+)
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """A folder that all test processes of this run see."""
+    base = tmp_path_factory.getbasetemp()
+    return base if worker_id == "master" else base.parent
+
+
+@pytest.fixture(scope="session")
+def once(shared: Path) -> Callable[[str, Callable[[Path], object]], Path]:
+    """``once(name, make)``: the path ``name``, made by the first process that asks for it."""
+
+    def get(name: str, make: Callable[[Path], object]) -> Path:
+        path = shared / name
+        with FileLock(shared / f"{name}.once"):
+            if not path.exists():
+                make(path)
+        return path
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def checkpoint(once: Any) -> Path:
+    """A small SVD checkpoint with random weights, in diffusers format."""
+    from svd_trt.export.random_checkpoint import write_random_checkpoint
+
+    return once("checkpoint", write_random_checkpoint)
+
+
+@pytest.fixture(scope="session")
+def small_checkpoint(once: Any) -> Path:
+    """The smallest SVD: its networks export in seconds; for tests of the build, not of numbers."""
+    from svd_trt.export.random_checkpoint import PRESETS, RandomPreset, write_random_checkpoint
+
+    smallest = RandomPreset(
+        unet_channels=(32, 32),
+        unet_heads=(2, 2),
+        layers_per_block=1,
+        vae_channels=(32, 32),
+        vae_layers_per_block=1,
+        embed_dim=32,
+        clip_layers=1,
+        clip_heads=2,
+        clip_patch=32,
+        clip_intermediate=32,
+        clip_hidden=32,
+        addition_time_embed_dim=32,
+        num_frames=3,
+        sample_size=16,
+    )
+
+    def make(path: Path) -> None:
+        PRESETS["smallest"] = smallest
+        try:
+            write_random_checkpoint(path, "smallest")
+        finally:
+            del PRESETS["smallest"]
+
+    return once("small_checkpoint", make)
+
+
+@pytest.fixture(scope="session")
+def dynamic_bundle(once: Any, checkpoint: Path) -> Bundle:
+    """fp32; frames, chunks, sizes and batch all dynamic."""
+    return Bundle.open(once("dynamic", lambda path: build_bundle(checkpoint, path, DYNAMIC)))
+
+
+@pytest.fixture(scope="session")
+def fixed_bundle(once: Any, checkpoint: Path) -> Bundle:
+    """fp16; one size, dynamic frames and chunks."""
+    return Bundle.open(once("fixed", lambda path: build_bundle(checkpoint, path, FIXED)))
+
+
+@pytest.fixture(scope="session")
+def small_bundle(once: Any, small_checkpoint: Path) -> Path:
+    """A bundle to damage copies of."""
+    options = BuildOptions(height=Range.parse("32"), width=Range.parse("32"), backend="tensorrt-rtx")
+    return once("small", lambda path: build_bundle(small_checkpoint, path, options))
+
+
+@pytest.fixture(scope="session")
+def dynamic_pipe(dynamic_bundle: Bundle) -> Iterator[VideoPipeline]:
+    with VideoPipeline.open(dynamic_bundle) as pipe:
+        yield pipe
+
+
+@pytest.fixture(scope="session")
+def reference(checkpoint: Path) -> Any:
+    """diffusers' own pipeline on the same checkpoint, fp32 on the CPU."""
+    import torch
+    from diffusers import StableVideoDiffusionPipeline
+
+    torch.set_num_threads(1)
+    pipe = StableVideoDiffusionPipeline.from_pretrained(checkpoint)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture(scope="session")
+def picture() -> PIL.Image.Image:
+    """Coloured blocks over a gradient: detail at several scales, 192x144."""
+    rng = np.random.default_rng(0)
+    blocks = np.kron(rng.random((6, 8, 3)), np.ones((24, 24, 1)))
+    ramp = np.linspace(0, 1, 192)[None, :, None]
+    return PIL.Image.fromarray((255 * (0.7 * blocks + 0.3 * ramp)).astype(np.uint8))
+
+
+@pytest.fixture(scope="session")
+def picture_file(shared: Path, picture: PIL.Image.Image, once: Any) -> Path:
+    return once("picture.png", picture.save)
+
+
+def psnr(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> float:
+    """Peak signal-to-noise ratio of uint8 frames, in dB; 100 where they are equal."""
+    error = np.mean((a.astype(np.float64) - b.astype(np.float64)) ** 2)
+    return 100.0 if error == 0 else float(10 * np.log10(255**2 / error))
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Print every figure that a test recorded, so that a run's log says how close the numbers are."""
+    rows = [
+        (report.nodeid.split("::", 1)[1], name, value)
+        for report in terminalreporter.stats.get("passed", [])
+        for name, value in report.user_properties
+    ]
+    if rows:
+        terminalreporter.section("measured")
+        for test, name, value in rows:
+            with contextlib.suppress(TypeError, ValueError):
+                value = f"{float(value):.3g}"
+            terminalreporter.write_line(f"{name:>22} {value:>10}  {test}")

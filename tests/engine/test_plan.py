@@ -1,0 +1,131 @@
+"""Real TensorRT builds: every node parsed, profiles hold the ranges, memory is recorded, cancelling works."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from svd_trt import Bundle
+from svd_trt.engine.flavour import find_flavour, gpu_count, select_flavour
+from svd_trt.engine.plan import build_plan, make_profile, parse_network
+from svd_trt.engine.spec import NETWORKS
+from svd_trt.errors import EngineBuildError
+
+pytest.importorskip("onnxruntime_ep_nv_tensorrt_rtx", reason="TensorRT for RTX is not installed (svd-trt[rtx])")
+
+
+@pytest.fixture
+def builder() -> tuple[Any, Any, Any]:
+    flavour = find_flavour("tensorrt-rtx")
+    logger = flavour.trt.Logger(flavour.trt.Logger.ERROR)
+    return flavour, flavour.trt.Builder(logger), logger
+
+
+@pytest.mark.parametrize("which", ["dynamic_bundle", "fixed_bundle"])
+def test_plans_are_built_and_described(which: str, request: pytest.FixtureRequest, builder: Any) -> None:
+    bundle: Bundle = request.getfixturevalue(which)
+    flavour, trt_builder, logger = builder
+    assert bundle.manifest.flavour is not None
+    assert (bundle.manifest.flavour.name, bundle.manifest.flavour.version) == ("tensorrt-rtx", flavour.version)
+    for name in NETWORKS:
+        entry = bundle.network(name)
+        assert entry.plan is not None
+        assert entry.plan.file.size > 1000
+        assert entry.plan.activation_bytes is not None
+        assert entry.plan.activation_bytes > 0
+        bytes_each = 2 if bundle.manifest.precision == "fp16" and name != "vae_encoder" else 4
+        assert entry.plan.weight_bytes is not None
+        assert entry.plan.weight_bytes == pytest.approx(entry.onnx.parameters * bytes_each, rel=0.1)
+        network, _parser = parse_network(flavour, trt_builder, logger, bundle.onnx_path(name), entry.spec)
+        assert network.num_layers == entry.plan.layers
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_profile_holds_the_ranges(name: Any, dynamic_bundle: Bundle, builder: Any) -> None:
+    spec = dynamic_bundle.network(name).spec
+    _, trt_builder, _ = builder
+    profile = make_profile(trt_builder, spec)
+    assert profile
+    for tensor in spec.inputs:
+        if tensor.dynamic:
+            held = [tuple(shape) for shape in profile.get_shape(tensor.name)]
+            assert held == [
+                tensor.resolve({s: getattr(r, end) for s, r in spec.ranges.items()}) for end in ("min", "opt", "max")
+            ]
+
+
+def test_every_onnx_operator_is_taken(dynamic_bundle: Bundle, builder: Any) -> None:
+    """The parser names the operators that it cannot take; there are none."""
+    flavour, trt_builder, logger = builder
+    for name in NETWORKS:
+        network = trt_builder.create_network(0)
+        parser = flavour.trt.OnnxParser(network, logger)
+        supported = parser.supports_model_v2(
+            dynamic_bundle.onnx_path(name).read_bytes(), str(dynamic_bundle.onnx_path(name))
+        )
+        assert supported, [parser.get_error(i).desc() for i in range(parser.num_errors)]
+        assert parser.num_subgraphs == 1
+
+
+def test_a_refused_graph_is_named(small_bundle: Path, tmp_path: Path) -> None:
+    bundle = Bundle.open(small_bundle)
+    broken = tmp_path / "broken.onnx"
+    broken.write_bytes(bundle.onnx_path("denoiser").read_bytes()[:5000])
+    with pytest.raises(EngineBuildError, match="cannot parse denoiser"):
+        build_plan(find_flavour("tensorrt-rtx"), broken, bundle.network("denoiser").spec, tmp_path / "p.plan")
+    assert not (tmp_path / "p.plan").exists()
+
+
+def test_a_graph_of_other_tensors_is_refused(small_bundle: Path, tmp_path: Path) -> None:
+    bundle = Bundle.open(small_bundle)
+    with pytest.raises(EngineBuildError, match="not what its manifest says"):
+        build_plan(
+            find_flavour("tensorrt-rtx"),
+            bundle.onnx_path("vae_encoder"),
+            bundle.network("image_encoder").spec,
+            tmp_path / "p.plan",
+        )
+
+
+def test_progress_grows_and_ctrl_c_stops_the_builder(fixed_bundle: Bundle, tmp_path: Path) -> None:
+    """SIGINT arrives while TensorRT computes: the build ends early, with KeyboardInterrupt and no file."""
+    seen: list[float] = []
+    target = tmp_path / "p.plan"
+
+    def progress(fraction: float) -> None:
+        seen.append(fraction)
+        if len(seen) == 200:
+            signal.raise_signal(signal.SIGINT)
+
+    started = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        build_plan(
+            find_flavour("tensorrt-rtx"),
+            fixed_bundle.onnx_path("denoiser"),
+            fixed_bundle.network("denoiser").spec,
+            target,
+            progress,
+        )
+    plan = fixed_bundle.network("denoiser").plan
+    assert plan is not None
+    assert seen == sorted(seen)
+    assert len(seen) < plan.layers, "the builder went on to its end"
+    assert not target.exists()
+    for thread in threading.enumerate():
+        if thread.name.startswith("build "):
+            thread.join(timeout=5)
+            assert not thread.is_alive(), "the builder goes on behind the user's back"
+    assert time.monotonic() - started < 120
+
+
+def test_auto_builds_for_rtx_without_a_gpu() -> None:
+    flavour = select_flavour("auto")
+    assert flavour is not None
+    if gpu_count() == 0:
+        assert flavour.name == "tensorrt-rtx"
+    assert select_flavour("onnxruntime") is None
