@@ -59,6 +59,7 @@ class Checkpoint:
             CheckpointError: weights are damaged, or are not those of this architecture.
         """
         kinds = _model_classes()
+        _silence()
         try:
             model, info = kinds[component].from_pretrained(
                 self.path,
@@ -107,6 +108,16 @@ def open_checkpoint(
         source=SourceInfo(model=name, commit=commit, variant=variant, digests=digests),
         upsamplers=len(unet["block_out_channels"]) - 1,
     )
+
+
+def _silence() -> None:
+    """The libraries draw bars of their own on standard error, in between ours."""
+    import diffusers.utils.logging
+    import transformers.utils.logging
+
+    for library in (diffusers.utils.logging, transformers.utils.logging):
+        library.disable_progress_bar()
+        library.set_verbosity_error()
 
 
 def _model_classes() -> dict[Component, Any]:

@@ -30,10 +30,8 @@ def learning_rate(step: int, steps: int, peak: float, warm_up: int = 100, floor:
 def save_state(path: Path, step: int, **parts: Any) -> None:
     """Saves anything with a state_dict, atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(
-        {"step": step, **{name: part.state_dict() for name, part in parts.items()}}, path.with_suffix(".new")
-    )
-    os.replace(path.with_suffix(".new"), path)
+    torch.save({"step": step, **{name: part.state_dict() for name, part in parts.items()}}, path.with_suffix(".new"))
+    path.with_suffix(".new").replace(path)
 
 
 def load_state(path: Path, **parts: Any) -> int:
@@ -92,19 +90,17 @@ class Log:
                 writer.writerow(["step", *means, "seconds_per_step"])
             writer.writerow([step + 1, *(f"{v:.6g}" for v in means.values()), f"{seconds:.3f}"])
         text = "  ".join(f"{name} {value:.4g}" for name, value in means.items())
-        print(
-            f"{self.title} {step + 1}/{self.steps}  {text}  {seconds:.2f} s/step", file=sys.stderr, flush=True
-        )
+        print(f"{self.title} {step + 1}/{self.steps}  {text}  {seconds:.2f} s/step", file=sys.stderr, flush=True)
 
 
 class _FlatConv3d(torch.nn.Conv3d):
     """A (3,1,1) convolution as the 2-D one that it is. Same weights, same result."""
 
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         flat = torch.nn.functional.conv2d(
-            input.flatten(3), self.weight[..., 0], self.bias, padding=(self.kernel_size[0] // 2, 0)
+            hidden_states.flatten(3), self.weight[..., 0], self.bias, padding=(self.kernel_size[0] // 2, 0)
         )
-        return flat.unflatten(3, input.shape[3:])
+        return flat.unflatten(3, hidden_states.shape[3:])
 
 
 def flatten_temporal_convolutions(module: torch.nn.Module) -> None:
@@ -129,7 +125,7 @@ class _OneTokenAttention:
     """Cross-attention to a single token: its softmax is 1, so the token's value is the answer, with these gradients."""
 
     def __call__(
-        self, attn: Any, hidden_states: torch.Tensor, encoder_hidden_states: torch.Tensor, **_: Any
+        self, attn: Any, _queries: torch.Tensor, encoder_hidden_states: torch.Tensor, **_: Any
     ) -> torch.Tensor:
         return attn.to_out[0](attn.to_v(encoder_hidden_states))  # [B,1,C], broadcasts over the queries
 

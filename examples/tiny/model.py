@@ -1,7 +1,7 @@
 """The miniature: real diffusers and transformers classes with SVD's structure and settings, only small.
 
 8 x 8 x 4 latents for a 32 x 32 picture, 8 frames. Channels are multiples of 32 because every GroupNorm has 32 groups,
-and at least 64: with one channel a group the norms would wipe out what is the same all over the picture, the sky's colour.
+and at least 64: with one channel a group, the norms wipe out whatever is the same all over the picture.
 """
 
 from __future__ import annotations
@@ -87,9 +87,7 @@ def make_scheduler() -> EulerDiscreteScheduler:
 
 
 def make_image_processor() -> CLIPImageProcessor:
-    return CLIPImageProcessor(
-        size={"shortest_edge": CLIP_SIZE}, crop_size={"height": CLIP_SIZE, "width": CLIP_SIZE}
-    )
+    return CLIPImageProcessor(size={"shortest_edge": CLIP_SIZE}, crop_size={"height": CLIP_SIZE, "width": CLIP_SIZE})
 
 
 def make_pipeline(seed: int | None = None) -> StableVideoDiffusionPipeline:

@@ -25,17 +25,17 @@ def read_log(path: Path) -> dict[str, list[float]]:
 
 def draw_loss(runs: Path, path: Path) -> None:
     """One panel a net. Needs matplotlib."""
-    import matplotlib
+    import matplotlib as mpl
 
-    matplotlib.use("agg")
-    from matplotlib import pyplot
+    mpl.use("agg")
+    from matplotlib import pyplot as plt
 
     panels = [
         ("vae", "psnr", "VAE, PSNR (dB)"),
         ("clip", "heading_error", "image encoder, heading error (degrees)"),
     ]
     panels.append(("unet", "loss", "denoiser, v-prediction loss"))
-    figure, axes = pyplot.subplots(1, 3, figsize=(11, 2.8), layout="constrained")
+    figure, axes = plt.subplots(1, 3, figsize=(11, 2.8), layout="constrained")
     for axis, (name, column, title) in zip(axes, panels, strict=True):
         log = read_log(runs / f"{name}.csv")
         axis.plot(log["step"], log[column], linewidth=1)
@@ -62,13 +62,11 @@ def sheet(rows: list[tuple[Picture, Picture]], captions: list[str], zoom: int = 
         canvas.paste(picture_of(truth), (gap, top))
         for line, clip in enumerate((truth, generated)):
             for i, frame in enumerate(clip):
-                canvas.paste(
-                    Image.fromarray(frame), (2 * gap + SIZE + i * (SIZE + gap), top + line * (SIZE + gap))
-                )
+                canvas.paste(Image.fromarray(frame), (2 * gap + SIZE + i * (SIZE + gap), top + line * (SIZE + gap)))
     return canvas.resize((width * zoom, height * zoom), Image.Resampling.NEAREST)
 
 
-def draw_samples(checkpoint: Path, path: Path, pictures: int = 6, base: Settings | None = None) -> None:
+def draw_samples(checkpoint: Path, path: Path, pictures: int = 6) -> None:
     """Held-out pictures through the pipeline."""
     import torch
     from diffusers import StableVideoDiffusionPipeline

@@ -110,7 +110,8 @@ def track(clip: Clip, scene: world.Scene) -> npt.NDArray[np.float64]:
     x = (weight.sum(1) * columns).sum(1) / total
     y = (weight.sum(2) * rows).sum(1) / total
     times = np.arange(len(clip)) - (len(clip) - 1) / 2
-    return np.array([(times * x).sum(), (times * y).sum()]) / (times**2).sum()
+    slope: npt.NDArray[np.float64] = np.array([(times * x).sum(), (times * y).sum()]) / (times**2).sum()
+    return slope
 
 
 def angle_to_nose(clip: Clip, scene: world.Scene) -> float:
@@ -140,9 +141,7 @@ class Tally:
     repeat_error: list[float] = field(default_factory=list)
     random_error: list[float] = field(default_factory=list)
     vae_psnr: list[float] = field(default_factory=list)
-    chunked: list[tuple[float, float, float]] = field(
-        default_factory=list
-    )  # boundary, inside, PSNR to unchunked
+    chunked: list[tuple[float, float, float]] = field(default_factory=list)  # boundary, inside, PSNR to unchunked
     sweep: dict[int, list[float]] = field(default_factory=lambda: {bucket: [] for bucket in BUCKETS})
 
 
@@ -191,16 +190,14 @@ def summarise(tally: Tally, settings: Settings, pictures: int) -> dict[str, Any]
     sweep = {str(bucket): mean(values) for bucket, values in tally.sweep.items()}
     moves = list(sweep.values())
     boundary, inside, chunk_psnr = (mean(column) for column in zip(*tally.chunked, strict=True))
-    scores = {
+    scores: dict[str, Any] = {
         "vae_psnr_db": mean(tally.vae_psnr) if tally.vae_psnr else None,
         "first_frame_psnr_db_median": statistics.median(tally.first_psnr),
         "direction_within_30_degrees": mean(angle <= 30 for angle in tally.angle),
         "direction_error_degrees_median": statistics.median(tally.angle),
         "speed_ratio_to_truth_median": statistics.median(g / t for g, t in tally.speed),
         "pixels_per_frame_by_motion_bucket": sweep,
-        "true_pixels_per_frame_by_motion_bucket": {
-            str(b): SIZE * world.displacement(b, settings.fps) for b in BUCKETS
-        },
+        "true_pixels_per_frame_by_motion_bucket": {str(b): SIZE * world.displacement(b, settings.fps) for b in BUCKETS},
         "error": error,
         "error_repeat_first_frame": repeat,
         "error_random_weights": mean(tally.random_error) if tally.random_error else None,
@@ -219,9 +216,7 @@ def summarise(tally: Tally, settings: Settings, pictures: int) -> dict[str, Any]
     return {"pictures": pictures, "settings": shared, "scores": scores, "targets": targets}
 
 
-def score(
-    generate: Generate, pipeline: Any, random: Generate | None, pictures: int, base: Settings
-) -> dict[str, Any]:
+def score(generate: Generate, pipeline: Any, random: Generate | None, pictures: int, base: Settings) -> dict[str, Any]:
     """Scores `generate`; `pipeline` adds the VAE's score and `random` the baseline, where there are such."""
     tally = Tally()
     with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
@@ -251,23 +246,17 @@ def print_table(report: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--checkpoint", type=Path, default=HERE / "checkpoint", help="diffusers directory")
-    source.add_argument(
-        "--bundle", type=Path, help="svd-trt bundle; leaves out the VAE's score and random weights"
-    )
+    source.add_argument("--bundle", type=Path, help="svd-trt bundle; leaves out the VAE's score and random weights")
     parser.add_argument("--pictures", type=int, default=50)
     parser.add_argument("--steps", type=int, default=Settings.num_inference_steps)
     parser.add_argument("--max-guidance", type=float, default=Settings.max_guidance_scale)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true", help="JSON on stdout instead of a table")
     options = parser.parse_args()
-    base = Settings(
-        7, 127, options.seed, num_inference_steps=options.steps, max_guidance_scale=options.max_guidance
-    )
+    base = Settings(7, 127, options.seed, num_inference_steps=options.steps, max_guidance_scale=options.max_guidance)
     if options.bundle:
         with bundle_generator(options.bundle) as generate:
             report = score(generate, None, None, options.pictures, base)

@@ -52,13 +52,9 @@ def batch(step: int) -> tuple[torch.Tensor, torch.Tensor]:
     rng = np.random.default_rng([2, step])
     scenes = [world.make_scene(int(seed)) for seed in rng.integers(world.HELD_OUT_START, size=PICTURES)]
     frames = rng.integers(0, 8, size=PICTURES)
-    pictures = np.concatenate(
-        [world.draw_frames(s, [f], SIZE, SIZE) for s, f in zip(scenes, frames, strict=True)]
-    )
+    pictures = np.concatenate([world.draw_frames(s, [f], SIZE, SIZE) for s, f in zip(scenes, frames, strict=True)])
     truths = np.array([describe(s) for s in scenes], np.float32)
-    moved = np.array(
-        [np.multiply(s.direction, s.displacement * f) for s, f in zip(scenes, frames, strict=True)]
-    )
+    moved = np.array([np.multiply(s.direction, s.displacement * f) for s, f in zip(scenes, frames, strict=True)])
     truths[:, 4:6] += 2 * moved
     return torch.from_numpy(pictures).permute(0, 3, 1, 2) * 2 - 1, torch.from_numpy(truths)
 

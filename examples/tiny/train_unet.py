@@ -29,7 +29,7 @@ from model import NUM_FRAMES, SIZE, make_unet
 from train_clip import preprocess
 from transformers import CLIPVisionModelWithProjection
 
-CLIPS = 6000
+CLIPS = 12000
 SHARD = 500
 STEPS = 6000
 BATCH = 16
@@ -52,9 +52,7 @@ class Clips:
 
 
 @torch.no_grad()
-def encode_shard(
-    vae: AutoencoderKLTemporalDecoder, encoder: CLIPVisionModelWithProjection, shard: int
-) -> Clips:
+def encode_shard(vae: AutoencoderKLTemporalDecoder, encoder: CLIPVisionModelWithProjection, shard: int) -> Clips:
     """Clips `shard * SHARD` and on; seeds count up from 0, the held-out ones are far away."""
     torch.manual_seed(1000 + shard)
     parts: list[list[torch.Tensor]] = []

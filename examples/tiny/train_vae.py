@@ -20,7 +20,7 @@ from loop import (
 )
 from model import SIZE, make_vae
 
-STEPS = 3000
+STEPS = 2400
 FRAMES = 16  # pictures per step, as 16 x 1, 8 x 2, 4 x 4 or 2 x 8 clips and frames
 PEAK_RATE = 1.2e-3
 KL_WEIGHT = 1e-4
@@ -39,10 +39,7 @@ def batch(step: int) -> tuple[torch.Tensor, torch.Tensor, int]:
         rocket = np.abs(clip - world.draw_sky(scene, SIZE, SIZE)).max(-1, keepdims=True) > 0.02
         pictures.append(clip)
         weights.append(1.0 + 2.0 * rocket)
-    to_torch = [
-        torch.from_numpy(np.concatenate(x).astype(np.float32)).permute(0, 3, 1, 2)
-        for x in (pictures, weights)
-    ]
+    to_torch = [torch.from_numpy(np.concatenate(x).astype(np.float32)).permute(0, 3, 1, 2) for x in (pictures, weights)]
     return to_torch[0] * 2 - 1, to_torch[1], num_frames
 
 

@@ -33,7 +33,7 @@ Colour = tuple[float, float, float]
 
 @dataclass(frozen=True)
 class Scene:
-    """All that a clip depends on. `start` is the rocket's centre in the first frame, `stars` are (x, y, radius, light)."""
+    """All that a clip depends on. `start` is the rocket's first centre, `stars` are (x, y, radius, light)."""
 
     seed: int
     heading: float  # radians
@@ -107,8 +107,7 @@ def make_scene(
     )
     travel = scene.displacement * (num_frames - 1)
     start = [
-        _place(float(u), travel * c, side)
-        for u, c, side in zip(place, scene.direction, (width, height), strict=True)
+        _place(float(u), travel * c, side) for u, c, side in zip(place, scene.direction, (width, height), strict=True)
     ]
     return replace(scene, start=(start[0], start[1]))
 
@@ -121,7 +120,8 @@ def _place(u: float, travel: float, side: float) -> float:
 
 def _cover(distance: Float, pixel: float) -> Float:
     """Signed distance (negative inside) to the share of the pixel that is covered."""
-    return np.clip(0.5 - distance / pixel, 0.0, 1.0).astype(np.float32)
+    cover: Float = np.clip(0.5 - distance / pixel, 0.0, 1.0).astype(np.float32)
+    return cover
 
 
 def _polygon(u: Float, v: Float, corners: list[tuple[float, float]]) -> Float:

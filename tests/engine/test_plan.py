@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import signal
-import threading
-import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from svd_trt import Bundle
 from svd_trt.engine.flavour import find_flavour, gpu_count, select_flavour
-from svd_trt.engine.plan import build_plan, make_profile, parse_network
+from svd_trt.engine.plan import build_plan
 from svd_trt.engine.spec import NETWORKS
+from svd_trt.engine.tensorrt_build import make_profile, parse_network
 from svd_trt.errors import EngineBuildError
 
 pytest.importorskip("onnxruntime_ep_nv_tensorrt_rtx", reason="TensorRT for RTX is not installed (svd-trt[rtx])")
@@ -40,7 +41,8 @@ def test_plans_are_built_and_described(which: str, request: pytest.FixtureReques
         assert entry.plan.activation_bytes > 0
         bytes_each = 2 if bundle.manifest.precision == "fp16" and name != "vae_encoder" else 4
         assert entry.plan.weight_bytes is not None
-        assert entry.plan.weight_bytes == pytest.approx(entry.onnx.parameters * bytes_each, rel=0.1)
+        # The builder lays weights out for its kernels, and may keep small ones twice.
+        assert 0.9 <= entry.plan.weight_bytes / (entry.onnx.parameters * bytes_each) <= 2
         network, _parser = parse_network(flavour, trt_builder, logger, bundle.onnx_path(name), entry.spec)
         assert network.num_layers == entry.plan.layers
 
@@ -92,35 +94,59 @@ def test_a_graph_of_other_tensors_is_refused(small_bundle: Path, tmp_path: Path)
         )
 
 
-def test_progress_grows_and_ctrl_c_stops_the_builder(fixed_bundle: Bundle, tmp_path: Path) -> None:
-    """SIGINT arrives while TensorRT computes: the build ends early, with KeyboardInterrupt and no file."""
+def test_progress_grows_to_the_end(small_bundle: Path, tmp_path: Path) -> None:
+    bundle = Bundle.open(small_bundle)
     seen: list[float] = []
-    target = tmp_path / "p.plan"
+    spec = bundle.network("vae_decoder").spec
+    build_plan(find_flavour("tensorrt-rtx"), bundle.onnx_path("vae_decoder"), spec, tmp_path / "p.plan", seen.append)
+    assert seen == sorted(seen)
+    assert len(seen) > 10
+    assert 0.5 < seen[-1] <= 1
+    assert [p.name for p in tmp_path.iterdir()] == ["p.plan"]
 
-    def progress(fraction: float) -> None:
-        seen.append(fraction)
-        if len(seen) == 200:
+
+@pytest.mark.parametrize("fraction", [0.05, 0.5])
+def test_ctrl_c_stops_the_builder(fraction: float, fixed_bundle: Bundle, tmp_path: Path) -> None:
+    """SIGINT while TensorRT computes, in short steps and in its longest: no process and no file is left."""
+
+    def progress(done: float) -> None:
+        if done >= fraction:
             signal.raise_signal(signal.SIGINT)
 
-    started = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
         build_plan(
             find_flavour("tensorrt-rtx"),
             fixed_bundle.onnx_path("denoiser"),
             fixed_bundle.network("denoiser").spec,
-            target,
+            tmp_path / "p.plan",
             progress,
         )
-    plan = fixed_bundle.network("denoiser").plan
-    assert plan is not None
-    assert seen == sorted(seen)
-    assert len(seen) < plan.layers, "the builder went on to its end"
-    assert not target.exists()
-    for thread in threading.enumerate():
-        if thread.name.startswith("build "):
-            thread.join(timeout=5)
-            assert not thread.is_alive(), "the builder goes on behind the user's back"
-    assert time.monotonic() - started < 120
+    assert list(tmp_path.iterdir()) == []
+    assert builders() == []
+
+
+def test_a_killed_builder_is_an_error(fixed_bundle: Bundle, tmp_path: Path) -> None:
+    """As the kernel does when memory runs out."""
+
+    def progress(done: float) -> None:
+        for pid in builders():
+            os.kill(pid, signal.SIGKILL)
+
+    with pytest.raises(EngineBuildError, match="memory ran out"):
+        build_plan(
+            find_flavour("tensorrt-rtx"),
+            fixed_bundle.onnx_path("denoiser"),
+            fixed_bundle.network("denoiser").spec,
+            tmp_path / "p.plan",
+            progress,
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+def builders() -> list[int]:
+    """Processes of ours that build engines."""
+    children = [p for p in psutil.Process().children(recursive=True) if p.status() != psutil.STATUS_ZOMBIE]
+    return [p.pid for p in children if "svd_trt.engine.tensorrt_build" in p.cmdline()]
 
 
 def test_auto_builds_for_rtx_without_a_gpu() -> None:

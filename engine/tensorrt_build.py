@@ -1,0 +1,247 @@
+"""Inside the builder's process: parse, profile, build, with progress and the builder's memory report.
+
+Run as ``python -m svd_trt.engine.tensorrt_build`` by `svd_trt.engine.plan`, with one `Job` as JSON on standard input;
+answers are `Message` objects, one a line, on standard output.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from svd_trt.engine.flavour import Flavour, FlavourName, find_flavour
+from svd_trt.engine.spec import NetworkSpec
+from svd_trt.errors import EngineBuildError, SvdTrtError
+
+__all__ = ["Job", "Message", "PlanReport", "build", "make_profile", "parse_network"]
+
+Progress = Callable[[float], None]
+
+# The builder states these at INFO; they are the only memory figures that exist without loading the engine.
+_MEMORY = {
+    "activation_bytes": re.compile(r"Total Activation Memory: (\d+) bytes"),
+    "weight_bytes": re.compile(r"Total Weights Memory: (\d+) bytes"),
+}
+# A profile that TensorRT cannot satisfy at one of its ends is only a warning to it; to users it is a bundle that
+# fails at the frame counts they were promised.
+_BROKEN_PROFILE = "not self-consistent"
+
+
+class PlanReport(msgspec.Struct, frozen=True):
+    """What the builder said of an engine; bytes are at the profile's maximum."""
+
+    activation_bytes: int | None
+    weight_bytes: int | None
+    layers: int
+    seconds: float
+
+
+class Job(msgspec.Struct, frozen=True):
+    """One engine to build."""
+
+    flavour: FlavourName
+    onnx_path: str
+    plan_path: str
+    spec: NetworkSpec
+
+
+class Message(msgspec.Struct, frozen=True, omit_defaults=True):
+    """An answer: the fraction done, the report, or the error, one of them at a time."""
+
+    progress: float | None = None
+    report: PlanReport | None = None
+    error: str | None = None
+
+
+def build(flavour: Flavour, onnx_path: Path, spec: NetworkSpec, plan_path: Path, progress: Progress) -> PlanReport:
+    """Build the engine of ``spec`` from ``onnx_path`` and write it to ``plan_path``, in this process.
+
+    Raises:
+        EngineBuildError: a node was refused, the tensors are not those of ``spec``, or the build failed.
+    """
+    trt = flavour.trt
+    started = time.perf_counter()
+    logger = _make_logger(trt)
+    monitor = _make_monitor(trt, progress)  # has to outlive the builder
+    builder = trt.Builder(logger)
+    network, _parser = parse_network(flavour, builder, logger, onnx_path, spec)
+    config = builder.create_builder_config()
+    config.progress_monitor = monitor
+    profile = make_profile(builder, spec)
+    if profile:
+        config.add_optimization_profile(profile)
+    layers = network.num_layers
+    plan = builder.build_serialized_network(network, config)
+    if plan is None or logger.broken_profile:
+        reason = logger.broken_profile or (logger.errors[-1] if logger.errors else "no reason given")
+        raise EngineBuildError(f"{flavour.name} {flavour.version} cannot build {spec.name}: {reason}")
+    _write(plan, plan_path)
+    return PlanReport(
+        activation_bytes=logger.memory.get("activation_bytes"),
+        weight_bytes=logger.memory.get("weight_bytes"),
+        layers=layers,
+        seconds=time.perf_counter() - started,
+    )
+
+
+def parse_network(flavour: Flavour, builder: Any, logger: Any, onnx_path: Path, spec: NetworkSpec) -> tuple[Any, Any]:
+    """Parse the file into a strongly typed network whose inputs and outputs are those of ``spec``.
+
+    Returns the network and the parser, which owns memory that the network points to.
+
+    Raises:
+        EngineBuildError: the parser refused a node, or the tensors differ from ``spec``.
+    """
+    trt = flavour.trt
+    network = builder.create_network(_strongly_typed(trt))
+    parser = trt.OnnxParser(network, logger)
+    if not parser.parse_from_file(str(onnx_path)):
+        errors = [parser.get_error(i) for i in range(parser.num_errors)]
+        details = "; ".join(f"{e.desc()} (node {e.node_name() or e.node()})" for e in errors[:3]) or "no reason given"
+        raise EngineBuildError(f"{flavour.name} {flavour.version} cannot parse {spec.name}: {details}")
+    _check_tensors(network, spec)
+    return network, parser
+
+
+def make_profile(builder: Any, spec: NetworkSpec) -> Any:
+    """The optimisation profile of ``spec``: minimum, optimum and maximum shape of every dynamic input."""
+    profile = builder.create_optimization_profile()
+    for tensor in spec.inputs:
+        if tensor.dynamic:
+            profile.set_shape(tensor.name, *spec.profile(tensor))
+    return profile
+
+
+def _strongly_typed(trt: Any) -> int:
+    # A flag in TensorRT 10; the only mode, and no flag, in TensorRT 11 and TensorRT for RTX.
+    flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
+    return 0 if flag is None else 1 << int(flag)
+
+
+def _check_tensors(network: Any, spec: NetworkSpec) -> None:
+    def found(count: int, get: Callable[[int], Any]) -> list[tuple[str, tuple[int, ...]]]:
+        return [(get(i).name, tuple(get(i).shape)) for i in range(count)]
+
+    def wanted(tensors: tuple[Any, ...]) -> list[tuple[str, tuple[int, ...]]]:
+        return [(t.name, tuple(a if isinstance(a, int) else -1 for a in t.shape)) for t in tensors]
+
+    inputs, outputs = found(network.num_inputs, network.get_input), found(network.num_outputs, network.get_output)
+    names = [name for name, _ in outputs]
+    if inputs != wanted(spec.inputs) or names != [t.name for t in spec.outputs]:
+        raise EngineBuildError(f"{spec.name}: the parsed network has {inputs} -> {names}, not what its manifest says")
+
+
+def _write(plan: Any, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file:
+        file.write(memoryview(plan))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _make_logger(trt: Any) -> Any:
+    class Logger(trt.ILogger):  # type: ignore[misc]  # the base class comes from a module found at run time
+        """Keeps what the builder reports of memory and of failures, and prints nothing."""
+
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.memory: dict[str, int] = {}
+            self.errors: list[str] = []
+            self.broken_profile = ""
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
+                self.errors.append(message)
+            elif severity == trt.ILogger.WARNING and _BROKEN_PROFILE in message:
+                self.broken_profile = message
+            elif severity == trt.ILogger.INFO:
+                for key, pattern in _MEMORY.items():
+                    if match := pattern.search(message):
+                        self.memory[key] = int(match[1])
+
+    return Logger()
+
+
+def _make_monitor(trt: Any, progress: Progress) -> Any:
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
+        """Reports the fraction done; phases nest, and the outermost one counts the rest as parts of its steps."""
+
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+            self.lock = threading.Lock()  # phases may report from several of the builder's threads
+            self.phases: list[list[Any]] = []  # [name, steps, done], outermost first
+            self.fraction = 0.0
+
+        def phase_start(self, phase_name: str, _parent_phase: str | None, num_steps: int) -> None:
+            with self.lock:
+                self.phases.append([phase_name, max(num_steps, 1), 0])
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            with self.lock:
+                for phase in self.phases:
+                    if phase[0] == phase_name:
+                        phase[2] = step + 1
+            self._report()
+            return True
+
+        def phase_finish(self, phase_name: str) -> None:
+            with self.lock:
+                self.phases = [phase for phase in self.phases if phase[0] != phase_name]
+            self._report()
+
+        def _report(self) -> None:
+            with self.lock:
+                fraction = 0.0
+                for _, steps, done in reversed(self.phases):
+                    fraction = min((done + fraction) / steps, 1.0)
+                # Phases overlap and end early, so the estimate can step back; what is shown does not.
+                self.fraction = max(self.fraction, fraction)
+            progress(self.fraction)
+
+    return Monitor()
+
+
+def _main() -> None:
+    # Ctrl-C reaches the whole process group; the parent speaks for both, and this process just ends.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    # Whatever libraries print must not mix with the answers.
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb", buffering=0)
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+
+    def say(message: Message) -> None:
+        try:
+            answers.write(msgspec.json.encode(message) + b"\n")
+        except BrokenPipeError:
+            os._exit(1)  # nobody waits for the engine any more
+
+    job = msgspec.json.decode(sys.stdin.buffer.read(), type=Job)
+    shown = 0.0
+
+    def progress(fraction: float) -> None:
+        nonlocal shown
+        if fraction >= shown + 0.002:  # a large network has tens of thousands of steps
+            shown = fraction
+            say(Message(progress=fraction))
+
+    try:
+        flavour = find_flavour(job.flavour)
+        report = build(flavour, Path(job.onnx_path), job.spec, Path(job.plan_path), progress)
+    except SvdTrtError as error:
+        say(Message(error=str(error)))
+    except Exception as error:  # anything TensorRT's bindings throw is a failed build
+        say(Message(error=f"building {job.spec.name} failed: {error}"))
+    else:
+        say(Message(report=report))
+
+
+if __name__ == "__main__":
+    _main()

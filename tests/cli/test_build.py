@@ -1,0 +1,259 @@
+"""``svd-trt build``: done once, resumed after a kill, never half there, refused clearly."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from svd_trt import Bundle, VideoPipeline
+from svd_trt.engine.manifest import read_manifest
+from svd_trt.errors import BundleError
+from tests.cli.conftest import Run, start
+
+pytestmark = pytest.mark.xdist_group("small")
+
+SIZE = ("--height", "32", "--width", "32")
+RTX = (*SIZE, "--backend", "tensorrt-rtx")
+
+
+def copy(source: Path, to: Path) -> Path:
+    shutil.copytree(source, to)
+    return to
+
+
+def edit(path: Path, **changes: Any) -> None:
+    """Change keys of a JSON file; None removes one."""
+    content = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({k: v for k, v in content.items() if v is not None}))
+
+
+def assert_refused(result: Any, *words: str, code: int = 1) -> None:
+    """One line on standard error that holds ``words``, and the exit code."""
+    assert result.returncode == code, result.stderr
+    assert result.stdout == ""
+    lines = [line for line in result.stderr.splitlines() if line.strip()]
+    assert "Traceback" not in result.stderr
+    if code == 1:
+        assert len(lines) == 1, result.stderr
+    for word in words:
+        assert word in result.stderr, result.stderr
+
+
+def test_second_build_does_nothing_and_says_so(
+    run: Run, small_checkpoint: Path, small_bundle: Path, tmp_path: Path
+) -> None:
+    bundle = copy(small_bundle, tmp_path / "bundle")
+    before = {p: p.stat().st_mtime_ns for p in bundle.rglob("*")}
+    result = run("build", small_checkpoint, "-o", bundle, *RTX)
+    assert result.returncode == 0, result.stderr
+    assert "up to date" in result.stderr
+    assert {p: p.stat().st_mtime_ns for p in bundle.rglob("*")} == before
+
+
+def test_other_ranges_keep_the_export(run: Run, small_checkpoint: Path, small_bundle: Path, tmp_path: Path) -> None:
+    """Frame ranges are in the profile, not in the graph: the denoiser's ONNX stays, its plan is built again."""
+    bundle = copy(small_bundle, tmp_path / "bundle")
+    result = run(
+        "build", small_checkpoint, "-o", bundle, *RTX, "--frames", "2:4:6", "--decode-chunk", "1:2:3", "--json"
+    )
+    assert result.returncode == 0, result.stderr
+    reused = {(s["network"], s["kind"]): s["reused"] for s in json.loads(result.stdout)["stages"]}
+    assert reused[("denoiser", "onnx")]
+    assert not reused[("denoiser", "tensorrt-rtx")]
+    assert reused[("image_encoder", "tensorrt-rtx")]
+    assert Bundle.open(bundle).manifest.ranges.frames.max == 6
+    assert [p.name for p in tmp_path.iterdir() if p.name not in ("bundle", ".bundle.lock")] == []
+
+
+def test_other_weights_are_built_again(run: Run, small_checkpoint: Path, small_bundle: Path, tmp_path: Path) -> None:
+    bundle = copy(small_bundle, tmp_path / "bundle")
+    checkpoint = copy(small_checkpoint, tmp_path / "checkpoint")
+    edit(checkpoint / "vae" / "config.json", scaling_factor=0.2)
+    result = run("build", checkpoint, "-o", bundle, *RTX, "--json")
+    reused = {(s["network"], s["kind"]): s["reused"] for s in json.loads(result.stdout)["stages"]}
+    assert reused[("denoiser", "onnx")]
+    assert not reused[("vae_decoder", "onnx")]
+    assert not reused[("vae_decoder", "tensorrt-rtx")]
+
+
+def test_a_killed_build_leaves_nothing_and_resumes(run: Run, small_checkpoint: Path, tmp_path: Path) -> None:
+    bundle = tmp_path / "bundle"
+    process = start("build", small_checkpoint, "-o", bundle, *RTX)
+    record = tmp_path / ".bundle.building" / "records" / "vae_encoder.onnx.json"
+    deadline = time.monotonic() + 200
+    while not record.exists() and time.monotonic() < deadline:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    process.kill()
+    process.communicate()
+    assert not bundle.exists()
+    with pytest.raises(BundleError, match="no bundle"):
+        Bundle.open(bundle)
+    with pytest.raises(BundleError):
+        Bundle.open(tmp_path / ".bundle.building")
+    result = run("build", small_checkpoint, "-o", bundle, *RTX, "--json")
+    assert result.returncode == 0, result.stderr
+    reused = {(s["network"], s["kind"]): s["reused"] for s in json.loads(result.stdout)["stages"]}
+    assert reused[("image_encoder", "onnx")]
+    assert reused[("vae_encoder", "onnx")]
+    assert not reused[("vae_decoder", "onnx")]
+    Bundle.open(bundle)
+    assert not (tmp_path / ".bundle.building").exists()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_interrupts_end_with_their_code(
+    number: signal.Signals, code: int, small_checkpoint: Path, tmp_path: Path
+) -> None:
+    bundle = tmp_path / "bundle"
+    process = start("build", small_checkpoint, "-o", bundle, *RTX)
+    while not (tmp_path / ".bundle.building").exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    time.sleep(1)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert "Traceback" not in err
+    assert not bundle.exists()
+
+
+def test_two_builds_of_one_bundle(small_checkpoint: Path, tmp_path: Path) -> None:
+    """The second waits for the first and then finds nothing to do."""
+    bundle = tmp_path / "bundle"
+    options = ("build", small_checkpoint, "-o", bundle, *SIZE, "--backend", "onnxruntime")
+    processes = [start(*options), start(*options)]
+    results = [p.communicate(timeout=300) for p in processes]
+    assert [p.returncode for p in processes] == [0, 0], results
+    said = sorted("up to date" in err for _, err in results)
+    assert said == [False, True], results
+    assert sum("waiting for it" in err for _, err in results) == 1, results
+    Bundle.open(bundle)
+
+
+def test_damaged_bundle_is_mended_by_building_again(
+    run: Run, small_checkpoint: Path, small_bundle: Path, tmp_path: Path
+) -> None:
+    bundle = copy(small_bundle, tmp_path / "bundle")
+    (bundle / "tensorrt-rtx" / "vae_encoder.plan").write_bytes(b"x")
+    result = run("build", small_checkpoint, "-o", bundle, *RTX, "--json")
+    reused = {(s["network"], s["kind"]): s["reused"] for s in json.loads(result.stdout)["stages"]}
+    assert [key for key, was in reused.items() if not was] == [("vae_encoder", "tensorrt-rtx")]
+    Bundle.open(bundle)
+
+
+def test_fp16_variant_is_found_and_named(run: Run, tmp_path: Path) -> None:
+    checkpoint = tmp_path / "checkpoint"
+    made = run("random-checkpoint", checkpoint, "--variant", "fp16")
+    assert made.returncode == 0, made.stderr
+    assert (checkpoint / "unet" / "diffusion_pytorch_model.fp16.safetensors").exists()
+    from svd_trt.export.checkpoint import open_checkpoint
+
+    assert open_checkpoint(str(checkpoint)).source.variant == "fp16"
+    assert_refused(run("build", checkpoint, "-o", tmp_path / "b", "--variant", "bf16"), "bf16", "fp16.safetensors")
+
+
+def test_hub_cache_is_used_offline(run: Run, small_checkpoint: Path, tmp_path: Path) -> None:
+    """A hub id is found in HF_HOME, in the cache's own layout, without a connection."""
+    repo = tmp_path / "home" / "hub" / "models--someone--svd"
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    copy(small_checkpoint, repo / "snapshots" / commit)
+    (repo / "refs").mkdir()
+    (repo / "refs" / "main").write_text(commit)
+    bundle = tmp_path / "bundle"
+    result = run(
+        "build", "someone/svd", "-o", bundle, *SIZE, "--backend", "onnxruntime", env={"HF_HOME": str(tmp_path / "home")}
+    )
+    assert result.returncode == 0, result.stderr
+    source = read_manifest(bundle).source
+    assert (source.model, source.commit) == ("someone/svd", commit)
+    with VideoPipeline.open(bundle) as pipe:
+        assert pipe.bundle.manifest.flavour is None
+    missing = run("build", "someone/else", "-o", tmp_path / "x", env={"HF_HOME": str(tmp_path / "home")})
+    assert_refused(missing, "someone/else", "offline")
+
+
+@pytest.mark.parametrize(
+    ("file", "changes", "words"),
+    [
+        ("model_index.json", {"_class_name": "StableDiffusionPipeline"}, ["StableDiffusionPipeline"]),
+        ("scheduler/scheduler_config.json", {"_class_name": "DDIMScheduler"}, ["DDIMScheduler", "EulerDiscrete"]),
+        ("scheduler/scheduler_config.json", {"prediction_type": "epsilon"}, ["prediction_type", "epsilon"]),
+        ("scheduler/scheduler_config.json", {"use_karras_sigmas": False}, ["use_karras_sigmas"]),
+        ("scheduler/scheduler_config.json", {"sigma_max": None}, ["sigma_max"]),
+        ("unet/config.json", {"in_channels": 9}, ["in_channels", "9"]),
+        ("unet/config.json", {"num_frames": None}, ["num_frames"]),
+    ],
+)
+def test_other_checkpoints_are_refused(
+    file: str, changes: dict[str, Any], words: list[str], run: Run, small_checkpoint: Path, tmp_path: Path
+) -> None:
+    checkpoint = copy(small_checkpoint, tmp_path / "checkpoint")
+    edit(checkpoint / file, **changes)
+    assert_refused(run("build", checkpoint, "-o", tmp_path / "bundle"), *words)
+    assert not list(tmp_path.glob(".bundle*"))
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda c: (c / "unet" / "config.json").unlink(), ["unet/config.json"]),
+        (lambda c: (c / "vae" / "config.json").write_text("{"), ["vae/config.json"]),
+        (lambda c: (c / "unet" / "diffusion_pytorch_model.safetensors").unlink(), ["unet", "weights"]),
+        (lambda c: (c / "model_index.json").unlink(), ["model_index.json", "diffusers format"]),
+    ],
+)
+def test_incomplete_checkpoints_are_refused(
+    damage: Any, words: list[str], run: Run, small_checkpoint: Path, tmp_path: Path
+) -> None:
+    checkpoint = copy(small_checkpoint, tmp_path / "checkpoint")
+    damage(checkpoint)
+    assert_refused(run("build", checkpoint, "-o", tmp_path / "bundle"), *words)
+
+
+def test_truncated_weights_are_refused(run: Run, small_checkpoint: Path, tmp_path: Path) -> None:
+    checkpoint = copy(small_checkpoint, tmp_path / "checkpoint")
+    weights = checkpoint / "image_encoder" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:2000])
+    result = run("build", checkpoint, "-o", tmp_path / "bundle", *SIZE, "-q")
+    assert_refused(result, "image_encoder", "cannot be loaded")
+    assert not (tmp_path / "bundle").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "words"),
+    [
+        (["--height", "100"], 1, ["multiples of 8"]),
+        (["--height", "0"], 2, ["1 <= MIN"]),
+        (["--height", "100000"], 1, ["4096"]),
+        (["--frames", "9:5:2"], 2, ["MIN <= OPT <= MAX"]),
+        (["--frames", "1:2:3"], 1, ["at least 2 frames"]),
+        (["--frames", "many"], 2, ["MIN:OPT:MAX"]),
+        (["--batch", "-1"], 2, ["1 <= MIN"]),
+        (["--precision", "int8"], 2, ["fp16"]),
+        (["--backend", "tensorrt"], 1, ["tensorrt"]),
+    ],
+)
+def test_bad_options(
+    options: list[str], code: int, words: list[str], run: Run, small_checkpoint: Path, tmp_path: Path
+) -> None:
+    assert_refused(run("build", small_checkpoint, "-o", tmp_path / "bundle", *options), *words, code=code)
+    assert not list(tmp_path.glob("*bundle*"))
+
+
+def test_bad_places(run: Run, small_checkpoint: Path, tmp_path: Path) -> None:
+    assert_refused(run("build", tmp_path / "none", "-o", tmp_path / "b"), "no checkpoint")
+    assert_refused(run("build", "no such id", "-o", tmp_path / "b"), "owner/name")
+    (tmp_path / "svd.safetensors").write_bytes(b"x")
+    assert_refused(run("build", tmp_path / "svd.safetensors", "-o", tmp_path / "b"), "single file")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("precious")
+    assert_refused(run("build", small_checkpoint, "-o", tmp_path / "mine"), "not a bundle")
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "precious"
+    assert_refused(run("build", small_checkpoint, "-o", tmp_path / "svd.safetensors" / "b"), "cannot write")

@@ -1,0 +1,192 @@
+"""``svd-trt infer``: every format read back, every mistake answered in one line, nothing half-written."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import av
+import numpy as np
+import PIL.Image
+import pytest
+
+from svd_trt import Bundle, VideoPipeline
+from svd_trt.runtime.parameters import ParameterArguments, Parameters
+from svd_trt.runtime.video import read_metadata
+from tests.cli.conftest import Run, start
+from tests.cli.test_build import assert_refused
+
+pytestmark = pytest.mark.xdist_group("fixed")
+
+FAST = ("--num-inference-steps", "2", "--num-frames", "3", "--seed", "7")
+
+
+@pytest.fixture(scope="module")
+def expected(fixed_bundle: Bundle, picture: PIL.Image.Image) -> np.ndarray:
+    with VideoPipeline.open(fixed_bundle) as pipe:
+        return pipe(picture, num_inference_steps=2, num_frames=3, seed=7, output_type="np").frames[0]
+
+
+def test_mp4_has_the_frames_size_and_rate(
+    run: Run, fixed_bundle: Bundle, picture_file: Path, tmp_path: Path, expected: np.ndarray
+) -> None:
+    out = tmp_path / "o.mp4"
+    result = run("infer", fixed_bundle.path, picture_file, "-o", out, *FAST, "--fps", "12", "--json")
+    assert result.returncode == 0, result.stderr
+    with av.open(str(out)) as file:
+        stream = file.streams.video[0]
+        assert (stream.codec.name, stream.pix_fmt) == ("h264", "yuv420p")
+        assert (stream.width, stream.height, stream.average_rate) == (96, 72, 12)
+        frames = [f.to_ndarray(format="rgb24") for f in file.decode(video=0)]
+    assert len(frames) == 3
+    # fps is a condition of the motion too, so only the look is compared: these are not the frames of 7 fps.
+    assert np.abs(np.stack(frames).mean((0, 1, 2)) - expected.mean((0, 1, 2))).max() < 20
+    said = json.loads(result.stdout)
+    assert said["seed"] == 7
+    assert said["backend"] == "onnxruntime (CPU)"
+    assert said["parameters"]["fps"] == 12
+    assert len(said["timings_s"]["steps"]) == 2
+    assert {"open", "load", "image_encoder", "vae_encoder", "denoise", "decode", "write", "total"} <= set(
+        said["timings_s"]
+    )
+    assert read_metadata(out)["seed"] == 7
+
+
+def test_npy_png_and_stdout_hold_the_exact_frames(
+    run: Run, fixed_bundle: Bundle, picture_file: Path, tmp_path: Path, expected: np.ndarray
+) -> None:
+    assert run("infer", fixed_bundle.path, picture_file, "-o", tmp_path / "o.npy", *FAST).returncode == 0
+    assert run("infer", fixed_bundle.path, picture_file, "-o", tmp_path / "frames", *FAST).returncode == 0
+    raw = run("infer", fixed_bundle.path, picture_file, "-o", "-", *FAST, text=False)
+    np.testing.assert_array_equal(np.load(tmp_path / "o.npy"), expected)
+    pngs = [np.asarray(PIL.Image.open(p).convert("RGB")) for p in sorted((tmp_path / "frames").iterdir())]
+    np.testing.assert_array_equal(np.stack(pngs), expected)
+    np.testing.assert_array_equal(np.frombuffer(raw.stdout, np.uint8).reshape(expected.shape), expected)
+    assert read_metadata(tmp_path / "frames")["num_inference_steps"] == 2
+
+
+def test_several_pictures_make_several_files(
+    run: Run, fixed_bundle: Bundle, picture_file: Path, tmp_path: Path
+) -> None:
+    result = run("infer", fixed_bundle.path, picture_file, picture_file, "-o", tmp_path / "o.gif", *FAST, "-q")
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["o-0.gif", "o-1.gif"]
+    with PIL.Image.open(tmp_path / "o-1.gif") as gif:
+        assert (gif.n_frames, gif.size) == (3, (96, 72))
+
+
+def test_progress_goes_to_standard_error(run: Run, fixed_bundle: Bundle, picture_file: Path, tmp_path: Path) -> None:
+    result = run("infer", fixed_bundle.path, picture_file, "-o", tmp_path / "o.webp", *FAST)
+    assert result.stdout == ""
+    assert re.search(r"denoise.*2/2", result.stderr)
+    assert re.search(r"decode.*3/3", result.stderr)
+    assert "seed 7" in result.stderr
+
+
+def test_same_seed_same_video_and_random_seeds_differ(
+    run: Run, fixed_bundle: Bundle, picture_file: Path, tmp_path: Path
+) -> None:
+    fast = FAST[:-2]
+    seeds = []
+    for name in ("a.npy", "b.npy"):
+        result = run("infer", fixed_bundle.path, picture_file, "-o", tmp_path / name, *fast, "--json")
+        seeds.append(json.loads(result.stdout)["seed"])
+    assert seeds[0] != seeds[1]
+    run("infer", fixed_bundle.path, picture_file, "-o", tmp_path / "c.npy", *fast, "--seed", str(seeds[0]))
+    np.testing.assert_array_equal(np.load(tmp_path / "a.npy"), np.load(tmp_path / "c.npy"))
+    assert not np.array_equal(np.load(tmp_path / "a.npy"), np.load(tmp_path / "b.npy"))
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "words"),
+    [
+        (["--num-frames", "7"], 1, ["num_frames 7", "2 to 6", "--frames"]),
+        (["--num-frames", "1"], 1, ["2 to 6"]),
+        (["--num-frames", "0"], 2, ["--num-frames"]),
+        (["--num-frames", "3.5"], 2, ["--num-frames"]),
+        (["--height", "80"], 1, ["height 80", "72"]),
+        (["--width", "7"], 2, ["--width"]),
+        (["--num-videos-per-prompt", "3", "--decode-chunk-size", "7"], 1, ["chunk of 7", "1 to 6"]),
+        (["--num-inference-steps", "0"], 2, ["--num-inference-steps"]),
+        (["--fps", "-1"], 2, ["--fps"]),
+        (["--noise-aug-strength", "nan"], 1, ["noise_aug_strength"]),
+        (["--max-guidance-scale", "inf"], 2, ["--max-guidance-scale"]),
+        (["--seed", str(2**64)], 2, ["--seed"]),
+        (["--sigmas", "1,2,3"], 1, ["decrease"]),
+        (["--sigmas", "5"], 1, ["at least two"]),
+        (["--sigmas", "a,b"], 2, ["--sigmas"]),
+        (["--sigmas", "nan,0"], 1, ["decrease"]),
+        (["--backend", "abacus"], 2, ["--backend"]),
+    ],
+)
+def test_bad_arguments(
+    options: list[str], code: int, words: list[str], run: Run, fixed_bundle: Bundle, picture_file: Path, tmp_path: Path
+) -> None:
+    result = run("infer", fixed_bundle.path, picture_file, "-o", tmp_path / "o.mp4", *options, "-q")
+    assert_refused(result, *words, code=code)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_bad_pictures_and_places(run: Run, fixed_bundle: Bundle, picture_file: Path, tmp_path: Path) -> None:
+    text = tmp_path / "notes.png"
+    text.write_text("not a picture")
+    cut = tmp_path / "cut.png"
+    cut.write_bytes(picture_file.read_bytes()[:300])
+    out = tmp_path / "out"
+    out.mkdir()
+    for image, word in ((text, "notes.png"), (cut, "cut.png"), (tmp_path / "none.png", "none.png")):
+        assert_refused(run("infer", fixed_bundle.path, image, "-o", out / "o.mp4", "-q"), word)
+    assert_refused(run("infer", fixed_bundle.path, picture_file, "-o", out / "o.avi"), ".mp4", ".gif")
+    assert_refused(run("infer", fixed_bundle.path, picture_file, "-o", tmp_path / "no" / "o.mp4"), "no")
+    assert_refused(run("infer", fixed_bundle.path, picture_file, "-o", text / "o.mp4"), "notes.png")
+    assert list(out.iterdir()) == []
+    mine = shutil.copy(picture_file, tmp_path / "mine.gif")
+    assert_refused(run("infer", fixed_bundle.path, mine, "-o", mine), "also an input")
+    assert Path(mine).read_bytes() == picture_file.read_bytes()
+
+
+def test_missing_arguments_are_usage_errors(run: Run, fixed_bundle: Bundle) -> None:
+    assert run("infer", fixed_bundle.path).returncode == 2
+    assert run("infer").returncode == 2
+    assert run("fly").returncode == 2
+    assert run("infer", fixed_bundle.path, "x.png", "-o", "-", "--json").returncode == 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupt_leaves_no_partial_video(
+    number: signal.Signals, fixed_bundle: Bundle, picture_file: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "o.mp4"
+    process = start(
+        "infer", fixed_bundle.path, picture_file, "-o", out, "--num-inference-steps", "1000", "--num-frames", "6"
+    )
+    while not list(tmp_path.iterdir()):  # the writer's hidden file: the loop is running
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    time.sleep(1)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == {signal.SIGINT: 130, signal.SIGTERM: 143}[number]
+    assert "Traceback" not in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_parameters_are_written_down_once() -> None:
+    """The keyword arguments that type checkers see are the parameters that exist."""
+    assert list(ParameterArguments.__annotations__) == list(Parameters.fields())
+
+
+def test_defaults_are_diffusers() -> None:
+    import inspect
+
+    from diffusers import StableVideoDiffusionPipeline
+
+    theirs = inspect.signature(StableVideoDiffusionPipeline.__call__).parameters
+    for name, spec in Parameters.fields().items():
+        if name not in ("seed", "height", "width"):  # theirs: a generator, and 576x1024, which here the bundle decides
+            assert theirs[name].default == spec.default, name

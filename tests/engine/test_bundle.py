@@ -1,0 +1,122 @@
+"""A bundle that is not as it was built does not open, and the message says what mends it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from svd_trt import Bundle, VideoPipeline
+from svd_trt.engine.manifest import SCHEMA_VERSION, read_manifest, write_manifest
+from svd_trt.engine.spec import NETWORKS, Range
+from svd_trt.errors import ArgumentError, BundleError
+
+pytestmark = pytest.mark.xdist_group("small")
+
+
+@pytest.fixture
+def bundle(small_bundle: Path, tmp_path: Path) -> Path:
+    shutil.copytree(small_bundle, tmp_path / "bundle")
+    return tmp_path / "bundle"
+
+
+def flip(path: Path) -> None:
+    """Change one byte in the middle; the size stays."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    path.write_bytes(content)
+
+
+def edit(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
+    "onnx altered": (lambda b: flip(b / "onnx" / "denoiser.onnx"), "altered"),
+    "weights altered": (lambda b: flip(b / "onnx" / "denoiser.onnx.data"), "altered"),
+    "weights truncated": (lambda b: (b / "onnx" / "denoiser.onnx.data").write_bytes(b"x"), "truncated"),
+    "onnx removed": (lambda b: (b / "onnx" / "vae_decoder.onnx").unlink(), "missing"),
+    "plan altered": (lambda b: flip(b / "tensorrt-rtx" / "denoiser.plan"), "altered"),
+    "plan removed": (lambda b: (b / "tensorrt-rtx" / "denoiser.plan").unlink(), "missing"),
+    "manifest truncated": (lambda b: (b / "manifest.json").write_text("{"), "cannot be read"),
+    "manifest removed": (lambda b: (b / "manifest.json").unlink(), "not a bundle"),
+    "manifest altered": (
+        lambda b: edit(b / "manifest.json", lambda m: m["sampler"].update(sigma_max=80.0)),
+        "altered",
+    ),
+    "newer schema": (
+        lambda b: edit(b / "manifest.json", lambda m: m.update(schema_version=SCHEMA_VERSION + 1)),
+        "newer svd-trt",
+    ),
+    "no schema": (lambda b: edit(b / "manifest.json", lambda m: m.pop("schema_version")), "no schema"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_damage_is_refused(name: str, bundle: Path) -> None:
+    damage, words = DAMAGE[name]
+    Bundle.open(bundle)
+    damage(bundle)
+    with pytest.raises(BundleError, match=words) as caught:
+        VideoPipeline.open(bundle)
+    assert "\n" not in str(caught.value)
+    assert "svd-trt" in str(caught.value), "the message names the command that mends it"
+
+
+def test_paths_out_of_the_bundle_are_refused(bundle: Path) -> None:
+    """A manifest from elsewhere must not make us read files of its choice."""
+    import msgspec
+
+    manifest = read_manifest(bundle)
+    entry = manifest.networks["denoiser"]
+    outside = msgspec.structs.replace(entry.onnx.files[0], path="../../etc/passwd")
+    changed = msgspec.structs.replace(entry, onnx=msgspec.structs.replace(entry.onnx, files=(outside,)))
+    write_manifest(msgspec.structs.replace(manifest, networks=manifest.networks | {"denoiser": changed}), bundle)
+    with pytest.raises(BundleError, match="outside the bundle"):
+        Bundle.open(bundle)
+
+
+def test_missing_and_mistaken_paths(tmp_path: Path, small_checkpoint: Path) -> None:
+    with pytest.raises(BundleError, match="there is no bundle at"):
+        Bundle.open(tmp_path / "none")
+    with pytest.raises(BundleError, match="is a checkpoint, not a bundle: svd-trt build"):
+        Bundle.open(small_checkpoint)
+
+
+def test_manifest_survives_a_round_trip(bundle: Path, tmp_path: Path) -> None:
+    manifest = read_manifest(bundle)
+    write_manifest(manifest, tmp_path)
+    assert read_manifest(tmp_path) == manifest
+    assert set(manifest.networks) == set(NETWORKS)
+
+
+def test_specs_are_those_of_the_files(bundle: Path) -> None:
+    import onnx
+
+    opened = Bundle.open(bundle)
+    for name in NETWORKS:
+        graph = onnx.load(opened.onnx_path(name), load_external_data=False).graph
+        spec = opened.network(name).spec
+        for values, tensors in ((graph.input, spec.inputs), (graph.output, spec.outputs)):
+            read = [(v.name, tuple(d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim)) for v in values]
+            assert read == [(t.name, t.shape) for t in tensors]
+
+
+@pytest.mark.parametrize("text", ["", "a", "1:2", "1:2:3:4", "3:2:1", "0", "-4", "1:2:x", "1.5"])
+def test_bad_ranges(text: str) -> None:
+    with pytest.raises(ArgumentError):
+        Range.parse(text)
+
+
+def test_ranges() -> None:
+    assert Range.parse("2:14:25") == Range(2, 14, 25)
+    assert str(Range.parse("14")) == "14"
+    assert 14 in Range(2, 14, 25)
+    assert 1 not in Range(2, 14, 25)
+    assert Range(2, 14, 25).words == "2 to 25"

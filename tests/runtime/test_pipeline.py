@@ -1,0 +1,141 @@
+"""The Python interface: outputs, streaming, callbacks, inputs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from svd_trt import Bundle, VideoPipeline
+from svd_trt.errors import ArgumentError, BackendError, OutputError
+from svd_trt.runtime.device import Buffer, Device, Session
+from svd_trt.runtime.ort import CpuBuffer, CpuDevice, CpuSession
+from svd_trt.runtime.parameters import ParameterArguments
+
+pytestmark = pytest.mark.xdist_group("dynamic")
+
+FAST: ParameterArguments = {"num_frames": 3, "num_inference_steps": 2, "height": 48, "width": 64, "seed": 1}
+
+
+def test_output_types_are_the_same_video(dynamic_pipe: VideoPipeline, picture: PIL.Image.Image, tmp_path: Path) -> None:
+    array = dynamic_pipe(picture, output_type="np", **FAST)
+    pictures = dynamic_pipe(picture, **FAST)
+    assert array.frames.shape == (1, 3, 48, 64, 3)
+    np.testing.assert_array_equal(np.stack([np.asarray(f) for f in pictures.frames[0]]), array.frames[0])
+    assert pictures.save(tmp_path / "v.npy") == [str(tmp_path / "v.npy")]
+    np.testing.assert_array_equal(np.load(tmp_path / "v.npy"), array.frames[0])
+    latents = dynamic_pipe(picture, output_type="latent", **FAST)
+    assert latents.frames.shape == (1, 3, 4, 6, 8)
+    with pytest.raises(OutputError, match="latents"):
+        latents.save(tmp_path / "l.mp4")
+
+
+def test_stream_hands_out_frames_before_later_chunks_are_decoded(
+    dynamic_pipe: VideoPipeline, picture: PIL.Image.Image
+) -> None:
+    whole = dynamic_pipe(picture, output_type="np", decode_chunk_size=1, **FAST).frames[0]
+    told: list[tuple[str, int, int]] = []
+    stream = dynamic_pipe.stream(
+        picture, decode_chunk_size=1, progress=lambda stage, done, total: told.append((stage, done, total)), **FAST
+    )
+    assert told == [], "nothing runs before a frame is asked for"
+    for index, frame in enumerate(stream):
+        np.testing.assert_array_equal(frame, whole[index])
+        assert told[-1] == ("decode", index + 1, 3)
+    assert [t for t in told if t[0] == "denoise"] == [("denoise", 1, 2), ("denoise", 2, 2)]
+    assert len(stream.timings["steps"]) == 2
+
+
+def test_every_kind_of_picture_gives_the_same_video(
+    dynamic_pipe: VideoPipeline, picture: PIL.Image.Image, picture_file: Path
+) -> None:
+    wanted = dynamic_pipe(picture, output_type="np", **FAST).frames
+    pixels = np.asarray(picture)
+    for same in (str(picture_file), picture_file, pixels, pixels / 255.0, [picture]):
+        np.testing.assert_array_equal(dynamic_pipe(same, output_type="np", **FAST).frames, wanted)
+
+
+def test_seed_is_drawn_and_returned(dynamic_pipe: VideoPipeline, picture: PIL.Image.Image) -> None:
+    unseeded: Any = FAST | {"seed": None}
+    first = dynamic_pipe(picture, output_type="np", **unseeded)
+    again: Any = FAST | {"seed": first.parameters.seed}
+    np.testing.assert_array_equal(dynamic_pipe(picture, output_type="np", **again).frames, first.frames)
+    assert dynamic_pipe(picture, output_type="latent", **unseeded).parameters.seed != first.parameters.seed
+
+
+def test_an_exception_in_a_callback_stops_the_run(dynamic_pipe: VideoPipeline, picture: PIL.Image.Image) -> None:
+    class Enough(Exception):
+        pass
+
+    calls = []
+
+    def stop(pipe: VideoPipeline, step: int, timestep: float, values: dict[str, Any]) -> None:
+        calls.append(step)
+        raise Enough
+
+    with pytest.raises(Enough):
+        dynamic_pipe(picture, callback_on_step_end=stop, **FAST)
+    assert calls == [0]
+    dynamic_pipe(picture, **FAST)  # and the pipeline goes on working
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"num_frames": 10},
+        {"height": 44},
+        {"height": 144},
+        {"latents": np.zeros((1, 3, 4, 6, 9))},
+        {"latents": np.full((1, 3, 4, 6, 8), np.nan)},
+        {"output_type": "pt"},
+        {"seed": -1},
+        {"seed": 1.5},
+        {"fps": "7"},
+        {"fps": True},
+        {"num_inference_steps": 10**9},
+        {"sigmas": [1.0, 2.0]},
+        {"motion_bucket_id": None},
+    ],
+)
+def test_wrong_arguments(wrong: dict[str, Any], dynamic_pipe: VideoPipeline, picture: PIL.Image.Image) -> None:
+    with pytest.raises(ArgumentError):
+        dynamic_pipe(picture, **(FAST | wrong))  # type: ignore[arg-type]
+
+
+def test_unknown_names_are_type_errors(dynamic_pipe: VideoPipeline, picture: PIL.Image.Image) -> None:
+    with pytest.raises(TypeError, match="num_frame"):
+        dynamic_pipe(picture, num_frame=3)  # type: ignore[call-arg]
+    with pytest.raises(ArgumentError, match="no picture"):
+        dynamic_pipe([])
+
+
+def test_backends(dynamic_bundle: Bundle) -> None:
+    with pytest.raises(BackendError, match="abacus"):
+        VideoPipeline.open(dynamic_bundle, backend="abacus")  # type: ignore[arg-type]
+    with VideoPipeline.open(dynamic_bundle, backend="onnxruntime") as pipe:
+        assert pipe.device.name == "onnxruntime (CPU)"
+
+
+def test_cpu_leaf_keeps_the_protocols(dynamic_bundle: Bundle) -> None:
+    """The interface that another leaf has to fill, used as the loop uses it."""
+    device: Device = CpuDevice()
+    session: Session = device.open(dynamic_bundle, "image_encoder")
+    assert isinstance(session, CpuSession)
+    host = np.random.default_rng(0).random((2, 3, 224, 224), np.float32)
+    source: Buffer = device.upload(host)
+    host[:] = 0
+    assert device.download(source).any(), "an upload is a copy"
+    result = device.empty((2, 1, 32), np.float32)
+    session.enqueue({"pixels": source, "image_embeds": result})
+    first = device.download(result)
+    session.enqueue({"pixels": source, "image_embeds": result})
+    np.testing.assert_array_equal(device.download(result), first)
+    rows = device.upload_rows(np.arange(6, dtype=np.float32).reshape(3, 2))
+    assert [list(device.download(row)) for row in rows] == [[0, 1], [2, 3], [4, 5]]
+    with pytest.raises(BackendError, match="image_encoder"):
+        session.enqueue({"pixels": CpuBuffer(np.zeros((2, 3, 9, 9), np.float32)), "image_embeds": result})
+    session.close()
+    session.close()

@@ -1,0 +1,119 @@
+"""What is shipped, and that the runtime needs nothing else."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import venv
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from svd_trt import Bundle
+
+ROOT = Path(__file__).parent.parent
+
+pytestmark = pytest.mark.xdist_group("fixed")
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("wheel")
+    # The environment's own setuptools: no download. The sources are copied, builds leave folders behind.
+    sources = tmp_path_factory.mktemp("sources")
+    tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout
+    for name in filter(None, tracked.decode().split("\0")):
+        source, target = ROOT / name, sources / name
+        if source.exists() or source.is_symlink():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if source.is_symlink():
+                target.symlink_to(os.readlink(source))
+            else:
+                target.write_bytes(source.read_bytes())
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "-o", str(out), str(sources)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return next(out.glob("*.whl"))
+
+
+def test_wheel_holds_every_module_once(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        names = [n for n in archive.namelist() if ".dist-info/" not in n]
+    folders = {"export": "export", "engine": "engine", "runtime": "runtime", "benchmarks": "benchmarks"}
+    expected = {f"svd_trt/{p.relative_to(ROOT).as_posix()}" for f in folders for p in (ROOT / f).rglob("*.py")}
+    expected |= {f"svd_trt/{p.relative_to(ROOT / 'src/svd_trt')}" for p in (ROOT / "src/svd_trt").glob("*.py")}
+    expected |= {f"svd_trt/cli/{p.name}" for p in (ROOT / "src/svd_trt/cli").glob("*.py")} | {"svd_trt/py.typed"}
+    assert sorted(names) == sorted(expected)
+
+
+PROBE = """
+import sys
+from importlib.abc import MetaPathFinder
+
+class Refuse(MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {"torch", "diffusers", "transformers", "onnx", "huggingface_hub"}:
+            raise AssertionError(f"{name} was asked for")
+
+sys.meta_path.insert(0, Refuse())
+from svd_trt.cli.main import main
+main()
+"""
+
+
+def test_infer_runs_where_torch_is_not_installed(
+    wheel: Path, fixed_bundle: Bundle, picture_file: Path, tmp_path: Path
+) -> None:
+    """The wheel and its dependencies, nothing else; and none of the absent packages is so much as looked for."""
+    venv.create(tmp_path / "env", with_pip=True)
+    python = tmp_path / "env" / "bin" / "python"
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    install = [python, "-m", "pip", "install", "-q", "-c", ROOT / "constraints.txt", wheel]
+    subprocess.run(install, check=True, env=environment, cwd=tmp_path)
+    listed = subprocess.run(
+        [python, "-m", "pip", "list", "--format=freeze"], capture_output=True, text=True, check=True
+    )
+    installed = {line.split("==")[0].lower() for line in listed.stdout.splitlines()}
+    assert not installed & {"torch", "diffusers", "transformers", "onnx", "huggingface-hub", "huggingface_hub"}
+    out = tmp_path / "o.mp4"
+    fast = ["--num-inference-steps", "2", "--num-frames", "3"]
+    for start in (["-m", "svd_trt.cli"], ["-c", PROBE]):
+        done = subprocess.run(
+            [python, *start, "infer", fixed_bundle.path, picture_file, "-o", out, *fast],
+            env=environment,
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        assert out.stat().st_size > 1000
+        out.unlink()
+    refused = subprocess.run(
+        [python, "-m", "svd_trt.cli", "build", "x", "-o", "y"],
+        env=environment,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert refused.returncode == 1
+    assert "pip install 'svd-trt[export]'" in refused.stderr
+    assert len(refused.stderr.splitlines()) == 1
+
+
+def test_importing_the_package_imports_nothing_heavy() -> None:
+    probe = "import sys, svd_trt; print([m for m in ('numpy', 'onnxruntime', 'torch', 'PIL') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_public_names_resolve() -> None:
+    import svd_trt
+
+    for name in svd_trt.__all__:
+        assert getattr(svd_trt, name) is not None
+    with pytest.raises(AttributeError):
+        _: Any = svd_trt.nonsense
