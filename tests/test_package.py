@@ -30,7 +30,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if source.exists() or source.is_symlink():
             target.parent.mkdir(parents=True, exist_ok=True)
             if source.is_symlink():
-                target.symlink_to(os.readlink(source))
+                target.symlink_to(source.readlink())
             else:
                 target.write_bytes(source.read_bytes())
     command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "-o", str(out), str(sources)]

@@ -50,20 +50,22 @@ def draw_loss(runs: Path, path: Path) -> None:
 
 def sheet(rows: list[tuple[Picture, Picture]], captions: list[str], zoom: int = 2) -> Image.Image:
     """For each (true, generated) pair: the input picture, the true clip, and the generated clip under it."""
-    gap, caption_height = 2, 12
-    height = len(rows) * (2 * SIZE + 2 * gap + caption_height)
-    width = (NUM_FRAMES + 1) * (SIZE + gap) + gap
-    canvas = Image.new("RGB", (width, height), "white")
+    gap, caption_height, side = 4, 14, SIZE * zoom
+    row_height = caption_height + 2 * (side + gap) + gap
+    canvas = Image.new("RGB", ((NUM_FRAMES + 1) * (side + gap) + 2 * gap, len(rows) * row_height), "white")
     draw = ImageDraw.Draw(canvas)
     for index, ((truth, generated), caption) in enumerate(zip(rows, captions, strict=True)):
-        top = index * (2 * SIZE + 2 * gap + caption_height)
-        draw.text((gap, top + 2), caption, fill="black")
-        top += caption_height
-        canvas.paste(picture_of(truth), (gap, top))
+        top = index * row_height + caption_height
+        draw.text((gap, top - caption_height), caption, fill="black")
+        canvas.paste(_enlarged(truth[0], side), (gap, top))
         for line, clip in enumerate((truth, generated)):
             for i, frame in enumerate(clip):
-                canvas.paste(Image.fromarray(frame), (2 * gap + SIZE + i * (SIZE + gap), top + line * (SIZE + gap)))
-    return canvas.resize((width * zoom, height * zoom), Image.Resampling.NEAREST)
+                canvas.paste(_enlarged(frame, side), (3 * gap + side + i * (side + gap), top + line * (side + gap)))
+    return canvas
+
+
+def _enlarged(frame: Picture, side: int) -> Image.Image:
+    return Image.fromarray(frame).resize((side, side), Image.Resampling.NEAREST)
 
 
 def draw_samples(checkpoint: Path, path: Path, pictures: int = 6) -> None:

@@ -13,10 +13,9 @@ import argparse
 import os
 from pathlib import Path
 
-# Threads that spin while they wait crawl where the cores are shared; memory given back to the system is slow to
-# come again. Both are read when torch is loaded.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-os.environ.setdefault("GOMP_SPINCOUNT", "0")
+# Threads that spin for long while they wait crawl where the cores are shared, threads that sleep at once are slow to
+# wake. Read when torch is loaded.
+os.environ.setdefault("GOMP_SPINCOUNT", "30000")
 
 import train_clip
 import train_unet

@@ -67,16 +67,16 @@ def test_seed_is_drawn_and_returned(dynamic_pipe: VideoPipeline, picture: PIL.Im
 
 
 def test_an_exception_in_a_callback_stops_the_run(dynamic_pipe: VideoPipeline, picture: PIL.Image.Image) -> None:
-    class Enough(Exception):
+    class EnoughError(Exception):
         pass
 
     calls = []
 
     def stop(pipe: VideoPipeline, step: int, timestep: float, values: dict[str, Any]) -> None:
         calls.append(step)
-        raise Enough
+        raise EnoughError
 
-    with pytest.raises(Enough):
+    with pytest.raises(EnoughError):
         dynamic_pipe(picture, callback_on_step_end=stop, **FAST)
     assert calls == [0]
     dynamic_pipe(picture, **FAST)  # and the pipeline goes on working

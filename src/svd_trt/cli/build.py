@@ -8,10 +8,10 @@ from typing import Any
 
 import click
 from rich.console import Console
-from rich.progress import Progress, TaskID
+from rich.progress import TaskID
 from rich.table import Table
 
-from svd_trt.cli.console import bars, print_json, seconds, stderr
+from svd_trt.cli.console import Bars, print_json, seconds, stderr
 from svd_trt.engine.spec import NetworkName, Range
 from svd_trt.errors import ArgumentError
 from svd_trt.export.build import BuildOptions, BuildProgress, BuildResult, Stage, build_bundle
@@ -94,8 +94,8 @@ def command(model: str, output: Path, quiet: bool, as_json: bool, **options: Any
     change nothing does nothing.
     """
     console = stderr(quiet=quiet)
-    with bars(console) as progress:
-        result = build_bundle(model, output, BuildOptions(**options), _Bars(console, progress))
+    with Bars(console) as drawn:
+        result = build_bundle(model, output, BuildOptions(**options), _Reporter(console, drawn))
     if result.up_to_date:
         console.print(f"{output} is up to date: nothing to do")
     else:
@@ -107,25 +107,25 @@ def command(model: str, output: Path, quiet: bool, as_json: bool, **options: Any
         print_json(_as_dict(result))
 
 
-class _Bars(BuildProgress):
+class _Reporter(BuildProgress):
     """A bar for each stage."""
 
-    def __init__(self, console: Console, progress: Progress) -> None:
+    def __init__(self, console: Console, bars: Bars) -> None:
         self.console = console
-        self.progress = progress
+        self.bars = bars
         self.task = TaskID(0)
 
     def waiting(self, target: Path) -> None:
         self.console.print(f"another build of {target} is running; waiting for it (Ctrl-C gives up)")
 
     def started(self, network: NetworkName, kind: str) -> None:
-        self.task = self.progress.add_task(f"{network}: {_DOING[kind]}", total=None, note="")
+        self.task = self.bars.add(f"{network}: {_DOING[kind]}", total=None)
 
     def advanced(self, fraction: float) -> None:
-        self.progress.update(self.task, total=1.0, completed=fraction)
+        self.bars.update(self.task, fraction, total=1.0)
 
     def finished(self, stage: Stage) -> None:
-        self.progress.update(self.task, total=1.0, completed=1.0, note="reused" if stage.reused else "")
+        self.bars.update(self.task, 1.0, total=1.0, note="reused" if stage.reused else "")
 
 
 def _summary(result: BuildResult) -> Table:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Self
 
 import click
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
-__all__ = ["bars", "print_json", "seconds", "stderr"]
+__all__ = ["Bars", "print_json", "seconds", "stderr"]
 
 
 def stderr(*, quiet: bool = False) -> Console:
@@ -18,17 +18,39 @@ def stderr(*, quiet: bool = False) -> Console:
     return Console(stderr=True, quiet=quiet, highlight=False)
 
 
-def bars(console: Console) -> Progress:
-    """Progress bars in the project's one style."""
-    return Progress(
-        SpinnerColumn(finished_text="✓"),
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=30),
-        TaskProgressColumn(),
-        TimeElapsedColumn(),
-        TextColumn("{task.fields[note]}", style="dim"),
-        console=console,
-    )
+class Bars:
+    """Progress bars in the project's one style; nothing is drawn before the first is added."""
+
+    def __init__(self, console: Console) -> None:
+        self._progress = Progress(
+            SpinnerColumn(finished_text="✓"),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=30),
+            TaskProgressColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[note]}", style="dim"),
+            console=console,
+        )
+        self._drawn = False
+
+    def add(self, description: str, total: float | None) -> TaskID:
+        """A new bar; without a total it only shows that something goes on."""
+        if not self._drawn:
+            self._drawn = True
+            self._progress.start()
+        return self._progress.add_task(description, total=total, note="")
+
+    def update(self, task: TaskID, completed: float, total: float | None = None, note: str | None = None) -> None:
+        """Move a bar; what is None stays as it is."""
+        changed = {} if note is None else {"note": note}
+        self._progress.update(task, completed=completed, total=total, **changed)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._drawn:
+            self._progress.stop()
 
 
 def print_json(fields: Mapping[str, Any]) -> None:

@@ -11,9 +11,10 @@ from typing import Any
 import click
 import numpy as np
 from rich.console import Console
+from rich.progress import TaskID
 
 import svd_trt
-from svd_trt.cli.console import bars, print_json, seconds, stderr
+from svd_trt.cli.console import Bars, print_json, seconds, stderr
 from svd_trt.errors import OutputError
 from svd_trt.runtime.backends import RUN_BACKENDS, RunBackend
 from svd_trt.runtime.parameters import Parameters
@@ -113,9 +114,8 @@ def command(
     console = stderr(quiet=quiet)
     with VideoPipeline.open(bundle, backend=backend) as pipe:
         opened = time.perf_counter() - started
-        with bars(console) as progress:
-            reporter = _Reporter(progress)
-            stream = pipe.stream(list(images), progress=reporter, **parameters)
+        with Bars(console) as drawn:
+            stream = pipe.stream(list(images), progress=_Reporter(drawn), **parameters)
             written = _write(stream, paths, _about(pipe, stream))
     timings = {"open": opened, **stream.timings, "write": written, "total": time.perf_counter() - started}
     _report(console, stream, paths, timings)
@@ -126,14 +126,14 @@ def command(
 class _Reporter:
     """One bar for each stage, made when it starts."""
 
-    def __init__(self, progress: Any) -> None:
-        self.progress = progress
-        self.tasks: dict[str, Any] = {}
+    def __init__(self, bars: Bars) -> None:
+        self.bars = bars
+        self.tasks: dict[str, TaskID] = {}
 
     def __call__(self, stage: str, done: int, total: int) -> None:
         if stage not in self.tasks:
-            self.tasks[stage] = self.progress.add_task(stage, total=total, note="")
-        self.progress.update(self.tasks[stage], completed=done, note=f"{done}/{total}")
+            self.tasks[stage] = self.bars.add(stage, total)
+        self.bars.update(self.tasks[stage], done, note=f"{done}/{total}")
 
 
 def _check_outputs(paths: list[str], images: tuple[str, ...]) -> None:
