@@ -42,7 +42,7 @@ class Bars:
 
     def update(self, task: TaskID, completed: float, total: float | None = None, note: str | None = None) -> None:
         """Move a bar; what is None stays as it is."""
-        changed = {} if note is None else {"note": note}
+        changed: dict[str, Any] = {} if note is None else {"note": note}
         self._progress.update(task, completed=completed, total=total, **changed)
 
     def __enter__(self) -> Self:
