@@ -58,17 +58,18 @@ class Checkpoint:
         Raises:
             CheckpointError: weights are damaged, or are not those of this architecture.
         """
-        kinds = _model_classes()
-        _silence()
+        from svd_trt.export.quiet import quiet
+
         try:
-            model, info = kinds[component].from_pretrained(
-                self.path,
-                subfolder=component,
-                variant=self.source.variant,
-                local_files_only=True,
-                output_loading_info=True,
-                **({"dtype": dtype} if component == "image_encoder" else {"torch_dtype": dtype}),
-            )
+            with quiet():
+                model, info = _model_classes()[component].from_pretrained(
+                    self.path,
+                    subfolder=component,
+                    variant=self.source.variant,
+                    local_files_only=True,
+                    output_loading_info=True,
+                    **({"dtype": dtype} if component == "image_encoder" else {"torch_dtype": dtype}),
+                )
         except Exception as error:  # the libraries raise a dozen kinds for a damaged file
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise CheckpointError(f"{self.path / component} cannot be loaded: {reason}") from error
@@ -108,16 +109,6 @@ def open_checkpoint(
         source=SourceInfo(model=name, commit=commit, variant=variant, digests=digests),
         upsamplers=len(unet["block_out_channels"]) - 1,
     )
-
-
-def _silence() -> None:
-    """The libraries draw bars of their own on standard error, in between ours."""
-    import diffusers.utils.logging
-    import transformers.utils.logging
-
-    for library in (diffusers.utils.logging, transformers.utils.logging):
-        library.disable_progress_bar()
-        library.set_verbosity_error()
 
 
 def _model_classes() -> dict[Component, Any]:

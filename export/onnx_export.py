@@ -7,10 +7,6 @@ whose fusions TensorRT and ONNX Runtime find by themselves.
 
 from __future__ import annotations
 
-import contextlib
-import logging
-import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +20,7 @@ from torch.export import Dim
 
 from svd_trt.engine.spec import NetworkSpec, TensorSpec
 from svd_trt.errors import ExportError
+from svd_trt.export.quiet import quiet
 
 __all__ = ["OPSET", "OnnxReport", "export_network"]
 
@@ -59,7 +56,7 @@ def export_network(module: torch.nn.Module, spec: NetworkSpec, path: Path, *, sm
     arguments = tuple(torch.zeros(_traced_shape(t, factor)) for t in spec.inputs)
     shapes = _dynamic_shapes(spec, factor, smallest_latent)
     try:
-        with _quiet(), torch.no_grad():
+        with quiet(), torch.no_grad():
             program = torch.export.export(
                 module,
                 arguments,
@@ -92,7 +89,7 @@ def export_network(module: torch.nn.Module, spec: NetworkSpec, path: Path, *, sm
     path.parent.mkdir(parents=True, exist_ok=True)
     for leftover in (path, weights):
         leftover.unlink(missing_ok=True)
-    with _quiet():
+    with quiet():
         translated.save(path, external_data=True)
     onnx.checker.check_model(str(path))
     return OnnxReport(
@@ -157,19 +154,3 @@ def _name_axes(model: ir.Model, spec: NetworkSpec) -> None:
         if value.name != tensor.name:
             raise ExportError(f"{spec.name}: the exporter renamed {tensor.name} to {value.name}")
         value.shape = ir.Shape(tensor.shape)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the exporter's notes (missing torchvision, deprecated internals) off the user's terminal."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

@@ -17,9 +17,10 @@ from diffusers import (
     StableVideoDiffusionPipeline,
     UNetSpatioTemporalConditionModel,
 )
-from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
+from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from svd_trt.errors import ArgumentError, OutputError
+from svd_trt.export.quiet import quiet
 
 __all__ = ["PRESETS", "RandomPreset", "random_pipeline", "write_random_checkpoint"]
 
@@ -88,6 +89,8 @@ def random_pipeline(preset: str = "tiny", seed: int = 0) -> StableVideoDiffusion
     """
     if preset not in PRESETS:
         raise ArgumentError(f"no random preset is called {preset!r}; choose one of: {', '.join(PRESETS)}")
+    with quiet():  # importing it is enough for a note on torchvision
+        from transformers import CLIPImageProcessor
     p = PRESETS[preset]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -111,11 +114,12 @@ def write_random_checkpoint(
     """
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise OutputError(f"{directory} exists and is not an empty folder; choose another place")
-    pipeline = random_pipeline(preset, seed)
-    if variant == "fp16":
-        pipeline = pipeline.to(dtype=torch.float16)
     try:
-        pipeline.save_pretrained(directory, variant=variant)
+        with quiet():
+            pipeline = random_pipeline(preset, seed)
+            if variant == "fp16":
+                pipeline = pipeline.to(dtype=torch.float16)
+            pipeline.save_pretrained(directory, variant=variant)
     except OSError as error:
         raise OutputError(f"cannot write the checkpoint to {directory}: {error}") from error
 

@@ -121,13 +121,11 @@ def angle_to_nose(clip: Clip, scene: world.Scene) -> float:
     return float(abs(np.degrees(np.arctan2(np.sin(turn), np.cos(turn)))))
 
 
-def boundary_jumps(clip: Clip, truth: Clip, chunk: int) -> tuple[float, float]:
-    """How much the error changes from frame to frame: mean at chunk boundaries, mean inside chunks."""
-    error = clip.astype(np.float64) - truth.astype(np.float64)
-    jumps = [float(np.sqrt(np.mean((error[i] - error[i - 1]) ** 2)) / 255) for i in range(1, len(clip))]
-    at = [jump for i, jump in enumerate(jumps, 1) if i % chunk == 0]
-    inside = [jump for i, jump in enumerate(jumps, 1) if i % chunk]
-    return statistics.fmean(at), statistics.fmean(inside)
+def boundary_jump(clip: Clip, truth: Clip) -> float:
+    """How much the error changes across the seams between chunks of `CHUNK` frames, RMS."""
+    error = (clip.astype(np.float64) - truth.astype(np.float64)) / 255
+    seams = range(CHUNK, len(clip), CHUNK)
+    return statistics.fmean(float(np.sqrt(np.mean((error[i] - error[i - 1]) ** 2))) for i in seams)
 
 
 @dataclass
@@ -141,7 +139,9 @@ class Tally:
     repeat_error: list[float] = field(default_factory=list)
     random_error: list[float] = field(default_factory=list)
     vae_psnr: list[float] = field(default_factory=list)
-    chunked: list[tuple[float, float, float]] = field(default_factory=list)  # boundary, inside, PSNR to unchunked
+    chunked: list[tuple[float, float, float]] = field(
+        default_factory=list
+    )  # seam jumps in chunks, whole; PSNR between them
     sweep: dict[int, list[float]] = field(default_factory=lambda: {bucket: [] for bucket in BUCKETS})
 
 
@@ -159,7 +159,7 @@ def score_picture(tally: Tally, generate: Generate, scene: world.Scene, settings
     tally.error.append(rms(clip, truth))
     tally.repeat_error.append(rms(np.repeat(truth[:1], NUM_FRAMES, axis=0), truth))
     chunked = generate(picture_of(truth), replace(settings, decode_chunk_size=CHUNK))
-    tally.chunked.append((*boundary_jumps(chunked, truth, CHUNK), psnr(chunked, clip)))
+    tally.chunked.append((boundary_jump(chunked, truth), boundary_jump(clip, truth), psnr(chunked, clip)))
 
 
 def score_sweep(tally: Tally, generate: Generate, seed: int, settings: Settings) -> None:
@@ -189,7 +189,7 @@ def summarise(tally: Tally, settings: Settings, pictures: int) -> dict[str, Any]
     error, repeat = mean(tally.error), mean(tally.repeat_error)
     sweep = {str(bucket): mean(values) for bucket, values in tally.sweep.items()}
     moves = list(sweep.values())
-    boundary, inside, chunk_psnr = (mean(column) for column in zip(*tally.chunked, strict=True))
+    seam, no_seam, chunk_psnr = (mean(column) for column in zip(*tally.chunked, strict=True))
     scores: dict[str, Any] = {
         "vae_psnr_db": mean(tally.vae_psnr) if tally.vae_psnr else None,
         "first_frame_psnr_db_median": statistics.median(tally.first_psnr),
@@ -202,8 +202,8 @@ def summarise(tally: Tally, settings: Settings, pictures: int) -> dict[str, Any]
         "error_repeat_first_frame": repeat,
         "error_random_weights": mean(tally.random_error) if tally.random_error else None,
         "error_below_repeat": 1 - error / repeat,
-        "chunk_boundary_jump": boundary,
-        "chunk_inside_jump": inside,
+        "chunk_seam_jump": seam,
+        "chunk_seam_jump_without_chunks": no_seam,
         "chunked_to_whole_decode_psnr_db": chunk_psnr,
     }
     targets = {
