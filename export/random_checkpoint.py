@@ -17,7 +17,7 @@ from diffusers import (
     StableVideoDiffusionPipeline,
     UNetSpatioTemporalConditionModel,
 )
-from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from svd_trt.errors import ArgumentError, OutputError
 from svd_trt.export.quiet import quiet
@@ -89,8 +89,6 @@ def random_pipeline(preset: str = "tiny", seed: int = 0) -> StableVideoDiffusion
     """
     if preset not in PRESETS:
         raise ArgumentError(f"no random preset is called {preset!r}; choose one of: {', '.join(PRESETS)}")
-    with quiet():  # importing it is enough for a note on torchvision
-        from transformers import CLIPImageProcessor
     p = PRESETS[preset]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

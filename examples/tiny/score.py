@@ -31,7 +31,7 @@ from rich.table import Table
 HERE = Path(__file__).parent
 BUCKETS = (32, 80, 128, 176, 224)
 CHUNK = 3  # 8 frames decode as 3 + 3 + 2
-SIZE = 32
+SIZE = 32  # as in model.py, which needs torch; scoring a bundle does not
 NUM_FRAMES = 8
 Clip = npt.NDArray[np.uint8]
 
@@ -139,9 +139,7 @@ class Tally:
     repeat_error: list[float] = field(default_factory=list)
     random_error: list[float] = field(default_factory=list)
     vae_psnr: list[float] = field(default_factory=list)
-    chunked: list[tuple[float, float, float]] = field(
-        default_factory=list
-    )  # seam jumps in chunks, whole; PSNR between them
+    chunked: list[tuple[float, float, float]] = field(default_factory=list)  # seams: chunked, whole; PSNR between
     sweep: dict[int, list[float]] = field(default_factory=lambda: {bucket: [] for bucket in BUCKETS})
 
 
