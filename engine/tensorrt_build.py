@@ -237,6 +237,9 @@ def _main() -> None:
         report = build(flavour, Path(job.onnx_path), job.spec, Path(job.plan_path), progress)
     except SvdTrtError as error:
         say(Message(error=str(error)))
+    except OSError as error:
+        reason = error.strerror or str(error)
+        say(Message(error=f"cannot write the engine of {job.spec.name}: {reason}; free space or choose another place"))
     except Exception as error:  # anything TensorRT's bindings throw is a failed build
         say(Message(error=f"building {job.spec.name} failed: {error}"))
     else:

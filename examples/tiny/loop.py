@@ -97,10 +97,9 @@ class _FlatConv3d(torch.nn.Conv3d):
     """A (3,1,1) convolution as the 2-D one that it is. Same weights, same result."""
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        flat = torch.nn.functional.conv2d(
-            hidden_states.flatten(3), self.weight[..., 0], self.bias, padding=(self.kernel_size[0] // 2, 0)
-        )
-        return flat.unflatten(3, hidden_states.shape[3:])
+        padding = (self.kernel_size[0] // 2, 0)
+        flat = torch.nn.functional.conv2d(hidden_states.flatten(3), self.weight[..., 0], self.bias, padding=padding)
+        return flat.reshape(*flat.shape[:3], *hidden_states.shape[3:])
 
 
 def flatten_temporal_convolutions(module: torch.nn.Module) -> None:
@@ -127,7 +126,8 @@ class _OneTokenAttention:
     def __call__(
         self, attn: Any, _queries: torch.Tensor, encoder_hidden_states: torch.Tensor, **_: Any
     ) -> torch.Tensor:
-        return attn.to_out[0](attn.to_v(encoder_hidden_states))  # [B,1,C], broadcasts over the queries
+        answer: torch.Tensor = attn.to_out[0](attn.to_v(encoder_hidden_states))
+        return answer  # [B,1,C], broadcasts over the queries
 
 
 def speed_up_attention(unet: Any) -> None:

@@ -37,7 +37,8 @@ def preprocess(pictures: torch.Tensor) -> torch.Tensor:
 def resize_matrix(length: int) -> torch.Tensor:
     """The pipeline's blur and bicubic resize of one axis, `[224,length]`: it is linear, so resize an identity."""
     identity = torch.eye(length)[None, None]  # each column becomes one column of the matrix
-    return _resize_with_antialiasing(identity, (CLIP_SIZE, length))[0, 0]
+    matrix: torch.Tensor = _resize_with_antialiasing(identity, (CLIP_SIZE, length))[0, 0]
+    return matrix
 
 
 def describe(scene: world.Scene) -> list[float]:

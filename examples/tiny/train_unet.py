@@ -116,7 +116,9 @@ def loss_of(unet: UNetSpatioTemporalConditionModel, clips: Clips, rows: torch.Te
         inputs = torch.cat([noised * c_in, image], 2)
         v = unet(inputs, 0.25 * sigma.log(), embeds, time_ids, return_dict=False)[0]
     # EDM's weight times c_out^2 is 1 here, so the loss on v itself is the loss on the denoised clip, weighted.
-    return (v.float() - (clean - c_skip * noised) / c_out).square().mean((1, 2, 3, 4))
+    target = (clean - c_skip * noised) / c_out
+    loss: torch.Tensor = (v.float() - target).square().mean((1, 2, 3, 4))
+    return loss
 
 
 def train(

@@ -27,7 +27,12 @@ def builder() -> tuple[Any, Any, Any]:
     return flavour, flavour.trt.Builder(logger), logger
 
 
-@pytest.mark.parametrize("which", ["dynamic_bundle", "fixed_bundle"])
+DYNAMIC, FIXED, SMALL = (pytest.mark.xdist_group(name) for name in ("dynamic", "fixed", "small"))
+
+
+@pytest.mark.parametrize(
+    "which", [pytest.param("dynamic_bundle", marks=DYNAMIC), pytest.param("fixed_bundle", marks=FIXED)]
+)
 def test_plans_are_built_and_described(which: str, request: pytest.FixtureRequest, builder: Any) -> None:
     bundle: Bundle = request.getfixturevalue(which)
     flavour, trt_builder, logger = builder
@@ -47,6 +52,7 @@ def test_plans_are_built_and_described(which: str, request: pytest.FixtureReques
         assert network.num_layers == entry.plan.layers
 
 
+@DYNAMIC
 @pytest.mark.parametrize("name", NETWORKS)
 def test_profile_holds_the_ranges(name: Any, dynamic_bundle: Bundle, builder: Any) -> None:
     spec = dynamic_bundle.network(name).spec
@@ -61,6 +67,7 @@ def test_profile_holds_the_ranges(name: Any, dynamic_bundle: Bundle, builder: An
             ]
 
 
+@DYNAMIC
 def test_every_onnx_operator_is_taken(dynamic_bundle: Bundle, builder: Any) -> None:
     """The parser names the operators that it cannot take; there are none."""
     flavour, trt_builder, logger = builder
@@ -74,6 +81,7 @@ def test_every_onnx_operator_is_taken(dynamic_bundle: Bundle, builder: Any) -> N
         assert parser.num_subgraphs == 1
 
 
+@SMALL
 def test_a_refused_graph_is_named(small_bundle: Path, tmp_path: Path) -> None:
     bundle = Bundle.open(small_bundle)
     broken = tmp_path / "broken.onnx"
@@ -83,6 +91,7 @@ def test_a_refused_graph_is_named(small_bundle: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "p.plan").exists()
 
 
+@SMALL
 def test_a_graph_of_other_tensors_is_refused(small_bundle: Path, tmp_path: Path) -> None:
     bundle = Bundle.open(small_bundle)
     with pytest.raises(EngineBuildError, match="not what its manifest says"):
@@ -94,6 +103,7 @@ def test_a_graph_of_other_tensors_is_refused(small_bundle: Path, tmp_path: Path)
         )
 
 
+@SMALL
 def test_progress_grows_to_the_end(small_bundle: Path, tmp_path: Path) -> None:
     bundle = Bundle.open(small_bundle)
     seen: list[float] = []
@@ -105,6 +115,7 @@ def test_progress_grows_to_the_end(small_bundle: Path, tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["p.plan"]
 
 
+@FIXED
 @pytest.mark.parametrize("fraction", [0.05, 0.5])
 def test_ctrl_c_stops_the_builder(fraction: float, fixed_bundle: Bundle, tmp_path: Path) -> None:
     """SIGINT while TensorRT computes, in short steps and in its longest: no process and no file is left."""
@@ -125,6 +136,7 @@ def test_ctrl_c_stops_the_builder(fraction: float, fixed_bundle: Bundle, tmp_pat
     assert builders() == []
 
 
+@FIXED
 def test_a_killed_builder_is_an_error(fixed_bundle: Bundle, tmp_path: Path) -> None:
     """As the kernel does when memory runs out."""
 

@@ -120,3 +120,18 @@ def test_fp16_bundle_is_close_to_fp32_diffusers(
     value = psnr(ours, (theirs * 255).round().astype(np.uint8))
     record_property("psnr_db", value)
     assert value >= 35
+
+
+def test_fp16_bundle_draws_the_noise_of_an_fp16_pipeline(
+    fixed_bundle: Bundle, checkpoint: Any, picture: PIL.Image.Image, record_property: Any
+) -> None:
+    """Same seed, half precision on both sides; noise of another precision or order would be another video."""
+    from diffusers import StableVideoDiffusionPipeline
+
+    half = StableVideoDiffusionPipeline.from_pretrained(checkpoint, torch_dtype=torch.float16)
+    half.set_progress_bar_config(disable=True)
+    with VideoPipeline.open(fixed_bundle) as pipe:
+        ours, theirs = both(pipe, half, picture, num_frames=3)
+    value = psnr(ours, theirs)
+    record_property("psnr_db", value)
+    assert value >= 35

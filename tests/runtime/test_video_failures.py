@@ -97,14 +97,15 @@ def test_no_frames(tmp_path: Path, name: str, before: dict[str, bytes]) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("part", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("part", [0.0, 0.5, 0.97])
 def test_disk_full(tmp_path: Path, name: str, before: dict[str, bytes], part: float) -> None:
     frames = noise(12)
     whole = tmp_path.parent / f"{tmp_path.name}-whole"
     whole.mkdir()
     save(whole / name, frames)
-    # In the middle, and one byte short: for .mp4 that is when the index moves to the front.
-    limit = max(int(part * max(map(len, tree(whole).values()))) - 1, 0)
+    # In the middle, and just short of the end: for .mp4 that is when the index moves to the front. Not by a single
+    # byte: on a busy machine x264's threads were seen to make a file some bytes smaller the second time.
+    limit = int(part * max(map(len, tree(whole).values())))
     with pytest.raises(OutputError, match=rf"cannot write .*{name}.*; free some space"), largest_file(limit):
         save(tmp_path / name, frames)
     assert tree(tmp_path) == before
