@@ -95,12 +95,13 @@ class Staging:
         record = self._record(name, kind)
         if record is not None and record.key == key and self._whole(self.path, record):
             return record
-        for entry in self._published(name, kind):
-            if entry.key == key and self._whole(self.target, entry):
-                for file in _files(entry):
-                    _link(self.target / file.path, self.path / file.path)
-                self.finish(name, entry)
-                return entry
+        for root in (self.path, self.target):  # ours has a manifest if it died just short of its renaming
+            for entry in _published(root, name, kind):
+                if entry.key == key and self._whole(root, entry):
+                    for file in _files(entry):
+                        _link(root / file.path, self.path / file.path)
+                    self.finish(name, entry)
+                    return entry
         return None
 
     def finish(self, name: str, entry: OnnxEntry | PlanEntry) -> None:
@@ -113,14 +114,14 @@ class Staging:
 
     def publish(self, manifest: Manifest) -> Bundle:
         """Write the manifest and move the finished bundle to its place, instead of what stood there."""
-        kept = {file.path for file in manifest.files}
+        kept = {file.path for file in manifest.files} | {MANIFEST_NAME}
+        write_manifest(manifest, self.path)  # first: from here on it, and no record, says what is finished
         for path in sorted(self.path.rglob("*"), reverse=True):
             if path.is_dir():
                 if not any(path.iterdir()):
                     path.rmdir()
             elif path.relative_to(self.path).as_posix() not in kept:
                 path.unlink()
-        write_manifest(manifest, self.path)
         if self.target.exists():
             self.target.rename(self._aside)
         self.path.rename(self.target)
@@ -155,13 +156,6 @@ class Staging:
         except (OSError, msgspec.MsgspecError):
             return None
 
-    def _published(self, name: str, kind: type[_Entry]) -> list[_Entry]:
-        manifest = self.existing()
-        networks = {str(n): entry for n, entry in manifest.networks.items()} if manifest else {}
-        if name not in networks:
-            return []
-        return [e for e in (networks[name].onnx, networks[name].plan) if isinstance(e, kind)]
-
     def _whole(self, root: Path, entry: OnnxEntry | PlanEntry) -> bool:
         try:
             return all(
@@ -171,11 +165,23 @@ class Staging:
             return False
 
 
+def _published(root: Path, name: str, kind: type[_Entry]) -> list[_Entry]:
+    """What the manifest in ``root`` says of a network; nothing where there is no readable one."""
+    try:
+        networks = {str(n): entry for n, entry in read_manifest(root).networks.items()}
+    except BundleError:
+        return []
+    forms = (networks[name].onnx, networks[name].plan) if name in networks else ()
+    return [form for form in forms if isinstance(form, kind)]
+
+
 def _files(entry: OnnxEntry | PlanEntry) -> tuple[FileEntry, ...]:
     return entry.files if isinstance(entry, OnnxEntry) else (entry.file,)
 
 
 def _link(source: Path, destination: Path) -> None:
+    if source == destination:
+        return
     destination.parent.mkdir(parents=True, exist_ok=True)
     destination.unlink(missing_ok=True)
     try:

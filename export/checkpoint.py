@@ -267,7 +267,7 @@ def _digest(path: Path, component: Component, variant: str | None) -> str:
     if not files:
         what = f"{variant} weights" if variant else "weights (safetensors)"
         others = sorted(p.name for p in (path / component).glob("*.*") if p.suffix in {".safetensors", ".bin"})
-        hint = f"; there are {', '.join(others)}" if others else ""
+        hint = f"; there are {', '.join(others)} (see --variant)" if others else " (see --variant)"
         raise CheckpointError(f"{path / component} has no {what}{hint}")
     total = hashlib.sha256()
     for file in [path / component / "config.json", *files]:

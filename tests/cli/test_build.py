@@ -148,6 +148,25 @@ def test_damaged_bundle_is_mended_by_building_again(
     Bundle.open(bundle)
 
 
+def test_death_between_the_last_stage_and_the_rename(
+    run: Run, small_checkpoint: Path, small_bundle: Path, tmp_path: Path
+) -> None:
+    """Whole but not yet in place: nothing is made again."""
+    copy(small_bundle, tmp_path / ".bundle.building")
+    result = run("build", small_checkpoint, "-o", tmp_path / "bundle", *RTX, "--json")
+    assert all(stage["reused"] for stage in json.loads(result.stdout)["stages"])
+    Bundle.open(tmp_path / "bundle")
+
+
+def test_death_between_the_two_renames(run: Run, small_checkpoint: Path, small_bundle: Path, tmp_path: Path) -> None:
+    """The old bundle was moved aside and the new one is not there: the next build puts it back."""
+    copy(small_bundle, tmp_path / ".bundle.replaced")
+    result = run("build", small_checkpoint, "-o", tmp_path / "bundle", *RTX)
+    assert "up to date" in result.stderr
+    Bundle.open(tmp_path / "bundle")
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".bundle.lock", "bundle"]
+
+
 def test_fp16_variant_is_found_and_named(run: Run, tmp_path: Path) -> None:
     checkpoint = tmp_path / "checkpoint"
     made = run("random-checkpoint", checkpoint, "--variant", "fp16")

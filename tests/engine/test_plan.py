@@ -125,13 +125,7 @@ def test_ctrl_c_stops_the_builder(fraction: float, fixed_bundle: Bundle, tmp_pat
             signal.raise_signal(signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):
-        build_plan(
-            find_flavour("tensorrt-rtx"),
-            fixed_bundle.onnx_path("denoiser"),
-            fixed_bundle.network("denoiser").spec,
-            tmp_path / "p.plan",
-            progress,
-        )
+        build_denoiser(fixed_bundle, tmp_path / "p.plan", progress)
     assert list(tmp_path.iterdir()) == []
     assert builders() == []
 
@@ -145,14 +139,13 @@ def test_a_killed_builder_is_an_error(fixed_bundle: Bundle, tmp_path: Path) -> N
             os.kill(pid, signal.SIGKILL)
 
     with pytest.raises(EngineBuildError, match="memory ran out"):
-        build_plan(
-            find_flavour("tensorrt-rtx"),
-            fixed_bundle.onnx_path("denoiser"),
-            fixed_bundle.network("denoiser").spec,
-            tmp_path / "p.plan",
-            progress,
-        )
+        build_denoiser(fixed_bundle, tmp_path / "p.plan", progress)
     assert list(tmp_path.iterdir()) == []
+
+
+def build_denoiser(bundle: Bundle, target: Path, progress: Any) -> None:
+    spec = bundle.network("denoiser").spec
+    build_plan(find_flavour("tensorrt-rtx"), bundle.onnx_path("denoiser"), spec, target, progress)
 
 
 def builders() -> list[int]:
