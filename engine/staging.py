@@ -62,6 +62,7 @@ class Staging:
         _refuse_foreign(self.target)
         try:
             self.target.parent.mkdir(parents=True, exist_ok=True)
+            self.path.mkdir(exist_ok=True)  # before the lock, which tries for ever where it cannot be written
             self._acquire()
             self._recover()
         except OSError as error:

@@ -276,3 +276,4 @@ def test_bad_places(run: Run, small_checkpoint: Path, tmp_path: Path) -> None:
     assert_refused(run("build", small_checkpoint, "-o", tmp_path / "mine"), "not a bundle")
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "precious"
     assert_refused(run("build", small_checkpoint, "-o", tmp_path / "svd.safetensors" / "b"), "cannot write")
+    assert_refused(run("build", small_checkpoint, "-o", "/proc/b"), "cannot write")

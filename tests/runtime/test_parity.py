@@ -128,7 +128,7 @@ def test_fp16_bundle_draws_the_noise_of_an_fp16_pipeline(
     """Same seed, half precision on both sides; noise of another precision or order would be another video."""
     from diffusers import StableVideoDiffusionPipeline
 
-    half = StableVideoDiffusionPipeline.from_pretrained(checkpoint, torch_dtype=torch.float16)
+    half = StableVideoDiffusionPipeline.from_pretrained(checkpoint, dtype=torch.float16)
     half.set_progress_bar_config(disable=True)
     with VideoPipeline.open(fixed_bundle) as pipe:
         ours, theirs = both(pipe, half, picture, num_frames=3)

@@ -1,0 +1,107 @@
+"""The trained miniature: does a bundle of it do what the model does, in fp32 and in fp16?"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from svd_trt import BuildOptions, build_bundle
+from svd_trt.engine.spec import Range
+from tests.conftest import psnr
+
+TINY = Path(__file__).parent.parent.parent / "examples" / "tiny"
+PICTURES = 6
+
+pytestmark = pytest.mark.xdist_group("tiny")
+
+
+@pytest.fixture(scope="module")
+def score() -> Any:
+    """``examples/tiny/score.py``, which imports its neighbours by their bare names."""
+    sys.path.insert(0, str(TINY))
+    try:
+        import score
+
+        yield score
+    finally:
+        sys.path.remove(str(TINY))
+
+
+@pytest.fixture(scope="module", params=["fp32", "fp16"])
+def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    path = tmp_path_factory.mktemp("tiny") / "bundle"
+    size = Range.parse("32")
+    options = BuildOptions(
+        height=size, width=size, frames=Range(2, 8, 8), precision=request.param, backend="onnxruntime"
+    )
+    build_bundle(TINY / "checkpoint", path, options)
+    return request.param, path
+
+
+@pytest.fixture(scope="module")
+def diffusers() -> Any:
+    import torch
+    from diffusers import StableVideoDiffusionPipeline
+
+    pipeline = StableVideoDiffusionPipeline.from_pretrained(TINY / "checkpoint", dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def test_checkpoint_is_small() -> None:
+    assert sum(p.stat().st_size for p in (TINY / "checkpoint").rglob("*") if p.is_file()) <= 12e6
+
+
+def test_bundle_does_what_the_model_does(
+    bundle: tuple[str, Path], score: Any, diffusers: Any, record_property: Any
+) -> None:
+    """Frames against diffusers in fp32, and against the truth, on pictures that were never trained on."""
+    import torch
+    import world
+
+    precision, path = bundle
+    by_diffusers = score.diffusers_generator(diffusers)
+    closeness, angles, errors, repeats = [], [], [], []
+    with score.bundle_generator(path) as by_bundle:
+        for index, seed in enumerate(world.held_out_seeds(PICTURES)):
+            scene = world.make_scene(seed, score.NUM_FRAMES)
+            truth = world.draw_clip(scene, score.NUM_FRAMES, score.SIZE, score.SIZE)
+            base = score.Settings(fps=scene.fps, motion_bucket_id=scene.motion_bucket_id, seed=index)
+            picture = PIL.Image.fromarray(truth[0])
+            ours = by_bundle(picture, base)
+            with torch.no_grad():
+                closeness.append(psnr(ours, by_diffusers(picture, base)))
+            angles.append(score.angle_to_nose(ours, scene))
+            errors.append(score.rms(ours, truth))
+            repeats.append(score.rms(np.repeat(truth[:1], score.NUM_FRAMES, axis=0), truth))
+    record_property(f"{precision}_worst_psnr_db", min(closeness))
+    record_property(f"{precision}_within_30_degrees", np.mean(np.array(angles) <= 30))
+    record_property(f"{precision}_error_to_repeat", np.mean(errors) / np.mean(repeats))
+    assert min(closeness) >= {"fp32": 50, "fp16": 35}[precision]
+    assert np.mean(np.array(angles) <= 30) >= 0.8
+    assert np.mean(errors) < 0.7 * np.mean(repeats)
+
+
+def test_motion_grows_with_the_bucket(bundle: tuple[str, Path], score: Any, record_property: Any) -> None:
+    import world
+
+    precision, path = bundle
+    moved: dict[int, list[float]] = {bucket: [] for bucket in score.BUCKETS}
+    with score.bundle_generator(path) as generate:
+        for seed in world.held_out_seeds(3):
+            base = score.Settings(fps=7, motion_bucket_id=127, seed=seed % 1000)
+            scene = world.make_scene(seed, score.NUM_FRAMES, fps=7, motion_bucket_id=max(score.BUCKETS))
+            picture = PIL.Image.fromarray(world.draw_clip(scene, 1, score.SIZE, score.SIZE)[0])
+            for bucket in score.BUCKETS:
+                clip = generate(picture, replace(base, motion_bucket_id=bucket))
+                moved[bucket].append(float(np.hypot(*score.track(clip, scene))))
+    means = [float(np.mean(values)) for values in moved.values()]
+    record_property(f"{precision}_pixels_per_frame", " ".join(f"{m:.2f}" for m in means))
+    assert means == sorted(means)
+    assert means[-1] > 2 * means[0]
