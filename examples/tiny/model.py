@@ -6,6 +6,7 @@ and at least 64: with one channel a group, the norms wipe out whatever is the sa
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -110,9 +111,14 @@ def save_pipeline(pipeline: StableVideoDiffusionPipeline, directory: Path) -> No
         shutil.rmtree(leftover, ignore_errors=True)
     pipeline.to(torch.float16).save_pretrained(fresh, safe_serialization=True)
     pipeline.to(torch.float32)
-    # transformers without torchvision writes a class name that older versions lack; this one they all resolve.
-    index = fresh / "model_index.json"
-    index.write_text(index.read_text().replace("CLIPImageProcessorPil", "CLIPImageProcessor"))
+    # transformers loads what is stored and diffusers loads float32; a plain from_pretrained must not mix the two.
+    pipeline.image_encoder.save_pretrained(fresh / "image_encoder", safe_serialization=True)
+    # Without torchvision, transformers names a class that its older versions lack; the other name they all resolve.
+    # Where the parts were once loaded from is nobody's business.
+    for config in fresh.rglob("*.json"):
+        values = json.loads(config.read_text().replace("CLIPImageProcessorPil", "CLIPImageProcessor"))
+        values.pop("_name_or_path", None)
+        config.write_text(json.dumps(values, indent=2) + "\n")
     for weights in fresh.rglob("*.safetensors"):
         weights.chmod(0o644)
     if directory.exists():

@@ -19,7 +19,8 @@ Picture = npt.NDArray[np.uint8]
 def read_log(path: Path) -> dict[str, list[float]]:
     """The columns of a training log."""
     with path.open(newline="") as file:
-        rows = list(csv.DictReader(file))
+        last = {int(row["step"]): row for row in csv.DictReader(file)}  # a resumed run repeats some steps
+    rows = [last[step] for step in sorted(last)]
     return {name: [float(row[name]) for row in rows] for name in rows[0]}
 
 
@@ -73,7 +74,7 @@ def draw_samples(checkpoint: Path, path: Path, pictures: int = 6) -> None:
     import torch
     from diffusers import StableVideoDiffusionPipeline
 
-    pipeline = StableVideoDiffusionPipeline.from_pretrained(checkpoint, torch_dtype=torch.float32)
+    pipeline = StableVideoDiffusionPipeline.from_pretrained(checkpoint).to(torch.float32)
     generate = diffusers_generator(pipeline)
     rows, captions = [], []
     for i, seed in enumerate(world.held_out_seeds(pictures)):

@@ -263,7 +263,7 @@ def main() -> None:
         from diffusers import StableVideoDiffusionPipeline
         from model import make_pipeline
 
-        pipeline = StableVideoDiffusionPipeline.from_pretrained(options.checkpoint, torch_dtype=torch.float32)
+        pipeline = StableVideoDiffusionPipeline.from_pretrained(options.checkpoint).to(torch.float32)
         generate, random = diffusers_generator(pipeline), diffusers_generator(make_pipeline(seed=0))
         report = score(generate, pipeline, random, options.pictures, base)
     if options.json:

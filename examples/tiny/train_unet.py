@@ -31,7 +31,7 @@ from transformers import CLIPVisionModelWithProjection
 
 CLIPS = 12000
 SHARD = 500
-STEPS = 5000
+STEPS = 3900
 BATCH = 16
 PEAK_RATE = 1e-3
 SIGMA_MEAN, SIGMA_STD = 1.0, 1.6  # of ln sigma, as SVD's last stage
