@@ -1,4 +1,4 @@
-# make setup | demo | test | test-slow | lint | clean
+# make setup | demo | test | lint | clean
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -8,7 +8,7 @@ JOBS ?= 2
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: setup demo test test-slow lint clean
+.PHONY: setup demo test lint clean
 
 setup: $(READY)
 
@@ -23,9 +23,6 @@ demo: $(READY)
 
 test: lint
 	$(BIN)/pytest -n $(JOBS) --dist loadgroup
-
-test-slow: $(READY)
-	$(BIN)/pytest -m slow
 
 lint: $(READY)
 	$(BIN)/ruff check

@@ -59,11 +59,13 @@ class Bundle:
 
     def _check_files(self, *, verify: bool) -> None:
         # Hashing releases the interpreter lock, so threads hash files side by side.
-        with ThreadPoolExecutor(max_workers=4) as pool:
-            problems = pool.map(lambda file: self._problem(file, verify=verify), self.manifest.files)
-            for problem in problems:
+        pool = ThreadPoolExecutor(max_workers=4)
+        try:
+            for problem in pool.map(lambda file: self._problem(file, verify=verify), self.manifest.files):
                 if problem:
                     raise BundleError(f"{problem}; run `svd-trt build` again to mend it")
+        finally:
+            pool.shutdown(cancel_futures=True)  # what is not begun is not waited for
 
     def _problem(self, file: FileEntry, *, verify: bool) -> str | None:
         path = self.path / file.path

@@ -24,6 +24,8 @@ class Flavour:
     trt: Any
     """The Python module: ``tensorrt``, ``tensorrt_rtx`` or ``tensorrt_rtx_bindings``."""
     version: str
+    target: str = ""
+    """GPU that its engines are for, as ``sm90``; empty where they run on several kinds."""
 
 
 def gpu_count() -> int:
@@ -50,7 +52,7 @@ def find_flavour(name: FlavourName) -> Flavour:
     version = str(trt.__version__)
     if name == "tensorrt" and tuple(int(part) for part in version.split(".")[:2]) < _MINIMUM_TENSORRT:
         raise BackendError(f"TensorRT {version} is too old; svd-trt needs 10.12 or newer: pip install -U tensorrt")
-    return Flavour(name, trt, version)
+    return Flavour(name, trt, version, _current_gpu() if name == "tensorrt" else "")
 
 
 def select_flavour(backend: BuildBackend) -> Flavour | None:
@@ -60,7 +62,8 @@ def select_flavour(backend: BuildBackend) -> Flavour | None:
     no GPU to build), else ONNX alone.
 
     Raises:
-        MissingDependencyError, BackendError: a backend asked for by name cannot be used here.
+        MissingDependencyError: a backend asked for by name is not installed.
+        BackendError: a TensorRT is installed and broken or too old, or needs a GPU that is not there.
     """
     if backend == "onnxruntime":
         return None
@@ -77,9 +80,27 @@ def select_flavour(backend: BuildBackend) -> Flavour | None:
     for name in names:
         try:
             return find_flavour(name)
-        except (MissingDependencyError, BackendError):
+        except MissingDependencyError:
             continue
     return None
+
+
+def _current_gpu() -> str:
+    """Compute capability of the first GPU, as ``sm90``; empty without one."""
+    if gpu_count() == 0:
+        return ""
+    driver = importlib.import_module("cuda.bindings.driver")
+    names = driver.CUdevice_attribute
+    parts = []
+    for attribute in (
+        names.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR,
+        names.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR,
+    ):
+        error, value = driver.cuDeviceGetAttribute(attribute, 0)
+        if error != driver.CUresult.CUDA_SUCCESS:
+            raise BackendError(f"the driver does not say what GPU this is ({error})")
+        parts.append(str(value))
+    return "sm" + "".join(parts)
 
 
 def _import_tensorrt() -> Any:

@@ -106,10 +106,11 @@ class NetworkEntry(msgspec.Struct, frozen=True):
 
 
 class FlavourEntry(msgspec.Struct, frozen=True):
-    """The TensorRT that built the plans; only the same version loads them."""
+    """The TensorRT that built the plans; only the same version loads them, on ``target`` where that is not empty."""
 
     name: FlavourName
     version: str
+    target: str
 
 
 class Manifest(msgspec.Struct, frozen=True):
@@ -158,6 +159,10 @@ def read_manifest(directory: Path) -> Manifest:
         fields = msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
     except FileNotFoundError:
         raise BundleError(_no_bundle(directory)) from None
+    except NotADirectoryError:
+        raise BundleError(
+            f"{directory} is a file, not a bundle; make one with `svd-trt build MODEL -o BUNDLE`"
+        ) from None
     except (OSError, msgspec.MsgspecError) as error:
         raise BundleError(f"{path} cannot be read ({error}); {rebuild}") from error
     version = fields.get("schema_version")

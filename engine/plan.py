@@ -7,6 +7,8 @@ memory is free when it is done, and its death is an error message.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import signal
 import subprocess
@@ -44,21 +46,19 @@ def build_plan(
     plan_path.parent.mkdir(parents=True, exist_ok=True)
     partial = plan_path.with_name(f"{plan_path.name}.{os.getpid()}")
     job = Job(flavour=flavour.name, onnx_path=str(onnx_path), plan_path=str(partial), spec=spec)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "svd_trt.engine.tensorrt_build"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        env=_environment(),
-    )
+    command = [sys.executable, "-m", "svd_trt.engine.tensorrt_build"]
     try:
-        with process:
-            report = _converse(process, msgspec.json.encode(job), spec, progress or (lambda _: None))
+        with subprocess.Popen(  # noqa: S603  (our own interpreter and module)
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=_environment(), bufsize=0
+        ) as process:
+            try:
+                report = _converse(process, msgspec.json.encode(job), spec, progress or (lambda _: None))
+            except BaseException:
+                process.kill()  # leaving the block waits for it
+                raise
         partial.replace(plan_path)
-    except BaseException:
-        process.kill()
-        process.wait()
+    finally:
         partial.unlink(missing_ok=True)
-        raise
     return report
 
 
@@ -67,9 +67,9 @@ def _converse(
 ) -> PlanReport:
     assert process.stdin is not None
     assert process.stdout is not None
-    process.stdin.write(job)
-    process.stdin.close()
-    for line in process.stdout:
+    with contextlib.suppress(BrokenPipeError):  # it died at once; what it left behind says more
+        process.stdin.write(job + b"\n")  # and stays open: its end tells the builder that we are gone
+    for line in io.BufferedReader(process.stdout):  # type: ignore[type-var]  # a raw pipe, with bufsize=0
         message = msgspec.json.decode(line, type=Message)
         if message.report is not None:
             return message.report

@@ -38,6 +38,7 @@ NETWORKS: tuple[NetworkName, ...] = ("image_encoder", "vae_encoder", "denoiser",
 
 SYMBOLS: dict[str, str] = {
     "batch": "videos denoised together",
+    "pictures": "pictures encoded together",
     "branches": "guidance branches: 2 is unconditional and conditional, 1 is conditional alone",
     "frames": "frames of one video",
     "chunk": "frames decoded together",
@@ -108,6 +109,7 @@ class Ranges(msgspec.Struct, frozen=True):
     """The range of every symbol; what one bundle serves."""
 
     batch: Range
+    pictures: Range
     branches: Range
     frames: Range
     chunk: Range
@@ -189,7 +191,8 @@ class NetworkSpec(msgspec.Struct, frozen=True):
 def network_specs(model: ModelInfo, ranges: Ranges) -> dict[NetworkName, NetworkSpec]:
     """The four specifications of a bundle for ``model`` that serves ``ranges``."""
     axes: dict[str, Axis] = {s: ranges.of(s).min if ranges.of(s).fixed else s for s in SYMBOLS}
-    batch, branches, frames, chunk = (axes[s] for s in ("batch", "branches", "frames", "chunk"))
+    batch, pictures, branches = (axes[s] for s in ("batch", "pictures", "branches"))
+    frames, chunk = (axes[s] for s in ("frames", "chunk"))
     height, width = axes["height"], axes["width"]
     h, w = (_divided(axis, model.vae_scale_factor) for axis in (height, width))
     c = model.latent_channels
@@ -206,13 +209,13 @@ def network_specs(model: ModelInfo, ranges: Ranges) -> dict[NetworkName, Network
     specs = [
         spec(
             "image_encoder",
-            [tensor("pixels", (batch, 3, size, size), "the picture as CLIP wants it: resized, normalised")],
-            [tensor("image_embeds", (batch, 1, model.embed_dim), "CLIP's projected embedding")],
+            [tensor("pixels", (pictures, 3, size, size), "the picture as CLIP wants it: resized, normalised")],
+            [tensor("image_embeds", (pictures, 1, model.embed_dim), "CLIP's projected embedding")],
         ),
         spec(
             "vae_encoder",
-            [tensor("image", (batch, 3, height, width), "the picture in [-1, 1] plus augmentation noise")],
-            [tensor("image_latents", (batch, c, h, w), "mode of the posterior, not scaled")],
+            [tensor("image", (pictures, 3, height, width), "the picture in [-1, 1] plus augmentation noise")],
+            [tensor("image_latents", (pictures, c, h, w), "mode of the posterior, not scaled")],
         ),
         spec(
             "denoiser",

@@ -12,12 +12,13 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, get_args
 
 import msgspec
 from filelock import FileLock, Timeout
 
 from svd_trt.engine.bundle import Bundle
+from svd_trt.engine.flavour import FlavourName
 from svd_trt.engine.manifest import (
     MANIFEST_NAME,
     FileEntry,
@@ -34,6 +35,8 @@ __all__ = ["Staging"]
 
 _Entry = TypeVar("_Entry", OnnxEntry, PlanEntry)
 _RECORDS = "records"
+# All that a bundle has at its top.
+_OURS = {MANIFEST_NAME, "onnx", *get_args(FlavourName)}
 
 
 class Staging:
@@ -50,7 +53,9 @@ class Staging:
     """
 
     def __init__(self, target: Path, on_wait: Callable[[], None] | None = None, timeout: float = -1) -> None:
-        absolute = Path(os.path.abspath(target))  # noqa: PTH100  (resolve() would follow a symlinked bundle)
+        absolute = target.resolve()  # through symbolic links: the bundle is replaced, not the link to it
+        if not absolute.name:
+            raise OutputError(f"{target} cannot be a bundle; name a folder with -o")
         self.target = absolute
         self.path = absolute.with_name(f".{absolute.name}.building")
         self._aside = absolute.with_name(f".{absolute.name}.replaced")
@@ -112,6 +117,10 @@ class Staging:
         temporary = path.with_suffix(".tmp")
         temporary.write_bytes(msgspec.json.encode(entry))
         temporary.replace(path)
+
+    def discard(self) -> None:
+        """Remove what is staged; the bundle at the target is what was wanted."""
+        shutil.rmtree(self.path, ignore_errors=True)
 
     def publish(self, manifest: Manifest) -> Bundle:
         """Write the manifest and move the finished bundle to its place, instead of what stood there."""
@@ -192,8 +201,19 @@ def _link(source: Path, destination: Path) -> None:
 
 
 def _refuse_foreign(target: Path) -> None:
-    """Never replace something that is not a bundle."""
-    if target.is_dir() and ((target / MANIFEST_NAME).exists() or not any(target.iterdir())):
+    """Never replace, nor delete along with a bundle, what is not ours."""
+    if not target.exists():
         return
-    if target.exists() or target.is_symlink():
+    if not target.is_dir():
         raise OutputError(f"{target} exists and is not a bundle; remove it or choose another place with -o")
+    strangers = sorted({path.name for path in target.iterdir()} - _OURS)
+    if strangers:
+        raise OutputError(
+            f"{target} holds {strangers[0]}, which is not part of a bundle; move it, or choose another -o"
+        )
+    try:
+        fields = msgspec.json.decode((target / MANIFEST_NAME).read_bytes())
+    except (FileNotFoundError, msgspec.DecodeError):
+        return  # an empty folder, or a bundle damaged
+    if not isinstance(fields, dict) or "svd_trt_version" not in fields:
+        raise OutputError(f"{target / MANIFEST_NAME} is not a bundle's; choose another place with -o")

@@ -1,7 +1,7 @@
 """Inside the builder's process: parse, profile, build, with progress and the builder's memory report.
 
-Run as ``python -m svd_trt.engine.tensorrt_build`` by `svd_trt.engine.plan`, with one `Job` as JSON on standard input;
-answers are `Message` objects, one a line, on standard output.
+Run as ``python -m svd_trt.engine.tensorrt_build`` by `svd_trt.engine.plan`, with one `Job` as a line of JSON on
+standard input; answers are `Message` objects, one a line, on standard output.
 """
 
 from __future__ import annotations
@@ -223,7 +223,8 @@ def _main() -> None:
         except BrokenPipeError:
             os._exit(1)  # nobody waits for the engine any more
 
-    job = msgspec.json.decode(sys.stdin.buffer.read(), type=Job)
+    job = msgspec.json.decode(sys.stdin.buffer.readline(), type=Job)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     shown = 0.0
 
     def progress(fraction: float) -> None:
@@ -244,6 +245,12 @@ def _main() -> None:
         say(Message(error=f"building {job.spec.name} failed: {error}"))
     else:
         say(Message(report=report))
+
+
+def _end_with_parent() -> None:
+    """Standard input ends when the parent does, however it does; nobody wants the engine then."""
+    os.read(sys.stdin.fileno(), 1)
+    os._exit(1)
 
 
 if __name__ == "__main__":

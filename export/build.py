@@ -12,7 +12,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
+
+import msgspec
 
 import svd_trt
 from svd_trt.engine.bundle import Bundle
@@ -29,9 +31,11 @@ from svd_trt.engine.manifest import (
 )
 from svd_trt.engine.plan import build_plan
 from svd_trt.engine.spec import ModelInfo, NetworkName, NetworkSpec, Range, Ranges, network_specs
-from svd_trt.engine.staging import Staging
 from svd_trt.errors import ArgumentError, MissingDependencyError, OutputError
 from svd_trt.export.checkpoint import COMPONENT_OF, Checkpoint, open_checkpoint
+
+if TYPE_CHECKING:
+    from svd_trt.engine.staging import Staging
 
 __all__ = ["BuildOptions", "BuildProgress", "BuildResult", "Stage", "build_bundle"]
 
@@ -40,8 +44,19 @@ _EXPORT_REVISION = 1
 _PLAN_REVISION = 1
 
 # Releases of these change the graphs they export.
-_GRAPH_PACKAGES = ("torch", "diffusers", "transformers", "onnxscript")
-_EXPORT_MODULES = ("torch", "diffusers", "transformers", "accelerate", "onnx", "onnxscript", "safetensors")
+_GRAPH_PACKAGES = ("torch", "diffusers", "transformers", "onnxscript", "onnx_ir")
+_EXPORT_MODULES = (
+    "torch",
+    "diffusers",
+    "transformers",
+    "accelerate",
+    "huggingface_hub",
+    "onnx",
+    "onnx_ir",
+    "onnxscript",
+    "safetensors",
+    "filelock",
+)
 _Entry = TypeVar("_Entry", OnnxEntry, PlanEntry)
 
 _LARGEST_SIDE = 4096
@@ -139,6 +154,8 @@ def build_bundle(
     _ranges(options, checkpoint.model)  # a bad range is refused before anything is written
     flavour = select_flavour(options.backend)
     target = Path(output)
+    from svd_trt.engine.staging import Staging
+
     try:
         with Staging(target, lambda: progress.waiting(target)) as staging:
             return _Build(checkpoint, options, flavour, staging, progress).run()
@@ -170,6 +187,7 @@ class _Build:
 
     def run(self) -> BuildResult:
         if self._is_current() and (bundle := self.staging.open_existing()) is not None:
+            self.staging.discard()
             return BuildResult(bundle, (), up_to_date=True)
         networks = {name: self._network(spec) for name, spec in self.specs.items()}
         bundle = self.staging.publish(self._manifest(networks))
@@ -247,13 +265,17 @@ class _Build:
             revision=_PLAN_REVISION,
             onnx=self._onnx_key(spec),
             ranges={symbol: str(r) for symbol, r in spec.ranges.items()},
-            flavour=[self.flavour.name, self.flavour.version],
+            flavour=[self.flavour.name, self.flavour.version, self.flavour.target],
         )
 
     def _is_current(self) -> bool:
         """True where the bundle at the target was built from the same things for the same ranges."""
         manifest = self.staging.existing()
-        if manifest is None or (manifest.flavour is None) != (self.flavour is None):
+        if manifest is None:
+            return False
+        # Networks apart, all that the manifest says matters too: the runtime reads its sigmas from there.
+        wanted_rest = self._manifest({})
+        if msgspec.structs.replace(manifest, networks={}, svd_trt_version=wanted_rest.svd_trt_version) != wanted_rest:
             return False
         wanted = {name: (self._onnx_key(spec), spec) for name, spec in self.specs.items()}
         found = {name: (entry.onnx.key, entry.spec) for name, entry in manifest.networks.items()}
@@ -271,7 +293,9 @@ class _Build:
             model=self.checkpoint.model,
             sampler=self.checkpoint.sampler,
             ranges=self.ranges,
-            flavour=FlavourEntry(self.flavour.name, self.flavour.version) if self.flavour else None,
+            flavour=FlavourEntry(self.flavour.name, self.flavour.version, self.flavour.target)
+            if self.flavour
+            else None,
             networks=networks,
         )
 
@@ -303,6 +327,7 @@ def _ranges(options: BuildOptions, model: ModelInfo) -> Ranges:
             raise ArgumentError(f"--{what} {count}: counts up to {_LARGEST_COUNT} are supported")
     return Ranges(
         batch=options.batch,
+        pictures=Range(1, 1, options.batch.max),
         branches=Range(1, 2, 2),
         frames=frames,
         chunk=chunk,

@@ -228,7 +228,7 @@ def _sampler_info(path: Path) -> SamplerInfo:
     kind = config.get("_class_name")
     if kind != "EulerDiscreteScheduler":
         raise CheckpointError(f"{path}: the scheduler is {kind}; svd-trt supports EulerDiscreteScheduler")
-    defaults: dict[str, object] = {"final_sigmas_type": "zero", "rescale_betas_zero_snr": False}
+    defaults: dict[str, object] = {"final_sigmas_type": "zero"}
     for key, right in _SCHEDULER.items():
         value = config.get(key, defaults.get(key))
         if value != right:

@@ -28,7 +28,7 @@ OPSET = 20
 
 # Traced sizes of symbolic axes. Any values do, as long as none is 0 or 1, which torch.export takes for constants;
 # odd ones keep it from concluding that a size is always even.
-_TRACED = {"batch": 2, "branches": 2, "frames": 3, "chunk": 3, "height": 21, "width": 27}
+_TRACED = {"batch": 2, "pictures": 2, "branches": 2, "frames": 3, "chunk": 3, "height": 21, "width": 27}
 
 
 @dataclass(frozen=True)
@@ -120,6 +120,7 @@ def _dynamic_shapes(spec: NetworkSpec, factor: int, smallest_latent: int) -> lis
     latent = {s: Dim(f"latent_{s}", min=smallest_latent) for s in ("height", "width")}
     dims: dict[str, Any] = {
         "batch": Dim("batch", min=1),
+        "pictures": Dim("pictures", min=1),
         "branches": Dim("branches", min=1, max=2),
         "frames": Dim("frames", min=2),
         "chunk": Dim("chunk", min=1),

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from svd_trt.engine.spec import COEFFICIENTS
+from svd_trt.errors import ArgumentError
 from svd_trt.runtime.device import Buffer, Device, Session
 
 if TYPE_CHECKING:
@@ -113,10 +114,12 @@ def _call_back(
 ) -> Buffer:
     host = device.download(latents)
     answer = callback(pipe, step, timestep, {"latents": host})
+    if answer is not None and not isinstance(answer, Mapping):
+        raise ArgumentError(f'callback_on_step_end must return None or {{"latents": ...}}, not {type(answer).__name__}')
     changed = (answer or {}).get("latents")
     if changed is None:
         return latents
     replacement = np.ascontiguousarray(changed, np.float32)
     if replacement.shape != host.shape:
-        raise ValueError(f"callback_on_step_end returned latents of shape {replacement.shape}, not {host.shape}")
+        raise ArgumentError(f"callback_on_step_end returned latents of shape {replacement.shape}, not {host.shape}")
     return device.upload(replacement)

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import PIL.Image
 
 from svd_trt.engine.spec import NetworkName
-from svd_trt.errors import ArgumentError
+from svd_trt.errors import ArgumentError, BackendError
 from svd_trt.runtime.denoise import Conditions, StepCallback, denoise
 from svd_trt.runtime.device import Array, Session
 from svd_trt.runtime.noise import TorchGenerator
@@ -75,7 +75,7 @@ class Generation:
         start = start * initial_std(self.pipe.bundle.manifest.sampler, self.sigmas)
         conditions = self._encode(image_noise)
         denoiser = self._session("denoiser")
-        table = SAMPLERS["euler"](self.sigmas)
+        table = SAMPLERS[self.parameters.sampler](self.sigmas)
         steps: list[float] = self.timings.setdefault("steps", [])
         total = len(table) * len(self.groups)
         results: list[Array] = []
@@ -97,7 +97,13 @@ class Generation:
                         on_step,
                     )
                 )
-        return np.concatenate(results)
+        result = np.concatenate(results)
+        if not np.isfinite(result).all():
+            raise BackendError(
+                "denoising ended in values that are not finite: fp16 overflowed (build with --precision fp32), "
+                "or a callback returned such latents"
+            )
+        return result
 
     def decode(self, latents: npt.NDArray[np.float32]) -> Iterator[Frames]:
         """Latents ``[B, F, 4, h, w]`` to chunks of frames ``[n, H, W, 3]``.
@@ -126,9 +132,9 @@ class Generation:
             images = np.stack([vae_image(i, self.height, self.width) for i in self.pictures])
             images += np.float32(p.noise_aug_strength) * image_noise
         count, repeats = len(self.pictures), p.num_videos_per_prompt
-        batch = self.pipe.bundle.manifest.ranges.batch
+        together = self.pipe.bundle.manifest.ranges.pictures
         embeds, latents = [], []
-        for group in _groups(count, batch.min, batch.max):
+        for group in _groups(count, together.min, together.max):
             with self._timed("image_encoder"):
                 embeds.append(self._through(clip, "pixels", pixels[group], "image_embeds"))
             with self._timed("vae_encoder"):
@@ -144,7 +150,7 @@ class Generation:
     def _through(self, session: Session, source: str, array: Array, result: str) -> Array:
         """One input through a network with one output."""
         device = self.pipe.device
-        sizes = {"batch": len(array), "height": self.height, "width": self.width}
+        sizes = {"pictures": len(array), "height": self.height, "width": self.width}
         output = device.empty(session.spec.tensor(result).resolve(sizes), np.float32)
         session.enqueue({source: device.upload(array), result: output})
         return device.download(output)
@@ -162,7 +168,10 @@ class Generation:
     def _checked_latents(self) -> npt.NDArray[np.float32] | None:
         if self.given_latents is None:
             return None
-        latents = np.asarray(self.given_latents, np.float32)
+        try:
+            latents = np.asarray(self.given_latents, np.float32)
+        except (TypeError, ValueError):
+            raise ArgumentError("latents must be an array of numbers") from None
         if latents.shape != self._latent_shape() or not np.isfinite(latents).all():
             raise ArgumentError(f"latents must be finite and of shape {self._latent_shape()}, not {latents.shape}")
         return latents

@@ -53,6 +53,8 @@ class CpuSession:
 
     def enqueue(self, tensors: Mapping[str, Buffer]) -> None:
         """Run once and wait. See `svd_trt.runtime.device.Session.enqueue`."""
+        if self._session is None:
+            raise BackendError(f"{self.spec.name} was released; open the pipeline again")
         binding = self._session.io_binding()
         for tensor in self.spec.inputs:
             binding.bind_input(*_bound(tensor.name, tensors[tensor.name]))

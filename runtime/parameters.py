@@ -14,6 +14,7 @@ from typing import Any, TypedDict
 from svd_trt.engine.manifest import Manifest
 from svd_trt.engine.spec import Range
 from svd_trt.errors import ArgumentError
+from svd_trt.runtime.samplers import SAMPLERS, custom_sigmas
 
 __all__ = ["ParameterArguments", "Parameters", "chunk_sizes", "resolve"]
 
@@ -51,6 +52,7 @@ class Parameters:
     )
     height: int | None = _option(None, "Frame height in pixels.  [default: the bundle's]", 8)
     width: int | None = _option(None, "Frame width in pixels.  [default: the bundle's]", 8)
+    sampler: str = field(default="euler", metadata={"help": "How to step.", "choices": tuple(SAMPLERS)})
 
     def __post_init__(self) -> None:
         for spec in dataclasses.fields(self):
@@ -58,7 +60,14 @@ class Parameters:
             if value is None and spec.default is None:
                 continue
             if spec.name == "sigmas":
-                object.__setattr__(self, "sigmas", tuple(float(v) for v in value))
+                sigmas = tuple(map(float, custom_sigmas(value)))
+                object.__setattr__(self, "sigmas", sigmas)
+                object.__setattr__(self, "num_inference_steps", len(sigmas) - 1)
+            elif "choices" in spec.metadata:
+                if value not in spec.metadata["choices"]:
+                    raise ArgumentError(
+                        f"{spec.name} must be one of {', '.join(spec.metadata['choices'])}, not {value!r}"
+                    )
             else:
                 kind = float if isinstance(spec.default, float) else int
                 object.__setattr__(self, spec.name, _number(spec.name, value, kind, spec.metadata))
@@ -89,9 +98,10 @@ class ParameterArguments(TypedDict, total=False):
     seed: int | None
     height: int | None
     width: int | None
+    sampler: str
 
 
-def resolve(parameters: Parameters, manifest: Manifest, seed: int) -> Parameters:
+def resolve(parameters: Parameters, manifest: Manifest, *, pictures: int, seed: int) -> Parameters:
     """``parameters`` with every None decided, checked against the ranges that the bundle was built for.
 
     Raises:
@@ -104,7 +114,8 @@ def resolve(parameters: Parameters, manifest: Manifest, seed: int) -> Parameters
     resolved = dataclasses.replace(
         parameters,
         num_frames=num_frames,
-        decode_chunk_size=parameters.decode_chunk_size or min(num_frames, ranges.chunk.max),
+        decode_chunk_size=parameters.decode_chunk_size
+        or _default_chunk(num_frames, pictures * parameters.num_videos_per_prompt, ranges.chunk),
         seed=seed if parameters.seed is None else parameters.seed,
         height=parameters.height or ranges.height.opt,
         width=parameters.width or ranges.width.opt,
@@ -118,6 +129,16 @@ def resolve(parameters: Parameters, manifest: Manifest, seed: int) -> Parameters
         if size is not None and size % max(8, manifest.model.vae_scale_factor):
             raise ArgumentError(f"{name} {size} is not a multiple of {max(8, manifest.model.vae_scale_factor)}")
     return resolved
+
+
+def _default_chunk(num_frames: int, videos: int, span: Range) -> int:
+    """Diffusers' default, a whole video at once, or the most that the bundle takes without an impossible rest."""
+    largest = min(num_frames, span.max)
+    for size in range(largest, span.min - 1, -1):
+        rest = num_frames * videos % size
+        if rest == 0 or rest in span:
+            return size
+    return largest
 
 
 def chunk_sizes(total: int, chunk: int, span: Range) -> list[int]:

@@ -13,9 +13,11 @@ import numpy as np
 import numpy.typing as npt
 import PIL.Image
 
+import svd_trt
 from svd_trt.engine.bundle import Bundle
+from svd_trt.engine.manifest import read_manifest
 from svd_trt.engine.spec import NetworkName
-from svd_trt.errors import ArgumentError, OutputError
+from svd_trt.errors import ArgumentError, BackendError, BundleError, OutputError
 from svd_trt.runtime.backends import RunBackend, open_device
 from svd_trt.runtime.denoise import StepCallback
 from svd_trt.runtime.device import Device, Session
@@ -38,12 +40,14 @@ class VideoOutput:
         parameters: what it was made with, every default decided; ``parameters.seed`` makes it again.
         backend: where it ran.
         timings: seconds by stage; ``steps`` is a list of each step's.
+        metadata: what a file says of how it was made.
     """
 
     frames: Any
     parameters: Parameters
     backend: str
     timings: Mapping[str, Any]
+    metadata: Mapping[str, Any]
 
     def save(self, path: str | os.PathLike[str]) -> list[str]:
         """Write each video to ``path`` (its suffix chooses the format), numbered where there are several.
@@ -63,8 +67,8 @@ class VideoOutput:
             check_output(target)
         for target, video in zip(paths, videos, strict=True):
             height, width = video.shape[1:3]
-            metadata = self.parameters.as_dict()
-            with open_writer(target, height=height, width=width, fps=self.parameters.fps, metadata=metadata) as writer:
+            fps = self.parameters.fps
+            with open_writer(target, height=height, width=width, fps=fps, metadata=self.metadata) as writer:
                 writer.write(video)
         return paths
 
@@ -80,6 +84,7 @@ class VideoPipeline:
         self.bundle = bundle
         self.device = device
         self._sessions: dict[NetworkName, Session] = {}
+        self._closed = False
 
     @classmethod
     def open(
@@ -129,13 +134,13 @@ class VideoPipeline:
         run = self._prepare(image, parameters, latents, progress)
         result = run.denoise(callback_on_step_end)
         if output_type == "latent":
-            return VideoOutput(result, run.parameters, self.device.name, run.timings)
+            return VideoOutput(result, run.parameters, self.device.name, run.timings, self._about(run))
         frames = np.concatenate(list(run.decode(result)))
         frames = frames.reshape(run.num_videos, run.frames, *frames.shape[1:])
         if output_type == "np":
-            return VideoOutput(frames, run.parameters, self.device.name, run.timings)
+            return VideoOutput(frames, run.parameters, self.device.name, run.timings, self._about(run))
         videos = [[PIL.Image.fromarray(frame) for frame in video] for video in frames]
-        return VideoOutput(videos, run.parameters, self.device.name, run.timings)
+        return VideoOutput(videos, run.parameters, self.device.name, run.timings, self._about(run))
 
     def stream(
         self,
@@ -150,10 +155,12 @@ class VideoPipeline:
 
         Arguments are checked at once; the work starts with the first frame that is asked for.
         """
-        return VideoStream(self._prepare(image, parameters, latents, progress), callback_on_step_end)
+        run = self._prepare(image, parameters, latents, progress)
+        return VideoStream(run, callback_on_step_end, self._about(run))
 
     def close(self) -> None:
-        """Release networks and device; harmless when repeated."""
+        """Release networks and device; harmless when repeated, and final."""
+        self._closed = True
         while self._sessions:
             self._sessions.popitem()[1].close()
         self.device.close()
@@ -167,10 +174,29 @@ class VideoPipeline:
         self.close()
 
     def session(self, network: NetworkName) -> Session:
-        """The loaded network, loading it first where need be."""
+        """The loaded network, loading it first where need be.
+
+        Raises:
+            BackendError: the pipeline is closed.
+            BundleError: the bundle was built again since it was opened, so its networks no longer belong together.
+        """
+        if self._closed:
+            raise BackendError("the pipeline is closed; open it again with VideoPipeline.open")
         if network not in self._sessions:
+            if read_manifest(self.bundle.path) != self.bundle.manifest:
+                raise BundleError(f"{self.bundle.path} was built again while it was open; open it again")
             self._sessions[network] = self.device.open(self.bundle, network)
         return self._sessions[network]
+
+    def _about(self, run: Generation) -> dict[str, Any]:
+        manifest = self.bundle.manifest
+        return {
+            "svd_trt": svd_trt.__version__,
+            "model": manifest.source.model,
+            "precision": manifest.precision,
+            "backend": self.device.name,
+            **run.parameters.as_dict(),
+        }
 
     def _prepare(
         self,
@@ -186,7 +212,7 @@ class VideoPipeline:
         if not images:
             raise ArgumentError("no picture was given")
         checked = Parameters(**parameters)  # type: ignore[arg-type]  # sigmas may come as a list
-        resolved = resolve(checked, self.bundle.manifest, seed=secrets.randbits(32))
+        resolved = resolve(checked, self.bundle.manifest, pictures=len(images), seed=secrets.randbits(32))
         pictures = [load_image(one) for one in images]
         return Generation(self, resolved, pictures, latents, progress or (lambda *_: None))
 
@@ -198,9 +224,11 @@ class VideoStream(Iterator[Frames]):
         parameters: what the video is made with, every default decided.
         num_videos: how many videos there are.
         timings: seconds by stage, complete after the last frame.
+        metadata: what a file says of how it was made.
     """
 
-    def __init__(self, run: Generation, callback: StepCallback | None) -> None:
+    def __init__(self, run: Generation, callback: StepCallback | None, metadata: Mapping[str, Any]) -> None:
+        self.metadata = metadata
         self.parameters = run.parameters
         self.num_videos = run.num_videos
         self.timings: Mapping[str, Any] = run.timings

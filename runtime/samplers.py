@@ -2,7 +2,8 @@
 
 A sampler is a function from sigmas to coefficients: for each step, the preconditioning of the network and the
 weights of a linear update ``x_next = a x + b denoised + c previous_denoised``. To add one, write such a function and
-enter it in `SAMPLERS`; no network changes. Notation follows Karras et al. 2022 (arXiv:2206.00364).
+enter it in `SAMPLERS`: ``--sampler`` and ``sampler=`` take its name, and no network changes. Notation follows Karras
+et al. 2022 (arXiv:2206.00364).
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ __all__ = ["SAMPLERS", "custom_sigmas", "euler", "initial_std", "karras_sigmas",
 
 Floats = npt.NDArray[np.float32]
 
+_LARGEST_SIGMA = 1e6
+
 
 def karras_sigmas(info: SamplerInfo, steps: int) -> Floats:
     """Noise levels ``[steps + 1]`` from sigma_max to sigma_min, then 0 (eq. 5)."""
@@ -35,11 +38,17 @@ def custom_sigmas(values: Sequence[float]) -> Floats:
     Raises:
         ArgumentError: fewer than two, not decreasing, negative or not finite.
     """
-    sigmas = np.asarray(values, np.float32)
-    if sigmas.ndim != 1 or len(sigmas) < 2:
-        raise ArgumentError("sigmas needs at least two values, such as 700, 10, 0")
-    if not np.isfinite(sigmas).all() or (np.diff(sigmas) >= 0).any() or sigmas[-1] < 0:
-        raise ArgumentError(f"sigmas must decrease to 0 or more, and {list(map(float, values))} do not")
+    try:
+        given = np.asarray(values, np.float64)
+    except (TypeError, ValueError):
+        given = np.empty(0)
+    if given.ndim != 1 or len(given) < 2:
+        raise ArgumentError("sigmas needs at least two numbers, such as 700, 10, 0")
+    if not (given <= _LARGEST_SIGMA).all() or given[-1] < 0:
+        raise ArgumentError(f"sigmas must lie between 0 and {_LARGEST_SIGMA:g} and decrease")
+    sigmas = given.astype(np.float32)
+    if (np.diff(sigmas) >= 0).any():
+        raise ArgumentError(f"sigmas must decrease, and {', '.join(f'{v:g}' for v in given)} do not")
     return sigmas
 
 

@@ -82,6 +82,61 @@ def test_other_weights_are_built_again(run: Run, small_checkpoint: Path, small_b
     assert not reused[("vae_decoder", "tensorrt-rtx")]
 
 
+@pytest.mark.parametrize(
+    ("file", "changes"),
+    [
+        ("scheduler/scheduler_config.json", {"sigma_max": 300.0}),
+        ("feature_extractor/preprocessor_config.json", {"image_mean": [0.1, 0.2, 0.3]}),
+    ],
+)
+def test_what_is_not_in_a_network_is_not_forgotten(
+    file: str, changes: dict[str, Any], run: Run, small_checkpoint: Path, small_bundle: Path, tmp_path: Path
+) -> None:
+    """Sigmas and image statistics are in the manifest alone: it is written again, the networks are kept."""
+    bundle = copy(small_bundle, tmp_path / "bundle")
+    checkpoint = copy(small_checkpoint, tmp_path / "small_checkpoint")
+    edit(checkpoint / file, **changes)
+    result = run("build", checkpoint, "-o", bundle, *RTX, "--json")
+    said = json.loads(result.stdout)
+    assert not said["up_to_date"]
+    assert all(stage["reused"] for stage in said["stages"])
+    manifest = read_manifest(bundle)
+    assert changes.get("sigma_max", 700.0) == manifest.sampler.sigma_max
+    assert ("image_mean" in changes) == (manifest.model.image_mean == (0.1, 0.2, 0.3))
+
+
+def test_what_is_not_ours_is_never_deleted(
+    run: Run, small_checkpoint: Path, small_bundle: Path, tmp_path: Path
+) -> None:
+    web = tmp_path / "web"
+    web.mkdir()
+    (web / "manifest.json").write_text('{"name": "my web app"}')
+    assert_refused(run("build", small_checkpoint, "-o", web, *RTX), "not a bundle's")
+    (web / "index.html").write_text("precious")
+    assert_refused(run("build", small_checkpoint, "-o", web, *RTX), "index.html")
+    bundle = copy(small_bundle, tmp_path / "bundle")
+    (bundle / "video.mp4").write_text("precious")
+    result = run("build", small_checkpoint, "-o", bundle, *RTX, "--frames", "2:3:4")
+    assert_refused(result, "video.mp4", "not part of a bundle")
+    assert (bundle / "video.mp4").exists()
+    assert (web / "index.html").exists()
+
+
+def test_a_linked_bundle_is_built_through_the_link(
+    run: Run, small_checkpoint: Path, small_bundle: Path, tmp_path: Path
+) -> None:
+    real = copy(small_bundle, tmp_path / "real")
+    link = tmp_path / "link"
+    link.symlink_to(real)
+    for frames in ("2:3:4", "2:3:5"):
+        options = (*RTX, "--frames", frames, "--decode-chunk", "1:2:3")
+        result = run("build", small_checkpoint, "-o", link, *options)
+        assert result.returncode == 0, result.stderr
+    assert link.is_symlink()
+    assert read_manifest(real).ranges.frames.max == 5
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".real.lock", "link", "real"]
+
+
 def test_a_killed_build_leaves_nothing_and_resumes(run: Run, small_checkpoint: Path, tmp_path: Path) -> None:
     bundle = tmp_path / "bundle"
     process = start("build", small_checkpoint, "-o", bundle, *RTX)
@@ -277,3 +332,4 @@ def test_bad_places(run: Run, small_checkpoint: Path, tmp_path: Path) -> None:
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "precious"
     assert_refused(run("build", small_checkpoint, "-o", tmp_path / "svd.safetensors" / "b"), "cannot write")
     assert_refused(run("build", small_checkpoint, "-o", "/proc/b"), "cannot write")
+    assert_refused(run("build", small_checkpoint, "-o", "/"), "name a folder")

@@ -150,6 +150,40 @@ def test_bad_pictures_and_places(run: Run, fixed_bundle: Bundle, picture_file: P
     assert Path(mine).read_bytes() == picture_file.read_bytes()
 
 
+def test_inputs_and_bundle_are_safe_from_outputs(
+    run: Run, fixed_bundle: Bundle, picture_file: Path, tmp_path: Path
+) -> None:
+    inside = fixed_bundle.path / "o.mp4"
+    assert_refused(run("infer", fixed_bundle.path, picture_file, "-o", inside, *FAST), "lies in the bundle")
+    frames = tmp_path / "frames"
+    assert run("infer", fixed_bundle.path, picture_file, "-o", frames, *FAST, "-q").returncode == 0
+    last = frames / "frame_0002.png"
+    assert_refused(run("infer", fixed_bundle.path, last, "-o", frames, *FAST), "holds one")
+    assert last.exists()
+    assert_refused(run("infer", picture_file, picture_file, "-o", tmp_path / "o.mp4"), "is a file, not a bundle")
+
+
+def test_names_are_printed_as_they_are(run: Run, fixed_bundle: Bundle, picture_file: Path, tmp_path: Path) -> None:
+    """Brackets are no markup, and long lines are not broken where they may be copied."""
+    out = tmp_path / ("x" * 150) / "video[final][/b] ü.mp4"
+    out.parent.mkdir()
+    result = run("infer", fixed_bundle.path, picture_file, "-o", out, *FAST, env={"COLUMNS": "80"})
+    assert result.returncode == 0, result.stderr
+    assert str(out) in result.stderr
+    assert out.exists()
+
+
+def test_standard_output_that_is_full(fixed_bundle: Bundle, picture_file: Path, tmp_path: Path) -> None:
+    with Path("/dev/full").open("w") as full:
+        process = start(
+            "infer", fixed_bundle.path, picture_file, "-o", tmp_path / "o.mp4", *FAST, "--json", "-q", stdout=full
+        )
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "cannot write to standard output" in err
+    assert "Traceback" not in err
+
+
 def test_missing_arguments_are_usage_errors(run: Run, fixed_bundle: Bundle) -> None:
     assert run("infer", fixed_bundle.path).returncode == 2
     assert run("infer").returncode == 2
@@ -157,7 +191,7 @@ def test_missing_arguments_are_usage_errors(run: Run, fixed_bundle: Bundle) -> N
     assert run("infer", fixed_bundle.path, "x.png", "-o", "-", "--json").returncode == 2
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_interrupt_leaves_no_partial_video(
     number: signal.Signals, fixed_bundle: Bundle, picture_file: Path, tmp_path: Path
 ) -> None:
@@ -171,7 +205,7 @@ def test_interrupt_leaves_no_partial_video(
     time.sleep(1)
     process.send_signal(number)
     _, err = process.communicate(timeout=60)
-    assert process.returncode == {signal.SIGINT: 130, signal.SIGTERM: 143}[number]
+    assert process.returncode == {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}[number]
     assert "Traceback" not in err
     assert list(tmp_path.iterdir()) == []
 
@@ -188,5 +222,6 @@ def test_defaults_are_diffusers() -> None:
 
     theirs = inspect.signature(StableVideoDiffusionPipeline.__call__).parameters
     for name, spec in Parameters.fields().items():
-        if name not in ("seed", "height", "width"):  # theirs: a generator, and 576x1024, which here the bundle decides
+        # theirs: a generator, 576x1024 (which here the bundle decides), and a scheduler object
+        if name not in ("seed", "height", "width", "sampler"):
             assert theirs[name].default == spec.default, name

@@ -89,6 +89,18 @@ def test_missing_and_mistaken_paths(tmp_path: Path, small_checkpoint: Path) -> N
         Bundle.open(small_checkpoint)
 
 
+def test_a_bundle_rebuilt_under_an_open_pipeline_is_noticed(bundle: Path) -> None:
+    """Networks load when first used; those of another build must not be mixed in."""
+    import msgspec
+
+    with VideoPipeline.open(bundle) as pipe:
+        pipe.session("image_encoder")
+        manifest = read_manifest(bundle)
+        write_manifest(msgspec.structs.replace(manifest, svd_trt_version="9"), bundle)
+        with pytest.raises(BundleError, match="built again"):
+            pipe.session("vae_encoder")
+
+
 def test_manifest_survives_a_round_trip(bundle: Path, tmp_path: Path) -> None:
     manifest = read_manifest(bundle)
     write_manifest(manifest, tmp_path)

@@ -131,6 +131,21 @@ def test_ctrl_c_stops_the_builder(fraction: float, fixed_bundle: Bundle, tmp_pat
 
 
 @FIXED
+def test_any_exception_ends_a_builder_that_does_not_answer(fixed_bundle: Bundle, tmp_path: Path) -> None:
+    """SIGTERM arrives as SystemExit, and the child is in a step that it does not interrupt: it is stopped here."""
+
+    def progress(done: float) -> None:
+        for pid in builders():
+            os.kill(pid, signal.SIGSTOP)
+        raise SystemExit(143)
+
+    with pytest.raises(SystemExit):
+        build_denoiser(fixed_bundle, tmp_path / "p.plan", progress)
+    assert list(tmp_path.iterdir()) == []
+    assert builders() == []
+
+
+@FIXED
 def test_a_killed_builder_is_an_error(fixed_bundle: Bundle, tmp_path: Path) -> None:
     """As the kernel does when memory runs out."""
 

@@ -10,10 +10,11 @@ import PIL.Image
 import pytest
 
 from svd_trt import Bundle, VideoPipeline
+from svd_trt.engine.spec import Range
 from svd_trt.errors import ArgumentError, BackendError, OutputError
 from svd_trt.runtime.device import Buffer, Device, Session
 from svd_trt.runtime.ort import CpuBuffer, CpuDevice, CpuSession
-from svd_trt.runtime.parameters import ParameterArguments
+from svd_trt.runtime.parameters import ParameterArguments, _default_chunk
 
 pytestmark = pytest.mark.xdist_group("dynamic")
 
@@ -97,12 +98,68 @@ def test_an_exception_in_a_callback_stops_the_run(dynamic_pipe: VideoPipeline, p
         {"fps": True},
         {"num_inference_steps": 10**9},
         {"sigmas": [1.0, 2.0]},
+        {"sigmas": []},
+        {"sigmas": 5},
+        {"latents": "x"},
+        {"latents": [[1.0], [1.0, 2.0]]},
+        {"sampler": "magic"},
+        {"callback_on_step_end": lambda *_: [1]},
         {"motion_bucket_id": None},
     ],
 )
 def test_wrong_arguments(wrong: dict[str, Any], dynamic_pipe: VideoPipeline, picture: PIL.Image.Image) -> None:
     with pytest.raises(ArgumentError):
         dynamic_pipe(picture, **(FAST | wrong))  # type: ignore[arg-type]
+
+
+def test_values_that_are_not_finite_are_an_error(dynamic_pipe: VideoPipeline, picture: PIL.Image.Image) -> None:
+    def spoil(pipe: VideoPipeline, step: int, timestep: float, values: dict[str, Any]) -> dict[str, Any]:
+        return {"latents": values["latents"] * np.nan}
+
+    with pytest.raises(BackendError, match="not finite"):
+        dynamic_pipe(picture, callback_on_step_end=spoil, **FAST)
+
+
+def test_sigmas_set_the_number_of_steps(dynamic_pipe: VideoPipeline, picture: PIL.Image.Image) -> None:
+    made = dynamic_pipe(picture, output_type="latent", **(FAST | {"sigmas": [700.0, 5.0, 1.0, 0.0]}))
+    assert made.parameters.num_inference_steps == 3
+    assert len(made.timings["steps"]) == 3
+
+
+def test_several_videos_of_several_pictures(dynamic_pipe: VideoPipeline, picture: PIL.Image.Image) -> None:
+    """Embedding and latents of a video are of the same picture, unlike in diffusers; noise is drawn for all at once."""
+    other = picture.transpose(PIL.Image.Transpose.ROTATE_180)
+    start = np.random.default_rng(0).standard_normal((4, 3, 4, 6, 8)).astype(np.float32)
+    quiet: Any = FAST | {"noise_aug_strength": 0.0}
+    whole = dynamic_pipe([picture, other], num_videos_per_prompt=2, latents=start, output_type="np", **quiet).frames
+    for index, one in enumerate([picture, picture, other, other]):
+        alone = dynamic_pipe(one, latents=start[index : index + 1], output_type="np", **quiet).frames[0]
+        assert np.abs(alone.astype(int) - whole[index]).max() <= 1
+
+
+def test_a_closed_pipeline_says_so(dynamic_bundle: Bundle, picture: PIL.Image.Image) -> None:
+    pipe = VideoPipeline.open(dynamic_bundle)
+    stream = pipe.stream(picture, decode_chunk_size=1, **FAST)
+    next(stream)
+    pipe.close()
+    with pytest.raises(BackendError, match="open"):
+        list(stream)
+    with pytest.raises(BackendError, match="closed"):
+        pipe(picture, **FAST)
+
+
+@pytest.mark.parametrize(
+    ("frames", "videos", "span", "chunk"),
+    [
+        (14, 1, Range(1, 8, 14), 14),
+        (25, 1, Range(1, 8, 8), 8),
+        (16, 1, Range(2, 3, 3), 2),
+        (7, 1, Range(2, 3, 3), 3),  # no size fits: the error names it
+        (3, 2, Range(1, 3, 3), 3),
+    ],
+)
+def test_default_chunk_leaves_a_rest_that_the_bundle_takes(frames: int, videos: int, span: Range, chunk: int) -> None:
+    assert _default_chunk(frames, videos, span) == chunk
 
 
 def test_unknown_names_are_type_errors(dynamic_pipe: VideoPipeline, picture: PIL.Image.Image) -> None:

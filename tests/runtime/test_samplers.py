@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -65,8 +67,24 @@ def test_last_step_is_the_denoised_latents() -> None:
     assert list(euler(karras_sigmas(INFO, 5))[-1, 4:]) == [0, 1, 0]
 
 
-@pytest.mark.parametrize("values", [[], [1], [1, 1, 0], [1, 2], [3, 2, -1], [float("inf"), 0], [[2, 1]]])
-def test_bad_sigmas(values: list[float]) -> None:
+@pytest.mark.parametrize(
+    "values",
+    [
+        [],
+        [1],
+        [1, 1, 0],
+        [1, 2],
+        [3, 2, -1],
+        [float("inf"), 0],
+        [[2, 1]],
+        [1e30, 1, 0],
+        [float("nan"), 0],
+        5,
+        "700,1,0",
+        ["a"],
+    ],
+)
+def test_bad_sigmas(values: Any) -> None:
     with pytest.raises(ArgumentError):
         custom_sigmas(values)
 

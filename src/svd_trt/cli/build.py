@@ -72,7 +72,9 @@ _DEFAULTS = BuildOptions()
     "or none. auto takes the first that is installed and can build here.",
 )
 @click.option("--revision", help="Branch, tag or commit of a hub id.")
-@click.option("--variant", help="Weights to use, such as fp16.  [default: the plain ones, or the only ones]")
+@click.option(
+    "--variant", help="Weights to use, such as fp16.  [default: the plain ones; in a folder, the only ones there]"
+)
 @click.option("--local-files-only", is_flag=True, help="Never download (as HF_HUB_OFFLINE=1).")
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was built as JSON.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
 from typing import Any, Self
 
@@ -10,12 +11,14 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
+from svd_trt.errors import OutputError
+
 __all__ = ["Bars", "print_json", "seconds", "stderr"]
 
 
 def stderr(*, quiet: bool = False) -> Console:
     """Where people read; silent where they asked for that."""
-    return Console(stderr=True, quiet=quiet, highlight=False)
+    return Console(stderr=True, quiet=quiet, highlight=False, markup=False, soft_wrap=True)
 
 
 class Bars:
@@ -54,8 +57,16 @@ class Bars:
 
 
 def print_json(fields: Mapping[str, Any]) -> None:
-    """One JSON object on standard output."""
-    click.echo(json.dumps(fields, indent=1))
+    """One JSON object on standard output.
+
+    Raises:
+        OutputError: standard output is closed or full.
+    """
+    try:
+        click.echo(json.dumps(fields, indent=1))
+        sys.stdout.flush()
+    except OSError as error:
+        raise OutputError(f"cannot write to standard output: {error.strerror}") from error
 
 
 def seconds(value: float) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +12,6 @@ import numpy as np
 from rich.console import Console
 from rich.progress import TaskID
 
-import svd_trt
 from svd_trt.cli.console import Bars, print_json, seconds, stderr
 from svd_trt.errors import OutputError
 from svd_trt.runtime.backends import RUN_BACKENDS, RunBackend
@@ -43,10 +41,12 @@ class _Numbers(click.ParamType):  # type: ignore[type-arg]  # generic from click
 def _parameter_options(function: Callable[..., None]) -> Callable[..., None]:
     """An option for each of `Parameters`, with its default, limits and help."""
     for name, spec in reversed(list(Parameters.fields().items())):
-        low, high = spec.metadata["min"], spec.metadata["max"]
+        low, high = spec.metadata.get("min"), spec.metadata.get("max")
         kind: Any
         if name == "sigmas":
             kind = _Numbers()
+        elif "choices" in spec.metadata:
+            kind = click.Choice(spec.metadata["choices"])
         elif isinstance(spec.default, float):
             kind = click.FloatRange(low, high)
         else:
@@ -110,13 +110,13 @@ def command(
     started = time.perf_counter()
     count = len(images) * Parameters(**parameters).num_videos_per_prompt
     paths = [numbered(output, index, count) for index in range(count)]
-    _check_outputs(paths, images)
+    _check_outputs(paths, images, bundle)
     console = stderr(quiet=quiet)
     with VideoPipeline.open(bundle, backend=backend) as pipe:
         opened = time.perf_counter() - started
         with Bars(console) as drawn:
             stream = pipe.stream(list(images), progress=_Reporter(drawn), **parameters)
-            written = _write(stream, paths, _about(pipe, stream))
+            written = _write(stream, paths)
     timings = {"open": opened, **stream.timings, "write": written, "total": time.perf_counter() - started}
     _report(console, stream, paths, timings)
     if as_json:
@@ -136,17 +136,21 @@ class _Reporter:
         self.bars.update(self.tasks[stage], done, note=f"{done}/{total}")
 
 
-def _check_outputs(paths: list[str], images: tuple[str, ...]) -> None:
-    """Refuse what cannot be written, and what would overwrite an input, before the work."""
+def _check_outputs(paths: list[str], images: tuple[str, ...], bundle: Path) -> None:
+    """Refuse what cannot be written, and what would cost an input or be lost with the bundle, before the work."""
     for path in paths:
         check_output(path)
+        if path == _STDOUT:
+            continue
+        target = Path(path).resolve()
+        if target.is_relative_to(bundle.resolve()):
+            raise OutputError(f"{path} lies in the bundle, which the next build replaces; choose another output")
         for image in images:
-            with contextlib.suppress(OSError):
-                if path != _STDOUT and Path(path).samefile(image):
-                    raise OutputError(f"{path} is also an input picture; choose another output")
+            if Path(image).resolve().is_relative_to(target):
+                raise OutputError(f"{path} is also an input picture, or holds one; choose another output")
 
 
-def _write(stream: VideoStream, paths: list[str], about: dict[str, Any]) -> float:
+def _write(stream: VideoStream, paths: list[str]) -> float:
     """Write frames as they come; the seconds spent writing."""
     p = stream.parameters
     assert p.num_frames is not None
@@ -154,7 +158,7 @@ def _write(stream: VideoStream, paths: list[str], about: dict[str, Any]) -> floa
     assert p.width is not None
     spent = 0.0
     for path in paths:
-        with open_writer(path, height=p.height, width=p.width, fps=p.fps, metadata=about) as writer:
+        with open_writer(path, height=p.height, width=p.width, fps=p.fps, metadata=stream.metadata) as writer:
             for _ in range(p.num_frames):
                 frame = next(stream)
                 started = time.perf_counter()
@@ -163,18 +167,6 @@ def _write(stream: VideoStream, paths: list[str], about: dict[str, Any]) -> floa
             started = time.perf_counter()
         spent += time.perf_counter() - started
     return spent
-
-
-def _about(pipe: VideoPipeline, stream: VideoStream) -> dict[str, Any]:
-    """What a file says of how it was made."""
-    manifest = pipe.bundle.manifest
-    return {
-        "svd_trt": svd_trt.__version__,
-        "model": manifest.source.model,
-        "precision": manifest.precision,
-        "backend": stream.backend,
-        **stream.parameters.as_dict(),
-    }
 
 
 def _report(console: Console, stream: VideoStream, paths: list[str], timings: dict[str, Any]) -> None:

@@ -1,11 +1,13 @@
 """Entry point: the command group, and how every way to end becomes an exit code.
 
 0 done, 1 what was asked cannot be done (one line says why and what to do), 2 the command line is wrong,
-130 interrupted, 143 terminated.
+130 interrupted, 129 and 143 hung up and terminated.
 """
 
 from __future__ import annotations
 
+import errno
+import os
 import signal
 import sys
 from importlib import import_module
@@ -24,7 +26,6 @@ _COMMANDS = {
     "random-checkpoint": "svd_trt.cli.random_checkpoint",
 }
 _INTERRUPTED = 130
-_TERMINATED = 143
 
 
 class _LazyGroup(click.Group):
@@ -54,7 +55,8 @@ def cli() -> None:
 
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the command line and exit."""
-    signal.signal(signal.SIGTERM, _terminate)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _terminate)
     try:
         code = cli.main(arguments, prog_name="svd-trt", standalone_mode=False)
     except click.ClickException as error:
@@ -66,9 +68,15 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     except SvdTrtError as error:
         click.echo(f"svd-trt: {error}", err=True)
         sys.exit(1)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EPIPE):
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the flush at exit fails once more
+        click.echo(f"svd-trt: cannot write to standard output: {error.strerror}", err=True)
+        sys.exit(1)
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def _terminate(*_: object) -> NoReturn:
+def _terminate(number: int, _frame: object) -> NoReturn:
     """Leave as Ctrl-C does: half-written files are removed on the way out."""
-    sys.exit(_TERMINATED)
+    sys.exit(128 + number)
