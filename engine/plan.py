@@ -69,14 +69,15 @@ def _converse(
     assert process.stdout is not None
     with contextlib.suppress(BrokenPipeError):  # it died at once; what it left behind says more
         process.stdin.write(job + b"\n")  # and stays open: its end tells the builder that we are gone
-    for line in io.BufferedReader(process.stdout):  # type: ignore[type-var]  # a raw pipe, with bufsize=0
-        message = msgspec.json.decode(line, type=Message)
-        if message.report is not None:
-            return message.report
-        if message.error is not None:
-            raise EngineBuildError(message.error)
-        if message.progress is not None:
-            progress(message.progress)
+    with io.BufferedReader(process.stdout) as lines:  # type: ignore[type-var]  # a raw pipe, with bufsize=0
+        for line in lines:
+            message = msgspec.json.decode(line, type=Message)
+            if message.report is not None:
+                return message.report
+            if message.error is not None:
+                raise EngineBuildError(message.error)
+            if message.progress is not None:
+                progress(message.progress)
     raise EngineBuildError(f"building {spec.name} failed: {_epitaph(process.wait())}")
 
 

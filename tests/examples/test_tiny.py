@@ -81,8 +81,8 @@ def test_bundle_does_what_the_model_does(
             errors.append(score.rms(ours, truth))
             repeats.append(score.rms(np.repeat(truth[:1], score.NUM_FRAMES, axis=0), truth))
     record_property(f"{precision}_worst_psnr_db", min(closeness))
-    record_property(f"{precision}_within_30_degrees", np.mean(np.array(angles) <= 30))
-    record_property(f"{precision}_error_to_repeat", np.mean(errors) / np.mean(repeats))
+    record_property(f"{precision}_within_30_degrees", float(np.mean(np.array(angles) <= 30)))
+    record_property(f"{precision}_error_to_repeat", float(np.mean(errors) / np.mean(repeats)))
     assert min(closeness) >= {"fp32": 50, "fp16": 35}[precision]
     assert np.mean(np.array(angles) <= 30) >= 0.8
     assert np.mean(errors) < 0.7 * np.mean(repeats)
