@@ -78,10 +78,11 @@ def encode_shard(vae: AutoencoderKLTemporalDecoder, encoder: CLIPVisionModelWith
 def encode_clips(
     vae: AutoencoderKLTemporalDecoder, encoder: CLIPVisionModelWithProjection, runs: Path, clips: int = CLIPS
 ) -> Clips:
-    """All shards, from disk where they are there."""
+    """All shards, whole ones, from disk where they are there."""
     shards = []
-    log = Log(runs / "cache.csv", clips // SHARD, "clips encoded, shard", every=1)
-    for shard in range(clips // SHARD):
+    count = -(-clips // SHARD)
+    log = Log(runs / "cache.csv", count, "clips encoded, shard", every=1)
+    for shard in range(count):
         path = runs / f"clips{shard:03}.pt"
         if not path.exists():
             torch.save(vars(encode_shard(vae, encoder, shard)), path)
