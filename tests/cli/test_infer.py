@@ -165,7 +165,7 @@ def test_inputs_and_bundle_are_safe_from_outputs(
 
 def test_names_are_printed_as_they_are(run: Run, fixed_bundle: Bundle, picture_file: Path, tmp_path: Path) -> None:
     """Brackets are no markup, and long lines are not broken where they may be copied."""
-    out = tmp_path / ("x" * 150) / "video[final][/b] ü.mp4"
+    out = tmp_path / ("x" * 150) / "video [final] [b] ü.mp4"
     out.parent.mkdir()
     result = run("infer", fixed_bundle.path, picture_file, "-o", out, *FAST, env={"COLUMNS": "80"})
     assert result.returncode == 0, result.stderr
