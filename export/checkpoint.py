@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeAlias
 
 from svd_trt.engine.manifest import SamplerInfo, SourceInfo, sha256_of
 from svd_trt.engine.spec import ModelInfo, NetworkName
-from svd_trt.errors import CheckpointError
+from svd_trt.errors import CheckpointError, first_line
 
 __all__ = ["COMPONENT_OF", "Checkpoint", "Component", "open_checkpoint"]
 
@@ -71,8 +71,7 @@ class Checkpoint:
                     **({"dtype": dtype} if component == "image_encoder" else {"torch_dtype": dtype}),
                 )
         except Exception as error:  # the libraries raise a dozen kinds for a damaged file
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise CheckpointError(f"{self.path / component} cannot be loaded: {reason}") from error
+            raise CheckpointError(f"{self.path / component} cannot be loaded: {first_line(error)}") from error
         if missing := sorted(info["missing_keys"]):
             raise CheckpointError(
                 f"{self.path / component} lacks {len(missing)} weights that SVD has, {missing[0]} among them"
@@ -167,7 +166,7 @@ def _download(model: str, revision: str | None, variant: str | None, local_files
     except RepositoryNotFoundError as error:
         raise CheckpointError(f"there is no folder {model} here and no model of that name on the hub") from error
     except (HfHubHTTPError, OSError, ValueError) as error:
-        raise CheckpointError(f"{model} could not be downloaded: {str(error).splitlines()[0]}") from error
+        raise CheckpointError(f"{model} could not be downloaded: {first_line(error)}") from error
     return Path(found), Path(found).name
 
 

@@ -19,7 +19,7 @@ from onnxscript import optimizer
 from torch.export import Dim
 
 from svd_trt.engine.spec import NetworkSpec, TensorSpec
-from svd_trt.errors import ExportError
+from svd_trt.errors import ExportError, first_line
 from svd_trt.export.quiet import quiet
 
 __all__ = ["OPSET", "OnnxReport", "export_network"]
@@ -79,8 +79,7 @@ def export_network(module: torch.nn.Module, spec: NetworkSpec, path: Path, *, sm
     except (KeyboardInterrupt, MemoryError):
         raise
     except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ExportError(f"{spec.name} could not be exported to ONNX: {reason}") from error
+        raise ExportError(f"{spec.name} could not be exported to ONNX: {first_line(error)}") from error
     assert translated is not None
     model = translated.model
     _clean(model)

@@ -13,7 +13,7 @@ import onnxruntime
 
 from svd_trt.engine.bundle import Bundle
 from svd_trt.engine.spec import NetworkName, NetworkSpec
-from svd_trt.errors import BackendError
+from svd_trt.errors import BackendError, first_line
 from svd_trt.runtime.device import Array, Buffer
 
 __all__ = ["CpuBuffer", "CpuDevice", "CpuSession"]
@@ -47,7 +47,7 @@ class CpuSession:
         try:
             self._session: Any = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's exceptions share no base class
-            raise BackendError(f"onnxruntime cannot load {path}: {_first_line(error)}") from error
+            raise BackendError(f"onnxruntime cannot load {path}: {first_line(error)}") from error
         # Runs in a thread so that Ctrl-C reaches Python while a network computes; a step can take minutes.
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=network)
 
@@ -69,7 +69,7 @@ class CpuSession:
             future.exception()
             raise
         except Exception as error:
-            raise BackendError(f"onnxruntime failed in {self.spec.name}: {_first_line(error)}") from error
+            raise BackendError(f"onnxruntime failed in {self.spec.name}: {first_line(error)}") from error
 
     def close(self) -> None:
         """Release the network."""
@@ -121,7 +121,3 @@ def _bound(name: str, buffer: Buffer) -> tuple[Any, ...]:
     array = buffer.array
     assert array.flags.c_contiguous
     return name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -32,6 +32,7 @@ __all__ = [
     "MissingDependencyError",
     "OutputError",
     "SvdTrtError",
+    "first_line",
 ]
 
 
@@ -81,3 +82,8 @@ class MissingDependencyError(SvdTrtError, ImportError):
     def __init__(self, what: str, extra: str) -> None:
         """``what`` needs packages of the optional dependency group ``extra``."""
         super().__init__(f"{what} needs packages that are not installed: pip install 'svd-trt[{extra}]'")
+
+
+def first_line(error: Exception) -> str:
+    """What a library's exception says, cut to the one line that a message has room for; its type if it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
