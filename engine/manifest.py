@@ -20,6 +20,7 @@ __all__ = [
     "MANIFEST_NAME",
     "SCHEMA_VERSION",
     "FileEntry",
+    "GraphEntry",
     "Manifest",
     "NetworkEntry",
     "OnnxEntry",
@@ -27,15 +28,22 @@ __all__ = [
     "Precision",
     "SamplerInfo",
     "SourceInfo",
+    "precision_of",
     "read_manifest",
     "sha256_of",
     "write_manifest",
 ]
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MANIFEST_NAME = "manifest.json"
 
 Precision: TypeAlias = Literal["fp16", "fp32"]
+
+
+def precision_of(network: NetworkName, precision: Precision) -> Precision:
+    """What ``network`` computes in, in a bundle of ``precision``."""
+    # Published checkpoints set force_upcast: half precision overflows in the VAE's encoder.
+    return "fp32" if network == "vae_encoder" else precision
 
 
 class SamplerInfo(msgspec.Struct, frozen=True):
@@ -98,11 +106,22 @@ class NetworkEntry(msgspec.Struct, frozen=True):
     spec: NetworkSpec
     onnx: OnnxEntry
     plan: PlanEntry | None
+    flops: int
+    """Floating-point operations of one run at the largest sizes of its ranges; see `svd_trt.engine.flops`."""
 
     @property
     def files(self) -> tuple[FileEntry, ...]:
         """All files that belong to the network."""
         return self.onnx.files + ((self.plan.file,) if self.plan else ())
+
+
+class GraphEntry(msgspec.Struct, frozen=True):
+    """How the networks were written; see `svd_trt.export.rewrites`."""
+
+    rewrites: bool
+    """Exact rewrites were applied; without them the networks compute what diffusers computes."""
+    ff_chunks: int
+    """Parts into which the denoiser's widest feed-forwards are cut."""
 
 
 class FlavourEntry(msgspec.Struct, frozen=True):
@@ -124,6 +143,7 @@ class Manifest(msgspec.Struct, frozen=True):
     model: ModelInfo
     sampler: SamplerInfo
     ranges: Ranges
+    graph: GraphEntry
     flavour: FlavourEntry | None
     networks: dict[NetworkName, NetworkEntry]
 
@@ -170,6 +190,11 @@ def read_manifest(directory: Path) -> Manifest:
         raise BundleError(
             f"{directory} was written by a newer svd-trt (schema {version}, this one reads {SCHEMA_VERSION}): "
             "pip install -U svd-trt"
+        )
+    if isinstance(version, int) and 0 < version < SCHEMA_VERSION:
+        raise BundleError(
+            f"{directory} was written by an older svd-trt (schema {version}, this one reads {SCHEMA_VERSION}); "
+            "run `svd-trt build` again"
         )
     if version != SCHEMA_VERSION:
         raise BundleError(f"{path} names no schema that this svd-trt reads; {rebuild}")

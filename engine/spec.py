@@ -19,6 +19,8 @@ from svd_trt.errors import ArgumentError
 
 __all__ = [
     "COEFFICIENTS",
+    "LARGEST_COUNT",
+    "LARGEST_SIDE",
     "NETWORKS",
     "SYMBOLS",
     "ModelInfo",
@@ -29,6 +31,12 @@ __all__ = [
     "TensorSpec",
     "network_specs",
 ]
+
+LARGEST_COUNT = 1024
+"""The most frames, decode chunk or batch that a bundle can be built for."""
+
+LARGEST_SIDE = 4096
+"""The largest height or width, in pixels, that a bundle can be built for."""
 
 Axis: TypeAlias = int | str
 DType: TypeAlias = Literal["float32", "uint8"]
@@ -75,6 +83,10 @@ class Range(msgspec.Struct, frozen=True, order=False):
 
     def __contains__(self, value: object) -> bool:
         return isinstance(value, int) and self.min <= value <= self.max
+
+    def clamp(self, value: int) -> int:
+        """The value of the range that is nearest to ``value``."""
+        return min(max(value, self.min), self.max)
 
     @property
     def fixed(self) -> bool:
@@ -222,6 +234,7 @@ def network_specs(model: ModelInfo, ranges: Ranges) -> dict[NetworkName, Network
             [
                 tensor("latents", video, "latents at this step's sigma"),
                 tensor("previous_denoised", video, "denoised latents of the step before; zeros at the first"),
+                tensor("partial_denoised", video, "what other branches gave in passes before this one; else zeros"),
                 tensor(
                     "image_latents",
                     (branches, batch, c, h, w),

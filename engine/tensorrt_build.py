@@ -6,23 +6,25 @@ standard input; answers are `Message` objects, one a line, on standard output.
 
 from __future__ import annotations
 
+import contextlib
+import mmap
 import os
 import re
-import signal
-import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 
+from svd_trt.engine.child import Answer, serve
 from svd_trt.engine.flavour import Flavour, FlavourName, find_flavour
 from svd_trt.engine.spec import NetworkSpec
 from svd_trt.errors import EngineBuildError, SvdTrtError
 
-__all__ = ["Job", "Message", "PlanReport", "build", "make_profile", "parse_network"]
+__all__ = ["Job", "MappedWeights", "Message", "PlanReport", "build", "make_profile", "parse_network"]
 
 Progress = Callable[[float], None]
 
@@ -31,9 +33,10 @@ _MEMORY = {
     "activation_bytes": re.compile(r"Total Activation Memory: (\d+) bytes"),
     "weight_bytes": re.compile(r"Total Weights Memory: (\d+) bytes"),
 }
-# A profile that TensorRT cannot satisfy at one of its ends is only a warning to it; to users it is a bundle that
-# fails at the frame counts they were promised.
-_BROKEN_PROFILE = "not self-consistent"
+# Not errors to the builder, but to users: a profile that it cannot satisfy at one of its ends is a bundle that fails
+# at the frame counts they were promised, and tensors left to be allocated while running (seen where one exceeds what
+# any GPU holds) are missing from the memory report.
+_BROKEN = ("not self-consistent", "Static Tensor Allocation failed")
 
 
 class PlanReport(msgspec.Struct, frozen=True):
@@ -73,30 +76,47 @@ def build(flavour: Flavour, onnx_path: Path, spec: NetworkSpec, plan_path: Path,
     logger = _make_logger(trt)
     monitor = _make_monitor(trt, progress)  # has to outlive the builder
     builder = trt.Builder(logger)
-    network, _parser = parse_network(flavour, builder, logger, onnx_path, spec)
+    weights = MappedWeights(onnx_path)  # and so do these, which the network points to
+    network, _parser = parse_network(flavour, builder, logger, onnx_path, spec, weights)
+    report = _compile(flavour, builder, logger, network, spec, plan_path, monitor, weights)
+    return msgspec.structs.replace(report, seconds=time.perf_counter() - started)
+
+
+def _compile(
+    flavour: Flavour,
+    builder: Any,
+    logger: Any,
+    network: Any,
+    spec: NetworkSpec,
+    plan_path: Path,
+    monitor: Any,
+    weights: MappedWeights,
+) -> PlanReport:
     config = builder.create_builder_config()
     config.progress_monitor = monitor
     profile = make_profile(builder, spec)
     if profile:
         config.add_optimization_profile(profile)
     layers = network.num_layers
-    plan = builder.build_serialized_network(network, config)
-    if plan is None or logger.broken_profile:
-        reason = logger.broken_profile or (logger.errors[-1] if logger.errors else "no reason given")
+    with _PlanFile(flavour.trt, plan_path) as plan, weights.kept_small():
+        built = builder.build_serialized_network_to_stream(network, config, plan.writer)
+    reason = logger.broken or (logger.errors[-1] if logger.errors else "no reason given")
+    if not built or logger.broken:
         raise EngineBuildError(f"{flavour.name} {flavour.version} cannot build {spec.name}: {reason}")
-    _write(plan, plan_path)
     return PlanReport(
         activation_bytes=logger.memory.get("activation_bytes"),
         weight_bytes=logger.memory.get("weight_bytes"),
         layers=layers,
-        seconds=time.perf_counter() - started,
+        seconds=0.0,
     )
 
 
-def parse_network(flavour: Flavour, builder: Any, logger: Any, onnx_path: Path, spec: NetworkSpec) -> tuple[Any, Any]:
+def parse_network(
+    flavour: Flavour, builder: Any, logger: Any, onnx_path: Path, spec: NetworkSpec, weights: MappedWeights
+) -> tuple[Any, Any]:
     """Parse the file into a strongly typed network whose inputs and outputs are those of ``spec``.
 
-    Returns the network and the parser, which owns memory that the network points to.
+    Returns the network and the parser, which owns memory that the network points to; so do ``weights``.
 
     Raises:
         EngineBuildError: the parser refused a node, or the tensors differ from ``spec``.
@@ -104,7 +124,9 @@ def parse_network(flavour: Flavour, builder: Any, logger: Any, onnx_path: Path, 
     trt = flavour.trt
     network = builder.create_network(_strongly_typed(trt))
     parser = trt.OnnxParser(network, logger)
-    if not parser.parse_from_file(str(onnx_path)):
+    loaded = parser.load_model_proto(onnx_path.read_bytes(), str(onnx_path))
+    loaded = loaded and all(parser.load_initializer(*tensor) for tensor in weights.tensors())
+    if not loaded or not parser.parse_model_proto():
         errors = [parser.get_error(i) for i in range(parser.num_errors)]
         details = "; ".join(f"{e.desc()} (node {e.node_name() or e.node()})" for e in errors[:3]) or "no reason given"
         raise EngineBuildError(f"{flavour.name} {flavour.version} cannot parse {spec.name}: {details}")
@@ -140,12 +162,85 @@ def _check_tensors(network: Any, spec: NetworkSpec) -> None:
         raise EngineBuildError(f"{spec.name}: the parsed network has {inputs} -> {names}, not what its manifest says")
 
 
-def _write(plan: Any, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("wb") as file:
-        file.write(memoryview(plan))
-        file.flush()
-        os.fsync(file.fileno())
+class MappedWeights:
+    """The weights beside an ONNX graph, mapped into memory: the builder reads them from the file, uncopied."""
+
+    def __init__(self, onnx_path: Path) -> None:
+        self._onnx_path = onnx_path
+        self._map: mmap.mmap | None = None
+        path = onnx_path.with_name(f"{onnx_path.name}.data")
+        if path.exists():
+            with path.open("rb") as file:
+                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+    def tensors(self) -> Iterator[tuple[str, int, int]]:
+        """Name, address and bytes of each tensor that lies in the file."""
+        import onnx
+
+        if self._map is None:
+            return
+        base = np.frombuffer(self._map, np.uint8).ctypes.data
+        for tensor in onnx.load(self._onnx_path, load_external_data=False).graph.initializer:
+            if tensor.data_location == onnx.TensorProto.EXTERNAL:
+                place = {entry.key: entry.value for entry in tensor.external_data}
+                yield tensor.name, base + int(place.get("offset", 0)), int(place["length"])
+
+    @contextlib.contextmanager
+    def kept_small(self) -> Iterator[None]:
+        """Give pages back to the system as they are read; they are in its cache, and come back if they are wanted."""
+        done = threading.Event()
+
+        def sweep() -> None:
+            while not done.wait(0.2):
+                assert self._map is not None
+                self._map.madvise(mmap.MADV_DONTNEED)
+
+        thread = threading.Thread(target=sweep, daemon=True)
+        if self._map is not None:
+            thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            if thread.ident is not None:
+                thread.join()
+
+
+class _PlanFile:
+    """The file that a plan is written to piece by piece, as it is made; whole plans take gigabytes."""
+
+    def __init__(self, trt: Any, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path.open("wb")
+        self._problem: OSError | None = None
+        outer = self
+
+        class Writer(trt.IStreamWriter):  # type: ignore[misc]  # the base class comes from a module found at run time
+            """Hands on what the builder writes; an exception must not pass through the builder."""
+
+            def __init__(self) -> None:
+                trt.IStreamWriter.__init__(self)
+
+            def write(self, data: Any) -> int:
+                try:
+                    return outer._file.write(data)
+                except OSError as error:
+                    outer._problem = error
+                    return 0
+
+        self.writer = Writer()
+
+    def __enter__(self) -> _PlanFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            if self._problem is not None:
+                raise self._problem
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        finally:
+            self._file.close()
 
 
 def _make_logger(trt: Any) -> Any:
@@ -156,13 +251,13 @@ def _make_logger(trt: Any) -> Any:
             trt.ILogger.__init__(self)
             self.memory: dict[str, int] = {}
             self.errors: list[str] = []
-            self.broken_profile = ""
+            self.broken = ""
 
         def log(self, severity: Any, message: str) -> None:
             if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
                 self.errors.append(message)
-            elif severity == trt.ILogger.WARNING and _BROKEN_PROFILE in message:
-                self.broken_profile = message
+            elif any(words in message for words in _BROKEN):
+                self.broken = message.strip()
             elif severity == trt.ILogger.INFO:
                 for key, pattern in _MEMORY.items():
                     if match := pattern.search(message):
@@ -210,22 +305,12 @@ def _make_monitor(trt: Any, progress: Progress) -> Any:
     return Monitor()
 
 
-def _main() -> None:
-    # Ctrl-C reaches the whole process group; the parent speaks for both, and this process just ends.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    # Whatever libraries print must not mix with the answers.
-    answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb", buffering=0)
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+def _work(line: bytes, answer: Answer) -> None:
+    job = msgspec.json.decode(line, type=Job)
+    shown = 0.0
 
     def say(message: Message) -> None:
-        try:
-            answers.write(msgspec.json.encode(message) + b"\n")
-        except BrokenPipeError:
-            os._exit(1)  # nobody waits for the engine any more
-
-    job = msgspec.json.decode(sys.stdin.buffer.readline(), type=Job)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    shown = 0.0
+        answer(msgspec.json.encode(message))
 
     def progress(fraction: float) -> None:
         nonlocal shown
@@ -247,11 +332,5 @@ def _main() -> None:
         say(Message(report=report))
 
 
-def _end_with_parent() -> None:
-    """Standard input ends when the parent does, however it does; nobody wants the engine then."""
-    os.read(sys.stdin.fileno(), 1)
-    os._exit(1)
-
-
 if __name__ == "__main__":
-    _main()
+    serve(_work)

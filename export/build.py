@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import importlib.metadata
 import importlib.util
 import json
 import os
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -23,6 +21,7 @@ from svd_trt.engine.manifest import (
     SCHEMA_VERSION,
     FileEntry,
     FlavourEntry,
+    GraphEntry,
     Manifest,
     NetworkEntry,
     OnnxEntry,
@@ -30,9 +29,20 @@ from svd_trt.engine.manifest import (
     Precision,
 )
 from svd_trt.engine.plan import build_plan
-from svd_trt.engine.spec import ModelInfo, NetworkName, NetworkSpec, Range, Ranges, network_specs
+from svd_trt.engine.spec import (
+    LARGEST_COUNT,
+    LARGEST_SIDE,
+    ModelInfo,
+    NetworkName,
+    NetworkSpec,
+    Range,
+    Ranges,
+    network_specs,
+)
 from svd_trt.errors import ArgumentError, MissingDependencyError, OutputError
 from svd_trt.export.checkpoint import COMPONENT_OF, Checkpoint, open_checkpoint
+from svd_trt.export.room import check_room
+from svd_trt.export.worker import Exported, Task, export_networks
 
 if TYPE_CHECKING:
     from svd_trt.engine.staging import Staging
@@ -40,8 +50,12 @@ if TYPE_CHECKING:
 __all__ = ["BuildOptions", "BuildProgress", "BuildResult", "Stage", "build_bundle"]
 
 # Raised when the same checkpoint and options would give other graphs or plans, so that old ones are not reused.
-_EXPORT_REVISION = 1
-_PLAN_REVISION = 1
+_EXPORT_REVISION = 2
+_PLAN_REVISION = 2
+
+# The default; see BuildOptions.
+_FF_CHUNKS = 2
+_MOST_FF_CHUNKS = 64
 
 # Releases of these change the graphs they export.
 _GRAPH_PACKAGES = ("torch", "diffusers", "transformers", "onnxscript", "onnx_ir")
@@ -54,13 +68,11 @@ _EXPORT_MODULES = (
     "onnx",
     "onnx_ir",
     "onnxscript",
+    "psutil",
     "safetensors",
     "filelock",
 )
 _Entry = TypeVar("_Entry", OnnxEntry, PlanEntry)
-
-_LARGEST_SIDE = 4096
-_LARGEST_COUNT = 1024
 
 
 @dataclass(frozen=True)
@@ -73,6 +85,12 @@ class BuildOptions:
         decode_chunk: frames decoded together, from 1 up; None is 1 up to the most frames.
         batch: videos denoised together.
         precision: of all networks but the VAE encoder, which stays in fp32 as the checkpoints ask.
+        rewrites: apply the exact rewrites of `svd_trt.export.rewrites`; without them the networks compute what
+            diffusers computes, for comparison.
+        ff_chunks: parts into which the widest feed-forwards of the denoiser are cut; more take less memory. Needs
+            rewrites.
+        split_guidance: build the denoiser for one guidance branch at a time: half the memory, two passes a step.
+        skip_checks: start even if disk or memory look too small.
         backend: which engines to build beside the ONNX networks, which every bundle holds.
         revision, variant, local_files_only: as in diffusers' ``from_pretrained``.
     """
@@ -83,10 +101,29 @@ class BuildOptions:
     decode_chunk: Range | None = None
     batch: Range = Range(1, 1, 1)
     precision: Precision = "fp16"
+    rewrites: bool = True
+    ff_chunks: int | None = None
+    split_guidance: bool = False
+    skip_checks: bool = False
     backend: BuildBackend = "auto"
     revision: str | None = None
     variant: str | None = None
     local_files_only: bool = False
+    config: str | None = None
+
+    @property
+    def graph(self) -> GraphEntry:
+        """How the networks are to be written.
+
+        Raises:
+            ArgumentError: the options contradict each other.
+        """
+        chunks = self.ff_chunks or (_FF_CHUNKS if self.rewrites else 1)
+        if not 1 <= chunks <= _MOST_FF_CHUNKS:
+            raise ArgumentError(f"--ff-chunks {chunks}: 1 to {_MOST_FF_CHUNKS} are supported")
+        if chunks > 1 and not self.rewrites:
+            raise ArgumentError("--ff-chunks is one of the rewrites; leave out --no-rewrites")
+        return GraphEntry(rewrites=self.rewrites, ff_chunks=chunks)
 
 
 @dataclass(frozen=True)
@@ -141,6 +178,7 @@ def build_bundle(
         MissingDependencyError, BackendError: the backend cannot be used here.
         ExportError, EngineBuildError: a network could not be exported or built.
         OutputError: ``output`` cannot be written, or is something other than a bundle.
+        RoomError: disk or memory would not last.
     """
     options = options or BuildOptions()
     progress = progress or BuildProgress()
@@ -150,8 +188,9 @@ def build_bundle(
         revision=options.revision,
         variant=options.variant,
         local_files_only=options.local_files_only,
+        config=options.config,
     )
-    _ranges(options, checkpoint.model)  # a bad range is refused before anything is written
+    _ranges(options, checkpoint.description.model)  # a bad range is refused before anything is written
     flavour = select_flavour(options.backend)
     target = Path(output)
     from svd_trt.engine.staging import Staging
@@ -181,65 +220,91 @@ class _Build:
         self.flavour = flavour
         self.staging = staging
         self.progress = progress
-        self.ranges = _ranges(options, checkpoint.model)
-        self.specs = network_specs(checkpoint.model, self.ranges)
+        self.ranges = _ranges(options, checkpoint.description.model)
+        self.specs = network_specs(checkpoint.description.model, self.ranges)
         self.stages: list[Stage] = []
 
     def run(self) -> BuildResult:
         if self._is_current() and (bundle := self.staging.open_existing()) is not None:
             self.staging.discard()
             return BuildResult(bundle, (), up_to_date=True)
-        networks = {name: self._network(spec) for name, spec in self.specs.items()}
+        onnx = self._exports()
+        plans = {name: self._plan(spec) for name, spec in self.specs.items()} if self.flavour else {}
+        networks = {
+            name: NetworkEntry(spec, onnx[name], plans.get(name), self._flops(spec))
+            for name, spec in self.specs.items()
+        }
         bundle = self.staging.publish(self._manifest(networks))
         return BuildResult(bundle, tuple(self.stages), up_to_date=False)
 
-    def _network(self, spec: NetworkSpec) -> NetworkEntry:
-        onnx = self._stage(spec, "onnx", OnnxEntry, self._onnx_key(spec), self._export)
-        if self.flavour is None:
-            return NetworkEntry(spec, onnx, None)
-        plan = self._stage(spec, self.flavour.name, PlanEntry, self._plan_key(spec), self._build_plan)
-        return NetworkEntry(spec, onnx, plan)
+    def _exports(self) -> dict[NetworkName, OnnxEntry]:
+        """The ONNX form of every network, exported where there is none of the right key."""
+        entries: dict[NetworkName, OnnxEntry] = {}
+        for name, spec in self.specs.items():
+            started = time.perf_counter()
+            if (entry := self.staging.reuse(name, self._onnx_key(spec), OnnxEntry)) is not None:
+                self.progress.started(name, "onnx")
+                self._finish(entries, entry, Stage(name, "onnx", time.perf_counter() - started, reused=True))
+        tasks = [Task(spec, self._onnx_path(spec)) for name, spec in self.specs.items() if name not in entries]
+        if not tasks:
+            return entries
+        if not self.options.skip_checks:
+            check_room(
+                self.staging.path,
+                [task.spec.name for task in tasks],
+                self.checkpoint.parameters,
+                self.options.precision,
+                engines=self.flavour is not None,
+            )
+        begun = time.perf_counter()
 
-    def _stage(
-        self,
-        spec: NetworkSpec,
-        kind: str,
-        entry_type: type[_Entry],
-        key: str,
-        make: Callable[[NetworkSpec, str], _Entry],
-    ) -> _Entry:
-        self.progress.started(spec.name, kind)
-        started = time.perf_counter()
-        entry = self.staging.reuse(spec.name, key, entry_type)
-        reused = entry is not None
-        if entry is None:
-            entry = make(spec, key)
-            self.staging.finish(spec.name, entry)
-        stage = Stage(spec.name, kind, time.perf_counter() - started, reused)
+        def started_one(name: NetworkName) -> None:
+            self.progress.started(name, "onnx")
+
+        def exported_one(done: Exported) -> None:
+            nonlocal begun
+            files = tuple(FileEntry.of(self.staging.path, Path(file)) for file in done.files)
+            key = self._onnx_key(self.specs[done.network])
+            entry = OnnxEntry(key=key, files=files, nodes=done.nodes, parameters=done.parameters)
+            self.staging.finish(done.network, entry)
+            now = time.perf_counter()
+            self._finish(entries, entry, Stage(done.network, "onnx", now - begun, reused=False))
+            begun = now
+
+        export_networks(self.checkpoint, self.options.precision, self.options.graph, tasks, started_one, exported_one)
+        return entries
+
+    def _finish(self, entries: dict[NetworkName, _Entry], entry: _Entry, stage: Stage) -> None:
+        entries[stage.network] = entry
         self.stages.append(stage)
         self.progress.finished(stage)
+
+    def _plan(self, spec: NetworkSpec) -> PlanEntry:
+        """The engine of one network, built if there is none of the right key."""
+        assert self.flavour is not None
+        kind, key = self.flavour.name, self._plan_key(spec)
+        self.progress.started(spec.name, kind)
+        started = time.perf_counter()
+        entry = self.staging.reuse(spec.name, key, PlanEntry)
+        reused = entry is not None
+        if entry is None:
+            entry = self._build_plan(spec, key)
+            self.staging.finish(spec.name, entry)
+        self._finish({}, entry, Stage(spec.name, kind, time.perf_counter() - started, reused))
         return entry
 
-    def _export(self, spec: NetworkSpec, key: str) -> OnnxEntry:
-        # torch takes seconds to import, so only a build that exports does it.
-        from svd_trt.export.networks import dtype_of, make_network
-        from svd_trt.export.onnx_export import export_network
+    def _onnx_path(self, spec: NetworkSpec) -> Path:
+        return self.staging.path / "onnx" / f"{spec.name}.onnx"
 
-        model = self.checkpoint.load(COMPONENT_OF[spec.name], dtype_of(spec.name, self.options.precision))
-        path = self.staging.path / "onnx" / f"{spec.name}.onnx"
-        report = export_network(
-            make_network(spec.name, model), spec, path, smallest_latent=2**self.checkpoint.upsamplers + 1
-        )
-        del model
-        gc.collect()  # exported programs hold cycles, and with them gigabytes of weights
-        files = tuple(FileEntry.of(self.staging.path, file) for file in report.files)
-        return OnnxEntry(key=key, files=files, nodes=report.nodes, parameters=report.parameters)
+    def _flops(self, spec: NetworkSpec) -> int:
+        from svd_trt.export.flops import count_flops
+
+        return count_flops(self._onnx_path(spec), spec)
 
     def _build_plan(self, spec: NetworkSpec, key: str) -> PlanEntry:
         assert self.flavour is not None
         path = self.staging.path / self.flavour.name / f"{spec.name}.plan"
-        onnx_path = self.staging.path / "onnx" / f"{spec.name}.onnx"
-        report = build_plan(self.flavour, onnx_path, spec, path, self.progress.advanced)
+        report = build_plan(self.flavour, self._onnx_path(spec), spec, path, self.progress.advanced)
         return PlanEntry(
             key=key,
             file=FileEntry.of(self.staging.path, path),
@@ -250,12 +315,14 @@ class _Build:
 
     def _onnx_key(self, spec: NetworkSpec) -> str:
         # Ranges of symbolic axes are not in it: the graph is the same for all of them.
+        graph = self.options.graph
         return _key(
             revision=_EXPORT_REVISION,
             network=spec.name,
             axes=[list(t.shape) for t in spec.tensors],
             precision=self.options.precision,
             weights=self.checkpoint.source.digests[COMPONENT_OF[spec.name]],
+            graph=[graph.rewrites, graph.ff_chunks if spec.name == "denoiser" else 1],
             packages={name: importlib.metadata.version(name) for name in _GRAPH_PACKAGES},
         )
 
@@ -290,9 +357,10 @@ class _Build:
             family="stable-video-diffusion",
             source=self.checkpoint.source,
             precision=self.options.precision,
-            model=self.checkpoint.model,
-            sampler=self.checkpoint.sampler,
+            model=self.checkpoint.description.model,
+            sampler=self.checkpoint.description.sampler,
             ranges=self.ranges,
+            graph=self.options.graph,
             flavour=FlavourEntry(self.flavour.name, self.flavour.version, self.flavour.target)
             if self.flavour
             else None,
@@ -318,17 +386,17 @@ def _ranges(options: BuildOptions, model: ModelInfo) -> Ranges:
     for what, size in (("height", options.height), ("width", options.width)):
         if any(value % 8 or value % factor for value in (size.min, size.opt, size.max)):
             raise ArgumentError(f"--{what} {size}: sizes are multiples of {max(8, factor)}")
-        if size.max > _LARGEST_SIDE:
-            raise ArgumentError(f"--{what} {size}: sizes up to {_LARGEST_SIDE} are supported")
+        if size.max > LARGEST_SIDE:
+            raise ArgumentError(f"--{what} {size}: sizes up to {LARGEST_SIDE} are supported")
     if frames.min < 2:
         raise ArgumentError(f"--frames {frames}: a video has at least 2 frames")
     for what, count in (("frames", frames), ("decode-chunk", chunk), ("batch", options.batch)):
-        if count.max > _LARGEST_COUNT:
-            raise ArgumentError(f"--{what} {count}: counts up to {_LARGEST_COUNT} are supported")
+        if count.max > LARGEST_COUNT:
+            raise ArgumentError(f"--{what} {count}: counts up to {LARGEST_COUNT} are supported")
     return Ranges(
         batch=options.batch,
         pictures=Range(1, 1, options.batch.max),
-        branches=Range(1, 2, 2),
+        branches=Range(1, 1, 1) if options.split_guidance else Range(1, 2, 2),
         frames=frames,
         chunk=chunk,
         height=options.height,

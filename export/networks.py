@@ -9,26 +9,40 @@ from __future__ import annotations
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F  # noqa: N812  (torch's own convention)
-from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 
-from svd_trt.engine.manifest import Precision
+from svd_trt.engine.manifest import Precision, precision_of
 from svd_trt.engine.spec import NetworkName
+from svd_trt.export.rewrites import rewrite
+from svd_trt.export.rewrites.resnet import VideoResnet
+from svd_trt.export.rewrites.surgery import each_frame
+from svd_trt.export.rewrites.transformer import VideoTransformer
+from svd_trt.export.rewrites.upsample import replace_upsamplers
 
-__all__ = ["Denoiser", "ImageEncoder", "VaeDecoder", "VaeEncoder", "dtype_of", "make_network"]
+__all__ = ["REWRITTEN", "Denoiser", "ImageEncoder", "VaeDecoder", "VaeEncoder", "dtype_of", "make_network"]
+
+REWRITTEN: tuple[NetworkName, ...] = ("denoiser", "vae_decoder")
+"""Networks that `svd_trt.export.rewrites` apply to; the encoders run once a video and have none of their layers."""
 
 
 def dtype_of(name: NetworkName, precision: Precision) -> torch.dtype:
     """What network ``name`` computes in, in a bundle of ``precision``."""
-    # Published checkpoints set force_upcast: half precision overflows in the VAE's encoder.
-    return torch.float16 if precision == "fp16" and name != "vae_encoder" else torch.float32
+    return torch.float16 if precision_of(name, precision) == "fp16" else torch.float32
 
 
-def make_network(name: NetworkName, model: Any) -> nn.Module:
+def make_network(
+    name: NetworkName, model: Any, *, rewrites: bool = True, ff_chunks: int = 1, doubling: bool = False
+) -> nn.Module:
     """Network ``name`` around the checkpoint's component that it is made of, in the precision it was loaded in.
 
-    The model's upsamplers are replaced in place; weights are not copied, full-size ones do not fit twice.
+    The model is changed in place and its weights are not copied: full-size ones do not fit twice.
+
+    Args:
+        name: the network.
+        model: the component that `svd_trt.export.checkpoint.COMPONENT_OF` names.
+        rewrites: apply `svd_trt.export.rewrites`; without them the network computes what diffusers computes.
+        ff_chunks: parts into which the denoiser's widest feed-forwards are cut.
+        doubling: each level of the denoiser is exactly half as large as the one above, at all sizes it will run at.
     """
     module: nn.Module
     if name == "image_encoder":
@@ -39,6 +53,8 @@ def make_network(name: NetworkName, model: Any) -> nn.Module:
         module = Denoiser(replace_upsamplers(model))
     else:
         module = VaeDecoder(replace_upsamplers(model))
+    if rewrites and name in REWRITTEN:
+        rewrite(module, ff_chunks=ff_chunks, doubling=doubling or name == "vae_decoder")
     return module.eval().requires_grad_(requires_grad=False)
 
 
@@ -97,7 +113,9 @@ class Denoiser(nn.Module):
     Guidance is a weighted sum over branches: weights ``1 - g`` and ``g`` are classifier-free guidance of scale ``g``
     (arXiv:2207.12598), and a single branch of weight 1 is none, so one engine serves both. The preconditioning is
     that of Karras et al. 2022 and the update is linear in the latents, the denoised latents and those of the step
-    before, so Euler and linear multistep samplers differ only in the coefficients they are given.
+    before, so Euler and linear multistep samplers differ only in the coefficients they are given. So is the sum over
+    branches, so they can also be run one after another: each pass adds to what the one before gave, and only the last
+    has c_skip.
     """
 
     def __init__(self, unet: Any) -> None:
@@ -109,6 +127,7 @@ class Denoiser(nn.Module):
         self,
         latents: Tensor,  # [B, F, C, h, w]
         previous_denoised: Tensor,  # [B, F, C, h, w]
+        partial_denoised: Tensor,  # [B, F, C, h, w]
         image_latents: Tensor,  # [G, B, C, h, w]
         image_embeds: Tensor,  # [G, B, 1, D]
         added_time_ids: Tensor,  # [B, 3]
@@ -132,7 +151,7 @@ class Denoiser(nn.Module):
         )
         prediction = prediction.float().unflatten(0, (branches, batch))
         guided = (prediction * guidance[:, None, :, None, None, None]).sum(0)
-        denoised = c_skip * latents + c_out * guided
+        denoised = c_skip * latents + c_out * guided + partial_denoised
         next_latents = w_latents * latents + w_denoised * denoised + w_previous * previous_denoised
         return next_latents, denoised
 
@@ -140,12 +159,12 @@ class Denoiser(nn.Module):
 def unet_forward(unet: Any, sample: Tensor, timestep: Tensor, embeds: Tensor, added_time_ids: Tensor) -> Tensor:
     """`UNetSpatioTemporalConditionModel.forward` with nothing that a symbolic frame count or size would freeze.
 
-    Follows diffusers 0.42, but repeats embeddings by unsqueeze and repeat (a symbolic ``repeat_interleave`` exports
+    Follows diffusers 0.42, but repeats embeddings without ``repeat_interleave`` (whose symbolic form exports
     to an invalid Expand) and always hands the skip connection's size to the upsampler, which is what diffusers does
     for sizes that are not multiples of 64 and makes no difference for those that are.
 
     Args:
-        unet: the model, with its upsamplers replaced by `CroppedUpsample`.
+        unet: the model, with its upsamplers replaced by `replace_upsamplers`.
         sample: ``[B, F, C, h, w]``.
         timestep: ``[1]``, continuous: ``0.25 ln(sigma)``.
         embeds: ``[B, 1, D]``.
@@ -153,14 +172,15 @@ def unet_forward(unet: Any, sample: Tensor, timestep: Tensor, embeds: Tensor, ad
     """
     batch, frames = sample.shape[:2]
     emb = _time_embedding(unet, timestep, added_time_ids, sample.dtype)
-    emb = emb.unsqueeze(1).repeat(1, frames, 1).flatten(0, 1)  # [B*F, E]
-    context = embeds.unsqueeze(1).repeat(1, frames, 1, 1).flatten(0, 1)  # [B*F, 1, D]
+    # Rewritten layers take what holds for a whole video once, diffusers' own for each frame.
+    temb = emb if _has(unet, VideoResnet) else each_frame(emb, frames)
+    context = embeds if _has(unet, VideoTransformer) else each_frame(embeds, frames)
     indicator = torch.zeros(batch, frames, dtype=sample.dtype)
 
     def run(block: Any, hidden: Tensor, **more: Any) -> Any:
         if getattr(block, "has_cross_attention", False):
             more["encoder_hidden_states"] = context
-        return block(hidden_states=hidden, temb=emb, image_only_indicator=indicator, **more)
+        return block(hidden_states=hidden, temb=temb, image_only_indicator=indicator, **more)
 
     hidden = unet.conv_in(sample.flatten(0, 1))
     skips: tuple[Tensor, ...] = (hidden,)
@@ -176,38 +196,12 @@ def unet_forward(unet: Any, sample: Tensor, timestep: Tensor, embeds: Tensor, ad
     return cast(Tensor, hidden.unflatten(0, (batch, frames)))
 
 
+def _has(unet: nn.Module, kind: type[nn.Module]) -> bool:
+    return any(isinstance(module, kind) for module in unet.modules())
+
+
 def _time_embedding(unet: Any, timestep: Tensor, added_time_ids: Tensor, dtype: torch.dtype) -> Tensor:
     batch = added_time_ids.shape[0]
     emb = unet.time_embedding(unet.time_proj(timestep).to(dtype))  # [1, E]
     added = unet.add_time_proj(added_time_ids.flatten()).reshape(batch, -1).to(dtype)
     return cast(Tensor, emb + unet.add_embedding(added))
-
-
-class CroppedUpsample(nn.Module):
-    """Nearest upsampling by two, cropped to the size of the skip connection, then the convolution.
-
-    Equal to interpolating to that size: a strided convolution halves ``s`` to ``ceil(s / 2)``, and the nearest
-    source of pixel ``i`` is ``i // 2`` both for ``2 ceil(s / 2)`` and for one less. Unlike interpolation to a
-    symbolic size it exports to a Resize by a constant factor, and it evaluates no symbolic size in Python.
-    """
-
-    def __init__(self, conv: nn.Module) -> None:
-        super().__init__()
-        self.conv = conv
-
-    def forward(self, hidden: Tensor, output_size: tuple[int, int] | None = None) -> Tensor:
-        """``[N, C, s, t]`` to ``[N, C', 2s, 2t]``, or to ``output_size``."""
-        hidden = F.interpolate(hidden, scale_factor=2.0, mode="nearest")
-        if output_size is not None:
-            hidden = hidden[:, :, : output_size[0], : output_size[1]]
-        return cast(Tensor, self.conv(hidden))
-
-
-def replace_upsamplers(module: nn.Module) -> nn.Module:
-    """Put `CroppedUpsample` wherever diffusers has `Upsample2D`, in place; returns ``module``."""
-    for name, child in list(module.named_children()):
-        if isinstance(child, Upsample2D):
-            setattr(module, name, CroppedUpsample(cast(nn.Module, child.conv)))
-        else:
-            replace_upsamplers(child)
-    return module

@@ -18,13 +18,14 @@ from onnx_ir.passes import Sequential, common
 from onnxscript import optimizer
 from torch.export import Dim
 
-from svd_trt.engine.spec import NetworkSpec, TensorSpec
+from svd_trt.engine.spec import LARGEST_COUNT, NetworkSpec, TensorSpec
 from svd_trt.errors import ExportError, first_line
 from svd_trt.export.quiet import quiet
 
 __all__ = ["OPSET", "OnnxReport", "export_network"]
 
 OPSET = 20
+_OPSET_OF_GROUP_NORMALIZATION = 21
 
 # Traced sizes of symbolic axes. Any values do, as long as none is 0 or 1, which torch.export takes for constants;
 # odd ones keep it from concluding that a size is always even.
@@ -40,7 +41,14 @@ class OnnxReport:
     parameters: int
 
 
-def export_network(module: torch.nn.Module, spec: NetworkSpec, path: Path, *, smallest_latent: int = 2) -> OnnxReport:
+def export_network(
+    module: torch.nn.Module,
+    spec: NetworkSpec,
+    path: Path,
+    *,
+    smallest_latent: int = 2,
+    fp32_statistics: bool = False,
+) -> OnnxReport:
     """Write ``path`` and ``path.data``: the network with tensors named, shaped and ordered as in ``spec``.
 
     Args:
@@ -48,6 +56,9 @@ def export_network(module: torch.nn.Module, spec: NetworkSpec, path: Path, *, sm
         spec: symbolic axes become dynamic, integers become constants.
         path: the ``.onnx`` file; weights go beside it, as external data.
         smallest_latent: least height and width of the latents that the network takes where those are symbolic.
+        fp32_statistics: write group normalisation as the operator of that name, which computes mean and variance in
+            fp32 whatever its input, instead of as an instance normalisation of the input's type. TensorRT needs no
+            more memory for it (with casts around it, twice as much); ONNX Runtime on a CPU is slower with it.
 
     Raises:
         ExportError: torch could not trace or translate the network.
@@ -72,7 +83,7 @@ def export_network(module: torch.nn.Module, spec: NetworkSpec, path: Path, *, sm
                 dynamo=True,
                 optimize=False,
                 verbose=False,
-                opset_version=OPSET,
+                opset_version=_OPSET_OF_GROUP_NORMALIZATION if fp32_statistics else OPSET,
                 input_names=[t.name for t in spec.inputs],
                 output_names=[t.name for t in spec.outputs],
             )
@@ -118,11 +129,11 @@ def _traced_shape(tensor: TensorSpec, factor: int) -> tuple[int, ...]:
 def _dynamic_shapes(spec: NetworkSpec, factor: int, smallest_latent: int) -> list[dict[int, Any]]:
     latent = {s: Dim(f"latent_{s}", min=smallest_latent) for s in ("height", "width")}
     dims: dict[str, Any] = {
-        "batch": Dim("batch", min=1),
-        "pictures": Dim("pictures", min=1),
+        "batch": Dim("batch", min=1, max=LARGEST_COUNT),
+        "pictures": Dim("pictures", min=1, max=LARGEST_COUNT),
         "branches": Dim("branches", min=1, max=2),
-        "frames": Dim("frames", min=2),
-        "chunk": Dim("chunk", min=1),
+        "frames": Dim("frames", min=2, max=LARGEST_COUNT),
+        "chunk": Dim("chunk", min=1, max=LARGEST_COUNT),
     }
     for symbol, dim in latent.items():
         dims[f"{symbol}//{factor}"] = dim

@@ -1,102 +1,89 @@
-"""Checkpoints with random weights, in the real format, for trying the tool and for tests.
+"""Checkpoints with random weights, in the real format and at any size, for timing, trying and testing.
 
-The licensed weights cannot be shipped. These have the same classes, files and configuration keys, only smaller,
-so everything downstream of ``from_pretrained`` is exercised for real; the video they make is noise.
+The licensed weights cannot be shipped. These have the same classes, files and configuration keys, so everything
+downstream of them is exercised for real; the video that they make is noise. ``random:svd-xt`` is drawn in memory
+when a build asks for it; `write_random_checkpoint` puts one on disk.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import (
-    AutoencoderKLTemporalDecoder,
-    EulerDiscreteScheduler,
-    StableVideoDiffusionPipeline,
-    UNetSpatioTemporalConditionModel,
-)
-from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
+from accelerate import init_empty_weights
+from diffusers import AutoencoderKLTemporalDecoder, UNetSpatioTemporalConditionModel
+from torch import nn
+from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from svd_trt.errors import ArgumentError, OutputError
+from svd_trt.errors import OutputError
+from svd_trt.export.presets import Preset, configurations, find_preset
 from svd_trt.export.quiet import quiet
 
-__all__ = ["PRESETS", "RandomPreset", "random_pipeline", "write_random_checkpoint"]
+__all__ = ["REVISION", "empty_model", "parameters_of", "random_model", "random_pipeline", "write_random_checkpoint"]
 
-# The scheduler configuration that both published SVD checkpoints carry.
-_SCHEDULER: dict[str, Any] = {
-    "beta_end": 0.012,
-    "beta_schedule": "scaled_linear",
-    "beta_start": 0.00085,
-    "interpolation_type": "linear",
-    "num_train_timesteps": 1000,
-    "prediction_type": "v_prediction",
-    "sigma_max": 700.0,
-    "sigma_min": 0.002,
-    "steps_offset": 1,
-    "timestep_spacing": "leading",
-    "timestep_type": "continuous",
-    "use_karras_sigmas": True,
-}
+REVISION = 1
+"""Raised when the same preset and seed would draw other weights."""
 
 
-@dataclass(frozen=True)
-class RandomPreset:
-    """Sizes of a random checkpoint: everything else is as published."""
-
-    unet_channels: tuple[int, ...]
-    unet_heads: tuple[int, ...]
-    layers_per_block: int
-    vae_channels: tuple[int, ...]
-    vae_layers_per_block: int
-    embed_dim: int
-    clip_layers: int
-    clip_heads: int
-    clip_patch: int
-    clip_intermediate: int
-    clip_hidden: int
-    addition_time_embed_dim: int
-    num_frames: int
-    sample_size: int
+def empty_model(component: str, configuration: dict[str, Any]) -> nn.Module:
+    """``unet``, ``vae`` or ``image_encoder`` of this configuration, with parameters that take no memory yet."""
+    with quiet(), init_empty_weights(include_buffers=False):
+        if component == "unet":
+            model = UNetSpatioTemporalConditionModel.from_config(configuration)
+        elif component == "vae":
+            model = AutoencoderKLTemporalDecoder.from_config(configuration)
+        else:
+            model = CLIPVisionModelWithProjection(CLIPVisionConfig(**configuration))
+    assert isinstance(model, nn.Module)
+    return model.eval()
 
 
-PRESETS: dict[str, RandomPreset] = {
-    "tiny": RandomPreset(
-        unet_channels=(32, 64, 64),
-        unet_heads=(2, 4, 4),
-        layers_per_block=1,
-        vae_channels=(32, 32, 32, 32),
-        vae_layers_per_block=1,
-        embed_dim=32,
-        clip_layers=2,
-        clip_heads=2,
-        clip_patch=32,
-        clip_intermediate=64,
-        clip_hidden=32,
-        addition_time_embed_dim=32,
-        num_frames=14,
-        sample_size=16,
-    ),
-}
+def random_model(component: str, preset: Preset, seed: int, dtype: torch.dtype) -> nn.Module:
+    """One model of ``preset``, its weights a function of ``seed``, the component and their own names.
+
+    They are drawn in half precision, so that the fp16 and the fp32 model are the same one. Matrices and kernels get
+    the variance of torch's own initialisation, 1 / (3 fan_in): residual branches add to the stream without swamping
+    it, and activations stay within a few tens through the whole network. Nothing is zero, one or equal to its
+    neighbour, so that no mix-up between parameters goes unseen.
+    """
+    model = empty_model(component, configurations(preset)[component])
+
+    def draw(place: tuple[nn.Module, str, str]) -> None:
+        module, name, path = place
+        shape = getattr(module, name).shape
+        key = hashlib.sha256(f"{REVISION}/{seed}/{component}/{path}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(key[:7]))
+        mean, std = _distribution(name, shape)
+        values = torch.empty(shape, dtype=torch.float16).normal_(mean, std, generator=generator)
+        setattr(module, name, nn.Parameter(values.to(dtype), requires_grad=False))
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(draw, list(parameters_of(model))))
+    return model
 
 
-def random_pipeline(preset: str = "tiny", seed: int = 0) -> StableVideoDiffusionPipeline:
-    """A diffusers pipeline whose weights are drawn from ``seed`` (fp32, on the CPU).
+def random_pipeline(preset: str = "tiny", seed: int = 0, dtype: torch.dtype = torch.float32) -> Any:
+    """A diffusers pipeline, on the CPU, whose weights are drawn from ``seed``.
 
     Raises:
-        ArgumentError: ``preset`` is not one of `PRESETS`.
+        ArgumentError: there is no such preset.
     """
-    if preset not in PRESETS:
-        raise ArgumentError(f"no random preset is called {preset!r}; choose one of: {', '.join(PRESETS)}")
-    p = PRESETS[preset]
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    p = find_preset(preset)
+    with quiet():
+        # Only whoever wants the pipeline pays for importing it.
+        from diffusers import EulerDiscreteScheduler, StableVideoDiffusionPipeline
+        from transformers import CLIPImageProcessor
+
         return StableVideoDiffusionPipeline(
-            vae=_vae(p),
-            image_encoder=_image_encoder(p),
-            unet=_unet(p),
-            scheduler=EulerDiscreteScheduler(**_SCHEDULER),
+            vae=random_model("vae", p, seed, dtype),
+            image_encoder=random_model("image_encoder", p, seed, dtype),
+            unet=random_model("unet", p, seed, dtype),
+            scheduler=EulerDiscreteScheduler.from_config(configurations(p)["scheduler"]),
             feature_extractor=CLIPImageProcessor(),
         )
 
@@ -114,53 +101,26 @@ def write_random_checkpoint(
         raise OutputError(f"{directory} exists and is not an empty folder; choose another place")
     try:
         with quiet():
-            pipeline = random_pipeline(preset, seed)
-            if variant == "fp16":
-                pipeline = pipeline.to(dtype=torch.float16)
+            pipeline = random_pipeline(preset, seed, torch.float16 if variant == "fp16" else torch.float32)
             pipeline.save_pretrained(directory, variant=variant)
     except OSError as error:
         raise OutputError(f"cannot write the checkpoint to {directory}: {error}") from error
 
 
-def _unet(p: RandomPreset) -> UNetSpatioTemporalConditionModel:
-    levels = len(p.unet_channels)
-    unet = UNetSpatioTemporalConditionModel(
-        sample_size=p.sample_size,
-        block_out_channels=p.unet_channels,
-        down_block_types=("CrossAttnDownBlockSpatioTemporal",) * (levels - 1) + ("DownBlockSpatioTemporal",),
-        up_block_types=("UpBlockSpatioTemporal",) + ("CrossAttnUpBlockSpatioTemporal",) * (levels - 1),
-        layers_per_block=p.layers_per_block,
-        cross_attention_dim=p.embed_dim,
-        num_attention_heads=p.unet_heads,
-        addition_time_embed_dim=p.addition_time_embed_dim,
-        projection_class_embeddings_input_dim=3 * p.addition_time_embed_dim,
-        num_frames=p.num_frames,
-    )
-    # Blend factors differ in a trained network; equal ones would hide a mix-up between them.
-    for name, parameter in unet.named_parameters():
-        if name.endswith("mix_factor"):
-            torch.nn.init.normal_(parameter, std=1.0)
-    return unet.eval()
+def parameters_of(model: nn.Module) -> Iterator[tuple[nn.Module, str, str]]:
+    """Every parameter as its module, its name there, and its full name."""
+    for prefix, module in model.named_modules():
+        for name, _ in module.named_parameters(recurse=False):
+            yield module, name, f"{prefix}.{name}"
 
 
-def _vae(p: RandomPreset) -> AutoencoderKLTemporalDecoder:
-    vae = AutoencoderKLTemporalDecoder(
-        block_out_channels=p.vae_channels,
-        down_block_types=("DownEncoderBlock2D",) * len(p.vae_channels),
-        layers_per_block=p.vae_layers_per_block,
-        sample_size=p.sample_size * 2 ** (len(p.vae_channels) - 1),
-    )
-    return vae.eval()
-
-
-def _image_encoder(p: RandomPreset) -> CLIPVisionModelWithProjection:
-    config = CLIPVisionConfig(
-        hidden_size=p.clip_hidden,
-        intermediate_size=p.clip_intermediate,
-        projection_dim=p.embed_dim,
-        num_hidden_layers=p.clip_layers,
-        num_attention_heads=p.clip_heads,
-        image_size=224,
-        patch_size=p.clip_patch,
-    )
-    return CLIPVisionModelWithProjection(config).eval()
+def _distribution(name: str, shape: torch.Size) -> tuple[float, float]:
+    """Mean and standard deviation of a parameter."""
+    if name == "mix_factor":
+        return 0.0, 1.0  # as spread as in a trained network; equal ones would hide a mix-up between them
+    if name == "bias":
+        return 0.0, 0.05
+    if len(shape) == 1 and name == "weight":
+        return 1.0, 0.05  # of a normalisation
+    fan_in = shape.numel() // shape[0]
+    return 0.0, (3 * max(fan_in, 3)) ** -0.5

@@ -43,8 +43,8 @@ class Conditions:
         """As in diffusers: a scale of 1 or less everywhere is the conditional prediction alone."""
         return bool(self.guidance.max() > 1)
 
-    def inputs(self) -> dict[str, Floats]:
-        """The denoiser's inputs that stay the same in every step.
+    def passes(self, most_branches: int) -> list[dict[str, Floats]]:
+        """The denoiser's inputs that stay the same in every step, for each pass over at most so many branches.
 
         Guided, the first branch is unconditional: zeros, weighted 1 - scale; the second is weighted by the scale.
         """
@@ -54,12 +54,16 @@ class Conditions:
             embeds = np.concatenate([np.zeros_like(embeds), embeds])
             latents = np.concatenate([np.zeros_like(latents), latents])
             weights = np.stack([1 - self.guidance, self.guidance])
-        return {
-            "image_embeds": embeds,
-            "image_latents": latents,
-            "added_time_ids": np.tile(self.added_time_ids, (embeds.shape[1], 1)),
-            "guidance": weights,
-        }
+        times = np.tile(self.added_time_ids, (embeds.shape[1], 1))
+        return [
+            {
+                "image_embeds": embeds[first : first + most_branches],
+                "image_latents": latents[first : first + most_branches],
+                "added_time_ids": times,
+                "guidance": weights[first : first + most_branches],
+            }
+            for first in range(0, len(weights), most_branches)
+        ]
 
 
 def denoise(
@@ -74,7 +78,7 @@ def denoise(
     """Step ``latents`` ``[B, F, C, h, w]`` through ``table`` ``[S, 7]`` of coefficients.
 
     Two pairs of buffers change places, so a step allocates nothing; the host sees the latents only where a callback
-    asks for them.
+    asks for them. A step is one call of the network, or two where it takes one guidance branch at a time.
 
     Args:
         pipe: handed to the callback; its device holds the buffers.
@@ -86,27 +90,44 @@ def denoise(
         on_step: called after each step with its seconds.
     """
     device = pipe.device
-    fixed: dict[str, Buffer] = {name: device.upload(array) for name, array in conditions.inputs().items()}
-    rows = device.upload_rows(table)
+    most_branches = pipe.bundle.manifest.ranges.branches.max
+    passes: list[dict[str, Buffer]] = [
+        {name: device.upload(array) for name, array in inputs.items()} for inputs in conditions.passes(most_branches)
+    ]
+    rows = [device.upload_rows(_without_skip(table)) for _ in passes[1:]] + [device.upload_rows(table)]
+    zeros = device.upload(np.zeros_like(latents))  # nothing writes to it
     now, following = device.upload(latents), device.empty(latents.shape, np.float32)
     before, denoised = device.upload(np.zeros_like(latents)), device.empty(latents.shape, np.float32)
-    for step, row in enumerate(rows):
+    partial = device.empty(latents.shape, np.float32)
+    for step in range(len(table)):
         started = time.perf_counter()
-        session.enqueue(
-            fixed
-            | {
-                "latents": now,
-                "previous_denoised": before,
-                "coefficients": row,
-                "next_latents": following,
-                "denoised": denoised,
-            }
-        )
+        done = zeros
+        for index, fixed in enumerate(passes):
+            target = denoised if index == len(passes) - 1 else partial
+            session.enqueue(
+                fixed
+                | {
+                    "latents": now,
+                    "previous_denoised": before,
+                    "partial_denoised": done,
+                    "coefficients": rows[index][step],
+                    "next_latents": following,
+                    "denoised": target,
+                }
+            )
+            done = target
         now, following, before, denoised = following, now, denoised, before
         if callback is not None:
             now = _call_back(callback, pipe, device, step, float(table[step, _C_NOISE]), now)
         on_step(time.perf_counter() - started)
     return device.download(now)
+
+
+def _without_skip(table: Floats) -> Floats:
+    """The coefficients of passes before the last, to which the latents themselves do not contribute."""
+    result = table.copy()
+    result[:, COEFFICIENTS.index("c_skip")] = 0
+    return result
 
 
 def _call_back(

@@ -70,9 +70,11 @@ def checkpoint(once: Any) -> Path:
 @pytest.fixture(scope="session")
 def small_checkpoint(once: Any) -> Path:
     """The smallest SVD: its networks export in seconds; for tests of the build, not of numbers."""
-    from svd_trt.export.random_checkpoint import PRESETS, RandomPreset, write_random_checkpoint
+    from svd_trt.export.presets import PRESETS, Preset
+    from svd_trt.export.random_checkpoint import write_random_checkpoint
 
-    smallest = RandomPreset(
+    smallest = Preset(
+        summary="for tests",
         unet_channels=(32, 32),
         unet_heads=(2, 2),
         layers_per_block=1,
@@ -84,6 +86,7 @@ def small_checkpoint(once: Any) -> Path:
         clip_patch=32,
         clip_intermediate=32,
         clip_hidden=32,
+        clip_activation="quick_gelu",
         addition_time_embed_dim=32,
         num_frames=3,
         sample_size=16,

@@ -11,6 +11,7 @@
     ├── BackendError               no backend on this machine can run the bundle
     ├── ImageError                 an input picture could not be read
     ├── OutputError                a video could not be written
+    ├── RoomError                  not enough disk or memory for what was asked, seen before it starts
     ├── MissingDependencyError     an optional package is not installed (also an ImportError)
     └── LockedError                another process is building the same bundle
 
@@ -31,6 +32,7 @@ __all__ = [
     "LockedError",
     "MissingDependencyError",
     "OutputError",
+    "RoomError",
     "SvdTrtError",
     "first_line",
 ]
@@ -70,6 +72,10 @@ class ImageError(SvdTrtError):
 
 class OutputError(SvdTrtError):
     """A video cannot be written where it was asked for."""
+
+
+class RoomError(SvdTrtError):
+    """Disk or memory would run out; the message says how much is needed and how much there is."""
 
 
 class LockedError(SvdTrtError):

@@ -325,7 +325,7 @@ def test_bad_places(run: Run, small_checkpoint: Path, tmp_path: Path) -> None:
     assert_refused(run("build", tmp_path / "none", "-o", tmp_path / "b"), "no checkpoint")
     assert_refused(run("build", "no such id", "-o", tmp_path / "b"), "owner/name")
     (tmp_path / "svd.safetensors").write_bytes(b"x")
-    assert_refused(run("build", tmp_path / "svd.safetensors", "-o", tmp_path / "b"), "single file")
+    assert_refused(run("build", tmp_path / "svd.safetensors", "-o", tmp_path / "b"), "not a safetensors file")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("precious")
     assert_refused(run("build", small_checkpoint, "-o", tmp_path / "mine"), "thesis.txt", "not part of a bundle")

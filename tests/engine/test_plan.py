@@ -14,7 +14,7 @@ from svd_trt import Bundle
 from svd_trt.engine.flavour import find_flavour, gpu_count, select_flavour
 from svd_trt.engine.plan import build_plan
 from svd_trt.engine.spec import NETWORKS
-from svd_trt.engine.tensorrt_build import make_profile, parse_network
+from svd_trt.engine.tensorrt_build import MappedWeights, make_profile, parse_network
 from svd_trt.errors import EngineBuildError
 
 pytest.importorskip("onnxruntime_ep_nv_tensorrt_rtx", reason="TensorRT for RTX is not installed (svd-trt[rtx])")
@@ -48,7 +48,8 @@ def test_plans_are_built_and_described(which: str, request: pytest.FixtureReques
         assert entry.plan.weight_bytes is not None
         # The builder lays weights out for its kernels, and may keep small ones twice.
         assert 0.9 <= entry.plan.weight_bytes / (entry.onnx.parameters * bytes_each) <= 2
-        network, _parser = parse_network(flavour, trt_builder, logger, bundle.onnx_path(name), entry.spec)
+        path = bundle.onnx_path(name)
+        network, _parser = parse_network(flavour, trt_builder, logger, path, entry.spec, MappedWeights(path))
         assert network.num_layers == entry.plan.layers
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from svd_trt import Bundle
-from svd_trt.engine.spec import NETWORKS, NetworkName, NetworkSpec
+from svd_trt.engine.spec import COEFFICIENTS, NETWORKS, NetworkName, NetworkSpec
 from svd_trt.runtime.samplers import euler
 
 # Largest difference allowed, by network and precision; frames are in levels of 255.
@@ -68,7 +68,9 @@ def _diffusers_step(pipe: Any, x: dict[str, torch.Tensor]) -> list[torch.Tensor]
         scale = x["guidance"][1][None, :, None, None, None]
         guided = predictions[0] + scale * (predictions[1] - predictions[0])
     step = scheduler.step(guided, timestep, x["latents"])
-    return [step.prev_sample, step.pred_original_sample]
+    # What another pass gave is part of the denoised latents, and with their weight of the next ones.
+    partial, weight = x["partial_denoised"], x["coefficients"][COEFFICIENTS.index("denoised_weight")]
+    return [step.prev_sample + weight * partial, step.pred_original_sample + partial]
 
 
 def largest_difference(bundle: Bundle, name: NetworkName, sizes: dict[str, int], reference: Any) -> float:

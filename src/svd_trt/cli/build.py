@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import TaskID
 from rich.table import Table
 
-from svd_trt.cli.console import Bars, print_json, seconds, stderr
+from svd_trt.cli.console import Bars, count_text, print_json, seconds, size_text, stderr
 from svd_trt.engine.spec import NetworkName, Range
 from svd_trt.errors import ArgumentError
 from svd_trt.export.build import BuildOptions, BuildProgress, BuildResult, Stage, build_bundle
@@ -70,6 +70,29 @@ _DEFAULTS = BuildOptions()
     show_default=True,
     help="Engines to build beside the ONNX networks: TensorRT (on a GPU), TensorRT for RTX (with or without one), "
     "or none. auto takes the first that is installed and can build here.",
+)
+@click.option(
+    "--ff-chunks",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Cut the denoiser's widest layers into N parts that run one after another: less memory.",
+)
+@click.option(
+    "--split-guidance",
+    is_flag=True,
+    help="Build the denoiser for one guidance branch at a time: half the memory, two passes a step.",
+)
+@click.option(
+    "--rewrites/--no-rewrites",
+    default=True,
+    show_default=True,
+    help="Exact rewrites that make the networks lighter; without them they compute what diffusers computes.",
+)
+@click.option("--skip-checks", is_flag=True, help="Start even if disk or memory look too small.")
+@click.option(
+    "--config",
+    metavar="FOLDER",
+    help="For a single file: a folder with its configurations in diffusers format.  [default: SVD as published]",
 )
 @click.option("--revision", help="Branch, tag or commit of a hub id.")
 @click.option(
@@ -133,22 +156,18 @@ class _Reporter(BuildProgress):
 def _summary(result: BuildResult) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in ("network", "export", "engine", "nodes", "parameters", "plan", "weights", "activations"):
-        table.add_column(heading, justify="left" if heading == "network" else "right")
+        table.add_column(heading, justify="left" if heading == "network" else "right", no_wrap=True)
     times = {(s.network, s.kind == "onnx"): "reused" if s.reused else seconds(s.seconds) for s in result.stages}
     for name, entry in result.bundle.manifest.networks.items():
         plan = entry.plan
         memory = (
-            (_megabytes(plan.file.size), _megabytes(plan.weight_bytes), _megabytes(plan.activation_bytes))
+            (size_text(plan.file.size), size_text(plan.weight_bytes), size_text(plan.activation_bytes))
             if plan
             else ("-",) * 3
         )
         export, engine = times.get((name, True), "-"), times.get((name, False), "-")
-        table.add_row(name, export, engine, f"{entry.onnx.nodes:,}", f"{entry.onnx.parameters:,}", *memory)
+        table.add_row(name, export, engine, f"{entry.onnx.nodes:,}", count_text(entry.onnx.parameters), *memory)
     return table
-
-
-def _megabytes(size: int | None) -> str:
-    return "-" if size is None else f"{size / 1e6:,.1f} MB"
 
 
 def _as_dict(result: BuildResult) -> dict[str, Any]:

@@ -13,12 +13,32 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TaskProgre
 
 from svd_trt.errors import OutputError
 
-__all__ = ["Bars", "print_json", "seconds", "stderr"]
+__all__ = ["Bars", "count_text", "print_json", "seconds", "size_text", "stderr", "stdout"]
+
+_WIDTH_OF_FILES = 140
 
 
 def stderr(*, quiet: bool = False) -> Console:
     """Where people read; silent where they asked for that."""
     return Console(stderr=True, quiet=quiet, highlight=False, markup=False, soft_wrap=True)
+
+
+def stdout() -> Console:
+    """Where results go; tables keep their width where no terminal sets one."""
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    return console if console.is_terminal else Console(highlight=False, markup=False, width=_WIDTH_OF_FILES)
+
+
+def size_text(size: int | None) -> str:
+    """``12.8 MB``, ``1.27 GB``; a dash where it is not known."""
+    if size is None:
+        return "-"
+    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
+
+
+def count_text(count: int) -> str:
+    """``632 M``, ``1.39 G``."""
+    return f"{count / 1e9:.2f} G" if count >= 1e9 else f"{count / 1e6:.3g} M"
 
 
 class Bars:

@@ -1,0 +1,64 @@
+"""Arithmetic of a network, counted from its ONNX graph.
+
+Two operations for every multiply-add of matrix products and convolutions, which are more than 99 % of the work, as
+papers count them; normalisations, activations and other passes over memory are left out.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import onnx_ir as ir
+from onnxscript import optimizer
+
+from svd_trt.engine.spec import NetworkSpec
+from svd_trt.errors import ExportError
+from svd_trt.export.quiet import quiet
+
+__all__ = ["count_flops"]
+
+
+def count_flops(onnx_path: Path, spec: NetworkSpec) -> int:
+    """Floating-point operations of one run of the network at the largest sizes in the ranges of ``spec``.
+
+    Reads the graph and the constants in it, not the weights.
+
+    Raises:
+        ExportError: a product's shape does not follow from the inputs'.
+    """
+    sizes = {symbol: r.max for symbol, r in spec.ranges.items()}
+    model = ir.load(onnx_path)
+    for value, tensor in zip(model.graph.inputs, spec.inputs, strict=True):
+        value.shape = ir.Shape(tensor.resolve(sizes))
+    for node in model.graph:
+        for value in node.outputs:
+            value.shape = None  # in symbols, as exported
+        if node.op_type == "GroupNormalization":
+            # ONNX infers no shape for it; this one has the same.
+            node.op_type = "InstanceNormalization"
+            node.attributes.clear()
+    with quiet():
+        optimizer.fold_constants(model, onnx_shape_inference=True)  # sizes are numbers now, and so is all that follows
+    return sum(_operations(node) for node in model.graph)
+
+
+def _operations(node: ir.Node) -> int:
+    if node.op_type not in {"MatMul", "Gemm", "Conv"}:
+        return 0
+    left, right, out = _shape(node, node.inputs[0]), _shape(node, node.inputs[1]), _shape(node, node.outputs[0])
+    if node.op_type == "Conv":
+        each = math.prod(right[1:])  # [C', C, kernel]: products for one output value
+    elif node.op_type == "Gemm":
+        transposed = node.attributes.get_int("transA", 0)
+        each = left[0] if transposed else left[1]
+    else:
+        each = left[-1]
+    return 2 * math.prod(out) * each
+
+
+def _shape(node: ir.Node, value: ir.Value | None) -> tuple[int, ...]:
+    shape = None if value is None else value.shape
+    if shape is None or not all(isinstance(axis, int) for axis in shape):
+        raise ExportError(f"the shapes of {node.name} ({node.op_type}) do not follow from its network's inputs")
+    return tuple(int(axis) for axis in shape if isinstance(axis, int))

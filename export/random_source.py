@@ -1,0 +1,58 @@
+"""``random:PRESET`` and ``random:PRESET@SEED``: a checkpoint that lies nowhere and is drawn when it is asked for."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+from svd_trt.engine.manifest import SourceInfo
+from svd_trt.errors import ArgumentError
+from svd_trt.export.checkpoint import COMPONENT_OF, RANDOM, Checkpoint, Component, describe
+from svd_trt.export.presets import Preset, configurations, find_preset
+
+__all__ = ["RandomCheckpoint", "open_random"]
+
+
+@dataclass(frozen=True)
+class RandomCheckpoint(Checkpoint):
+    """Random weights at the size of a preset."""
+
+    preset: Preset
+    seed: int
+
+    def load(self, component: Component, dtype: Any) -> Any:
+        """See `Checkpoint.load`; never fails."""
+        from svd_trt.export.random_checkpoint import random_model
+
+        return random_model(component, self.preset, self.seed, dtype)
+
+
+def open_random(text: str) -> RandomCheckpoint:
+    """``svd-xt`` or ``svd-xt@7``, where 7 is the seed.
+
+    Raises:
+        ArgumentError: there is no such preset, or the seed is not a number.
+    """
+    name, _, digits = text.partition("@")
+    preset = find_preset(name)
+    if digits and not digits.isdecimal():
+        raise ArgumentError(f"{RANDOM}{text}: the seed after @ is a whole number, as in {RANDOM}{name}@7")
+    seed = int(digits or 0)
+    from svd_trt.export.random_checkpoint import REVISION, empty_model
+
+    models = configurations(preset)
+    components = dict.fromkeys(COMPONENT_OF.values())
+    identity = f"{REVISION} {preset} {seed}"
+    return RandomCheckpoint(
+        description=describe(f"{RANDOM}{text}", models),
+        source=SourceInfo(
+            model=f"{RANDOM}{name}@{seed}",
+            commit=None,
+            variant=None,
+            digests={c: hashlib.sha256(f"{c} {identity}".encode()).hexdigest() for c in components},
+        ),
+        parameters={c: sum(p.numel() for p in empty_model(c, models[c]).parameters()) for c in components},
+        preset=preset,
+        seed=seed,
+    )

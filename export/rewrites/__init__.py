@@ -1,0 +1,56 @@
+"""Exact rewrites: the same function of the same weights, with less arithmetic, memory or risk of overflow.
+
+Each is a function that changes a model in place and stands in a module of its own beside the layers that it puts in:
+
+- `cross_attention_to_values` (transformer.py): attention to a single token is its value path.
+- `tabulate_frame_positions` (transformer.py): the embedding of a frame's position is a constant.
+- `temporal_convolutions_2d` (resnet.py): convolutions over frames in two dimensions, blending folded into them.
+- `constant_blends` (blend.py): without image-only frames every AlphaBlender is one number.
+- `split_feed_forwards` (feed_forward.py): the two halves of a gated product apart, and, if asked, tokens by the chunk.
+- `bound_attention` (attention.py): scores that half precision holds, softmax in fp32.
+- `subpixel_upsampling` (upsample.py): convolve before enlarging instead of after.
+
+"Exact" is in real numbers: in fp32 the outputs differ by rounding alone, which the tests hold to bounds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from svd_trt.export.rewrites.attention import bound_attention
+from svd_trt.export.rewrites.blend import constant_blends
+from svd_trt.export.rewrites.feed_forward import split_feed_forwards
+from svd_trt.export.rewrites.resnet import temporal_convolutions_2d
+from svd_trt.export.rewrites.transformer import cross_attention_to_values, tabulate_frame_positions
+from svd_trt.export.rewrites.upsample import subpixel_upsampling
+
+__all__ = ["REWRITES", "rewrite"]
+
+REWRITES: tuple[Callable[[Any], int], ...] = (
+    cross_attention_to_values,
+    tabulate_frame_positions,
+    temporal_convolutions_2d,
+    constant_blends,
+    split_feed_forwards,
+    bound_attention,
+    subpixel_upsampling,
+)
+"""In the order in which they are applied; each takes a model, changes it, and returns how many places it changed."""
+
+
+def rewrite(model: Any, *, ff_chunks: int = 1, doubling: bool = True) -> dict[str, int]:
+    """Apply the rewrites to a UNet, a VAE decoder or any part of one, in place; returns places changed by name.
+
+    Args:
+        model: its upsamplers already replaced by `svd_trt.export.rewrites.upsample.CroppedUpsample`.
+        ff_chunks: see `split_feed_forwards`.
+        doubling: upsampling doubles sizes exactly, and crops nothing; without it `subpixel_upsampling` is left out.
+    """
+    changed = {}
+    for function in REWRITES:
+        if function is split_feed_forwards:
+            changed[function.__name__] = split_feed_forwards(model, chunks=ff_chunks)
+        elif function is not subpixel_upsampling or doubling:
+            changed[function.__name__] = function(model)
+    return changed

@@ -1,0 +1,98 @@
+"""Self-attention whose scores fit into half precision."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, cast
+
+import torch
+from diffusers.models.attention_processor import Attention
+from torch import Tensor, nn
+
+from svd_trt.export.rewrites.surgery import linear, replace_layers
+
+__all__ = ["BoundedAttention", "PictureAttention", "bound_attention"]
+
+# Product of the factors on queries and keys, over the scale of attention itself.
+_SHRINK = 2.0**-13
+
+
+def bound_attention(model: nn.Module) -> int:
+    """Replace self-attention, the only kind that `cross_attention_to_values` leaves, by one that cannot overflow.
+
+    SVD's keys are large, and in half precision their products with the queries become infinite, which makes every
+    output NaN. Here queries and keys are made smaller where they arise, by powers of two folded into their weights
+    such that both come to the same size, and the softmax, in fp32, undoes it: scores of up to 65504 * 1024 (for heads
+    of 64) are exact, and beyond that they are clamped.
+
+    Written so that TensorRT keeps its fused attention, in which scores are never stored: products of half-precision
+    tensors with a cast, a scale and a softmax between. (Products of tensors cast to fp32 first are not fused, and take
+    gigabytes.)
+    """
+    return replace_layers(model, Attention, _make)
+
+
+def _make(attention: Any) -> nn.Module:
+    assert attention.norm_q is None
+    assert attention.norm_k is None
+    assert attention.rescale_output_factor == 1.0
+    bounded = BoundedAttention(attention)
+    return PictureAttention(attention.group_norm, bounded) if attention.residual_connection else bounded
+
+
+class BoundedAttention(nn.Module):
+    """Multi-head self-attention (Vaswani et al. 2017, arXiv:1706.03762)."""
+
+    def __init__(self, attention: Any) -> None:
+        super().__init__()
+        self.heads = attention.heads
+        self.dtype = attention.to_q.weight.dtype
+        self.bounded = self.dtype == torch.float16
+        query_scale, key_scale = _balance(attention.to_q, attention.to_k) if self.bounded else (1.0, 1.0)
+        self.to_q = _scaled(attention.to_q, query_scale)
+        self.to_k = _scaled(attention.to_k, key_scale)
+        self.to_v = attention.to_v
+        self.to_out = attention.to_out[0]
+        head_size = attention.to_q.out_features // attention.heads
+        self.scale = 1.0 / (math.sqrt(head_size) * query_scale * key_scale)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """``[N, T, C]`` to the same shape."""
+        query, key, value = (
+            project(hidden).unflatten(-1, (self.heads, -1)) for project in (self.to_q, self.to_k, self.to_v)
+        )  # [N, T, heads, D]
+        scores = query.transpose(1, 2) @ key.permute(0, 2, 3, 1)  # [N, heads, T, T]
+        if self.bounded:
+            scores = scores.clamp(-65504.0, 65504.0)
+        weights = torch.softmax(scores.float() * self.scale, dim=-1).to(self.dtype)
+        mixed = (weights @ value.transpose(1, 2)).transpose(1, 2).flatten(2)  # [N, T, C]
+        return cast(Tensor, self.to_out(mixed))
+
+
+class PictureAttention(nn.Module):
+    """Attention among the pixels of a picture, around a residual connection, as in the VAE."""
+
+    def __init__(self, norm: nn.Module, attention: BoundedAttention) -> None:
+        super().__init__()
+        self.norm = norm
+        self.attention = attention
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """``[N, C, h, w]`` to the same shape."""
+        pixels = self.norm(hidden.flatten(2)).transpose(1, 2)  # [N, h*w, C]
+        return cast(Tensor, hidden + self.attention(pixels).transpose(1, 2).reshape(hidden.shape))
+
+
+def _balance(to_q: nn.Linear, to_k: nn.Linear) -> tuple[float, float]:
+    """Powers of two for queries and keys: their product is `_SHRINK`, and both weights are as large as each other."""
+    ratio = float(to_k.weight.detach().float().norm() / to_q.weight.detach().float().norm())
+    whole = round(math.log2(_SHRINK))
+    key = math.floor((whole - math.log2(ratio)) / 2)
+    return 2.0 ** (whole - key), 2.0**key
+
+
+def _scaled(layer: nn.Linear, factor: float) -> nn.Linear:
+    if factor == 1.0:
+        return layer
+    bias = None if layer.bias is None else layer.bias.detach().float() * factor
+    return linear(layer.weight.detach().float() * factor, bias, layer.weight.dtype)

@@ -1,0 +1,76 @@
+"""Gated feed-forward layers (GEGLU, Shazeer 2020, arXiv:2002.05202)."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F  # noqa: N812  (torch's own convention)
+from diffusers.models.activations import GEGLU
+from diffusers.models.attention import FeedForward
+from torch import Tensor, nn
+
+from svd_trt.export.rewrites.surgery import linear, replace_layers
+
+__all__ = ["SplitFeedForward", "split_feed_forwards"]
+
+_HEADROOM = 16.0
+
+
+def split_feed_forwards(model: nn.Module, *, chunks: int = 1) -> int:
+    """Compute value and gate of each feed-forward apart, and ``chunks`` parts of the tokens one after another.
+
+    One product for both halves makes a tensor eight times as wide as the stream, and their gated product another
+    four times; apart, the gate's activation and the gating fuse into the products, and only twice four are alive.
+    At full size this tensor is the peak of the whole step.
+
+    Chunks follow each other through a dependency on the chunk before, else the builder reorders them into one. A
+    level of the UNet with half the pixels on a side and twice the channels has half the tensor, so it gets half the
+    chunks.
+    """
+    widths = [cast(nn.Linear, layer.net[2]).out_features for layer in model.modules() if isinstance(layer, FeedForward)]
+    narrowest = min(widths, default=1)
+
+    def make(layer: Any) -> nn.Module:
+        width = cast(nn.Linear, layer.net[2]).out_features
+        return SplitFeedForward(layer, chunks=max(1, chunks * narrowest // width))
+
+    return replace_layers(model, FeedForward, make)
+
+
+class SplitFeedForward(nn.Module):
+    """``W_out (value * gelu(gate)) + b``.
+
+    In half precision the value is computed 16 times smaller and ``W_out`` 16 times larger, powers of two that lose
+    nothing: the product of two large activations then has room where it would be infinite.
+    """
+
+    def __init__(self, layer: Any, chunks: int = 1) -> None:
+        super().__init__()
+        project, _, out = layer.net
+        assert isinstance(project, GEGLU)
+        dtype = out.weight.dtype
+        room = _HEADROOM if dtype == torch.float16 else 1.0
+        value, gate = (t.detach().float() for t in project.proj.weight.chunk(2))
+        value_bias, gate_bias = (t.detach().float() for t in project.proj.bias.chunk(2))
+        self.value = linear(value / room, value_bias / room, dtype)
+        self.gate = linear(gate, gate_bias, dtype)
+        self.out = linear(out.weight.detach().float() * room, out.bias.detach().float(), dtype)
+        self.chunks = chunks
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """``[N, T, ..., C]`` to the same shape; chunks are parts of ``T``."""
+        if self.chunks == 1:
+            return self._run(hidden)
+        tokens = hidden.shape[1]
+        parts: list[Tensor] = []
+        for i in range(self.chunks):
+            part = hidden[:, tokens * i // self.chunks : tokens * (i + 1) // self.chunks]
+            if parts:
+                before = parts[-1].flatten()[:1].reshape((1,) * part.ndim)
+                part = torch.where(before > torch.inf, before, part)  # never true: only makes this part wait
+            parts.append(self._run(part))
+        return torch.cat(parts, dim=1)
+
+    def _run(self, hidden: Tensor) -> Tensor:
+        return cast(Tensor, self.out(self.value(hidden) * F.gelu(self.gate(hidden))))

@@ -1,0 +1,86 @@
+"""Upsampling by two."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F  # noqa: N812  (torch's own convention)
+from diffusers.models.upsampling import Upsample2D
+from torch import Tensor, nn
+
+from svd_trt.export.rewrites.surgery import frozen, replace_layers
+
+__all__ = ["CroppedUpsample", "SubpixelUpsample", "replace_upsamplers", "subpixel_upsampling"]
+
+
+class CroppedUpsample(nn.Module):
+    """Nearest upsampling by two, cropped to the size of the skip connection, then the convolution.
+
+    Equal to interpolating to that size: a strided convolution halves ``s`` to ``ceil(s / 2)``, and the nearest
+    source of pixel ``i`` is ``i // 2`` both for ``2 ceil(s / 2)`` and for one less. Unlike interpolation to a
+    symbolic size it exports to a Resize by a constant factor, and it evaluates no symbolic size in Python.
+    """
+
+    def __init__(self, upsample: Any) -> None:
+        super().__init__()
+        self.conv = upsample.conv
+
+    def forward(self, hidden: Tensor, output_size: tuple[int, int] | None = None) -> Tensor:
+        """``[N, C, s, t]`` to ``[N, C', 2s, 2t]``, or to ``output_size``."""
+        hidden = F.interpolate(hidden, scale_factor=2.0, mode="nearest")
+        if output_size is not None:
+            hidden = hidden[:, :, : output_size[0], : output_size[1]]
+        return cast(Tensor, self.conv(hidden))
+
+
+def replace_upsamplers(module: nn.Module) -> nn.Module:
+    """Put `CroppedUpsample` wherever diffusers has `Upsample2D`, in place; returns ``module``."""
+    replace_layers(module, Upsample2D, CroppedUpsample)
+    return module
+
+
+def subpixel_upsampling(model: nn.Module) -> int:
+    """Convolve at the small size and interleave, instead of convolving the enlarged picture.
+
+    After nearest upsampling the nine taps of a 3x3 kernel see only 2x2 different pixels, and which of them depends
+    on whether row and column are even. So each of the four kinds of output pixel is a 2x2 convolution of the small
+    picture with sums of the kernel's taps (the sub-pixel convolution of Shi et al. 2016, arXiv:1609.05158, run
+    backwards): 4 products where there were 9. Costs 16/9 of the layer's weights.
+
+    Not for pictures that are cropped before the convolution, as the UNet's are at sizes that are not multiples of 64:
+    there the last row sees padding where this would have it see the row that was cut off.
+    """
+    return replace_layers(model, CroppedUpsample, SubpixelUpsample)
+
+
+class SubpixelUpsample(nn.Module):
+    """Nearest upsampling by two and a 3x3 convolution, as one 2x2 convolution and a pixel shuffle."""
+
+    def __init__(self, upsample: CroppedUpsample) -> None:
+        super().__init__()
+        conv = cast(nn.Conv2d, upsample.conv)
+        assert (conv.kernel_size, conv.stride, conv.padding, conv.groups) == ((3, 3), (1, 1), (1, 1), 1)
+        kernels = _phases(_phases(conv.weight.detach().float(), 2), 4)  # [C', C, row's phase, 2, column's phase, 2]
+        kernels = kernels.permute(0, 2, 4, 1, 3, 5).flatten(0, 2)  # [4 C', C, 2, 2], in the order of a pixel shuffle
+        self.weight = frozen(kernels, conv.weight.dtype)
+        self.bias = None if conv.bias is None else frozen(conv.bias.detach().repeat_interleave(4), conv.bias.dtype)
+
+    def forward(self, hidden: Tensor, output_size: tuple[int, int] | None = None) -> Tensor:
+        """``[N, C, s, t]`` to ``[N, C', 2s, 2t]``, which ``output_size`` is if it is given."""
+        height, width = 2 * hidden.shape[2], 2 * hidden.shape[3]
+        assert output_size in (None, (height, width))
+        shuffled = F.pixel_shuffle(F.conv2d(hidden, self.weight, self.bias, padding=1), 2)  # [N, C', 2s + 2, 2t + 2]
+        return shuffled[:, :, 1 : 1 + height, 1 : 1 + width]
+
+
+def _phases(kernel: Tensor, axis: int) -> Tensor:
+    """Split a kernel axis of 3 into ``[2, 2]``: for odd, then even outputs, their taps on two neighbouring pixels.
+
+    Output ``2i`` sees pixels i-1, i, i and output ``2i + 1`` sees i, i, i+1. With one pixel of padding, both are the
+    window that starts at the same place of the padded picture as output ``2i - 1`` and ``2i`` of the shuffled one.
+    """
+    first, second, third = kernel.unbind(axis)
+    even = [first, second + third]
+    odd = [first + second, third]
+    return torch.stack([torch.stack(odd, axis), torch.stack(even, axis)], axis)

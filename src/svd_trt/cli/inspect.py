@@ -1,0 +1,178 @@
+"""``svd-trt inspect``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+from rich.console import Console
+from rich.table import Table
+
+from svd_trt.cli.console import count_text, print_json, size_text, stdout
+from svd_trt.engine.bundle import Bundle
+from svd_trt.engine.manifest import Manifest, NetworkEntry, precision_of
+from svd_trt.engine.memory import Mode, modes, vram_bytes
+
+__all__ = ["command"]
+
+
+@click.command("inspect")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON; sizes are in bytes.")
+def command(bundle: Path, as_json: bool) -> None:
+    r"""Show what BUNDLE holds and what it needs, without loading its engines.
+
+    Memory is what the engine builder reported, at the largest sizes of the ranges; arithmetic is counted from the
+    graphs at the same sizes. VRAM is for one video, and is less with fewer frames, smaller decode chunks, and engines
+    loaded one at a time.
+
+    \b
+    Examples:
+        svd-trt inspect svd-xt
+        svd-trt inspect svd-xt --json | jq .networks.denoiser.activation_bytes
+    """
+    manifest = Bundle.open(bundle, verify=False).manifest
+    if as_json:
+        print_json(_as_dict(manifest))
+        return
+    console = stdout()
+    _print_head(console, bundle, manifest)
+    console.print(_networks(manifest))
+    console.print()
+    console.print(_tensors(manifest))
+    console.print()
+    if manifest.flavour is None:
+        console.print("The bundle has no engines (--backend onnxruntime), so what they need in VRAM is not known.")
+    else:
+        console.print(_vram(manifest))
+        console.print(
+            "The driver's context, a few hundred MB, comes on top; ~ is in proportion to the builder's report."
+        )
+
+
+def _print_head(console: Console, path: Path, manifest: Manifest) -> None:
+    built = manifest.flavour
+    engines = f"{built.name} {built.version} {built.target}".strip() if built else "none, ONNX alone"
+    graph = manifest.graph
+    rows = {
+        "bundle": f"{path}, by svd-trt {manifest.svd_trt_version}",
+        "model": f"{manifest.source.model}, {manifest.model.num_frames} frames, precision {manifest.precision}",
+        "engines": engines,
+        "graph": f"{'rewritten' if graph.rewrites else 'plain'}, feed-forward in {_times(graph.ff_chunks)}, "
+        f"guidance branches {'one at a time' if manifest.ranges.branches.max == 1 else 'together'}",
+    }
+    for name, value in rows.items():
+        console.print(f"{name:8} {value}")
+    console.print()
+
+
+def _times(count: int) -> str:
+    return "one piece" if count == 1 else f"up to {count} pieces"
+
+
+def _networks(manifest: Manifest) -> Table:
+    table = _table("network", "precision", "nodes", "parameters", "TFLOP", "plan", "weights", "activations")
+    for name, entry in manifest.networks.items():
+        plan = entry.plan
+        memory = (plan.file.size, plan.weight_bytes, plan.activation_bytes) if plan else (None,) * 3
+        table.add_row(
+            name,
+            precision_of(name, manifest.precision),
+            f"{entry.onnx.nodes:,}",
+            count_text(entry.onnx.parameters),
+            f"{entry.flops / 1e12:.3g}",
+            *map(size_text, memory),
+        )
+    return table
+
+
+def _tensors(manifest: Manifest) -> Table:
+    table = _table("network", "tensor", "type", "shape", "smallest", "largest", left=6)
+    for name, entry in manifest.networks.items():
+        for tensor in entry.spec.tensors:
+            smallest, _, largest = entry.spec.profile(tensor)
+            arrow = "->" if tensor in entry.spec.outputs else "  "
+            ends = [_shape(smallest), _shape(largest)] if tensor.dynamic else ["", ""]
+            table.add_row(name, f"{arrow} {tensor.name}", tensor.dtype, _shape(tensor.shape), *ends)
+    return table
+
+
+def _vram(manifest: Manifest) -> Table:
+    found = modes(manifest)
+    counts = sorted({mode.frames for mode in found})
+    table = _table("VRAM for one video", *(f"{n} frames" for n in counts))
+    rows: dict[tuple[bool, str], dict[int, str]] = {}
+    for mode in found:
+        key = (mode.resident, _chunk_text(mode))
+        rows.setdefault(key, {})[mode.frames] = f"~{size_text(vram_bytes(manifest, mode))}"
+    for (resident, chunk), cells in rows.items():
+        label = f"{'all engines loaded' if resident else 'one engine at a time'}, decoding {chunk}"
+        table.add_row(label, *(cells.get(n, "-") for n in counts))
+    return table
+
+
+def _chunk_text(mode: Mode) -> str:
+    if mode.decode_chunk == mode.frames:
+        return "all frames together"
+    return f"{mode.decode_chunk} frame{'s' if mode.decode_chunk > 1 else ''} at a time"
+
+
+def _table(*headings: str, left: int = 1) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for i, heading in enumerate(headings):
+        table.add_column(heading, justify="left" if i < left else "right", no_wrap=True)
+    return table
+
+
+def _shape(shape: tuple[int | str, ...]) -> str:
+    return "x".join(map(str, shape))
+
+
+def _as_dict(manifest: Manifest) -> dict[str, Any]:
+    return {
+        "svd_trt_version": manifest.svd_trt_version,
+        "source": msgspec.to_builtins(manifest.source),
+        "precision": manifest.precision,
+        "num_frames": manifest.model.num_frames,
+        "flavour": msgspec.to_builtins(manifest.flavour),
+        "graph": msgspec.to_builtins(manifest.graph),
+        "ranges": msgspec.to_builtins(manifest.ranges),
+        "networks": {name: _network_dict(manifest, name, entry) for name, entry in manifest.networks.items()},
+        "vram": [
+            {
+                "frames": mode.frames,
+                "decode_chunk": mode.decode_chunk,
+                "resident": mode.resident,
+                "bytes": vram_bytes(manifest, mode),
+            }
+            for mode in modes(manifest)
+        ],
+    }
+
+
+def _network_dict(manifest: Manifest, name: Any, entry: NetworkEntry) -> dict[str, Any]:
+    plan = entry.plan
+    return {
+        "precision": precision_of(name, manifest.precision),
+        "nodes": entry.onnx.nodes,
+        "parameters": entry.onnx.parameters,
+        "flops": entry.flops,
+        "onnx_bytes": sum(file.size for file in entry.onnx.files),
+        "plan_bytes": plan.file.size if plan else None,
+        "layers": plan.layers if plan else None,
+        "weight_bytes": plan.weight_bytes if plan else None,
+        "activation_bytes": plan.activation_bytes if plan else None,
+        "tensors": [
+            {
+                "name": tensor.name,
+                "role": "output" if tensor in entry.spec.outputs else "input",
+                "dtype": tensor.dtype,
+                "shape": tensor.shape,
+                "meaning": tensor.meaning,
+                **dict(zip(("min", "opt", "max"), entry.spec.profile(tensor), strict=True)),
+            }
+            for tensor in entry.spec.tensors
+        ],
+    }

@@ -1,0 +1,107 @@
+"""Where half precision overflows in the plain layers, the rewritten ones give what fp32 gives.
+
+Layers are run in fp16 as an engine may run them: every product and every tensor between is rounded to half. (torch's
+own attention on a CPU adds up in fp32, which hides the overflow; so the plain one is written out here, in the order of
+the plain ONNX graph.)
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from diffusers.models.attention import FeedForward
+from diffusers.models.attention_processor import Attention
+from torch import Tensor
+
+from svd_trt.export.rewrites.attention import BoundedAttention
+from svd_trt.export.rewrites.feed_forward import SplitFeedForward
+
+TOKENS, CHANNELS, HEADS = 96, 128, 2
+
+
+def plain_attention(layer: Any, hidden: Tensor) -> Tensor:
+    """diffusers' self-attention as exported: both factors scaled by the root of the scale, then the product."""
+
+    def heads(x: Tensor) -> Tensor:
+        return x.unflatten(-1, (HEADS, -1)).transpose(1, 2)
+
+    query, key, value = (heads(project(hidden)) for project in (layer.to_q, layer.to_k, layer.to_v))
+    root = (query.shape[-1] ** -0.5) ** 0.5
+    scores = (query * root) @ (key * root).transpose(-1, -2)
+    mixed = torch.softmax(scores, dim=-1) @ value
+    result: Tensor = layer.to_out[0](mixed.transpose(1, 2).flatten(2))
+    return result
+
+
+@pytest.fixture
+def attention() -> Any:
+    torch.manual_seed(0)
+    layer = Attention(CHANNELS, heads=HEADS, dim_head=CHANNELS // HEADS).eval()
+    return layer.requires_grad_(requires_grad=False)
+
+
+@pytest.mark.parametrize("size", [1.0, 300.0, 10000.0])
+def test_large_keys_of_small_queries(size: float, attention: Any, record_property: Any) -> None:
+    """Whose products half can hold: nothing is lost by making them smaller."""
+    attention.to_k.weight.mul_(size)
+    attention.to_q.weight.mul_(30 / size if size > 1 else 1)
+    compare(attention, torch.randn(2, TOKENS, CHANNELS), 3e-2, overflows=False, record_property=record_property)
+
+
+@pytest.mark.parametrize("size", [128.0, 400.0, 1500.0])
+def test_large_keys(size: float, attention: Any, record_property: Any) -> None:
+    """Each token is its own key, by far: scores of 130,000 to 18,000,000, and attention is all its own."""
+    for layer in (attention.to_q, attention.to_k):
+        layer.weight.copy_(torch.eye(CHANNELS) * size)
+    compare(attention, torch.randn(2, TOKENS, CHANNELS), 1e-2, overflows=True, record_property=record_property)
+
+
+def test_large_activations(attention: Any, record_property: Any) -> None:
+    """One token stands out by far, and queries look for it."""
+    hidden = torch.randn(1, TOKENS, CHANNELS)
+    hidden[:, 0] = 3000
+    hidden[:, :, 0] = hidden[:, :, 0].abs() + 10
+    attention.to_q.weight.copy_(torch.zeros(CHANNELS, CHANNELS))
+    attention.to_q.weight[:, 0] = 1.0
+    attention.to_k.weight.abs_()
+    compare(attention, hidden, 1e-2, overflows=True, record_property=record_property)
+
+
+def test_beyond_every_bound_is_finite(attention: Any) -> None:
+    half = bounded(attention)
+    half.to_q.weight.copy_(torch.randn_like(half.to_q.weight) * 1000)
+    half.to_k.weight.copy_(torch.randn_like(half.to_k.weight) * 1000)
+    assert torch.isfinite(half(torch.randn(1, TOKENS, CHANNELS).half())).all()
+
+
+def bounded(attention: Any) -> Any:
+    return BoundedAttention(attention.half())
+
+
+def compare(attention: Any, hidden: Tensor, bound: float, *, overflows: bool, record_property: Any) -> None:
+    reference = attention(hidden)
+    half = attention.half()
+    assert torch.isfinite(plain_attention(half, hidden.half())).all() != overflows, "the test is not the one meant"
+    ours = BoundedAttention(half)(hidden.half()).float()
+    assert torch.isfinite(ours).all()
+    difference = float((ours - reference).abs().max() / reference.std())
+    record_property("relative_difference", difference)
+    assert difference <= bound
+
+
+def test_large_gates(record_property: Any) -> None:
+    """Value times gate is infinite in half, and what the layer makes of it is not."""
+    torch.manual_seed(0)
+    layer = FeedForward(CHANNELS, activation_fn="geglu").eval().requires_grad_(requires_grad=False)
+    layer.net[2].weight.mul_(0.01)
+    hidden = torch.randn(2, TOKENS, CHANNELS) * 250
+    reference = layer(hidden)
+    assert reference.abs().max() < 60000
+    layer.half()
+    assert not torch.isfinite(layer(hidden.half())).all()
+    ours = SplitFeedForward(layer)(hidden.half()).float()
+    difference = float((ours - reference).abs().max() / reference.std())
+    record_property("relative_difference", difference)
+    assert difference <= 1e-2
