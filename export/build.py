@@ -191,6 +191,7 @@ def build_bundle(
         config=options.config,
     )
     _ranges(options, checkpoint.description.model)  # a bad range is refused before anything is written
+    _ = options.graph  # and so are contradictions
     flavour = select_flavour(options.backend)
     target = Path(output)
     from svd_trt.engine.staging import Staging

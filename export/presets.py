@@ -6,12 +6,16 @@ each component, with diffusers' and transformers' own keys.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from svd_trt.errors import ArgumentError
 
-__all__ = ["PRESETS", "Preset", "configurations", "find_preset"]
+__all__ = ["PRESETS", "WEIGHTS_REVISION", "Preset", "configurations", "find_preset"]
+
+WEIGHTS_REVISION = 1
+"""Raised when the same preset and seed would draw other weights."""
 
 
 @dataclass(frozen=True)
@@ -19,6 +23,8 @@ class Preset:
     """Sizes of a model; everything else is as published."""
 
     summary: str
+    parameters: Mapping[str, int]
+    """Weights of each component, known without making one; what a build needs is foreseen from it."""
     unet_channels: tuple[int, ...]
     unet_heads: tuple[int, ...]
     layers_per_block: int
@@ -40,6 +46,7 @@ def _published(summary: str, num_frames: int) -> Preset:
     """The architecture that stabilityai published, which SVD and SVD-XT share but for the frames."""
     return Preset(
         summary=summary,
+        parameters={"image_encoder": 632_076_800, "vae": 97_742_847, "unet": 1_524_623_082},
         unet_channels=(320, 640, 1280, 1280),
         unet_heads=(5, 10, 20, 20),
         layers_per_block=2,
@@ -60,7 +67,8 @@ def _published(summary: str, num_frames: int) -> Preset:
 
 PRESETS: dict[str, Preset] = {
     "tiny": Preset(
-        summary="2.9 M parameters, seconds to build",
+        summary="2.9 M parameters, a minute to build",
+        parameters={"image_encoder": 118_176, "vae": 405_946, "unet": 2_567_190},
         unet_channels=(32, 64, 64),
         unet_heads=(2, 4, 4),
         layers_per_block=1,

@@ -21,13 +21,10 @@ from torch import nn
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from svd_trt.errors import OutputError
-from svd_trt.export.presets import Preset, configurations, find_preset
+from svd_trt.export.presets import WEIGHTS_REVISION, Preset, configurations, find_preset
 from svd_trt.export.quiet import quiet
 
-__all__ = ["REVISION", "empty_model", "parameters_of", "random_model", "random_pipeline", "write_random_checkpoint"]
-
-REVISION = 1
-"""Raised when the same preset and seed would draw other weights."""
+__all__ = ["empty_model", "parameters_of", "random_model", "random_pipeline", "write_random_checkpoint"]
 
 
 def empty_model(component: str, configuration: dict[str, Any]) -> nn.Module:
@@ -56,7 +53,7 @@ def random_model(component: str, preset: Preset, seed: int, dtype: torch.dtype) 
     def draw(place: tuple[nn.Module, str, str]) -> None:
         module, name, path = place
         shape = getattr(module, name).shape
-        key = hashlib.sha256(f"{REVISION}/{seed}/{component}/{path}".encode()).digest()
+        key = hashlib.sha256(f"{WEIGHTS_REVISION}/{seed}/{component}/{path}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(key[:7]))
         mean, std = _distribution(name, shape)
         values = torch.empty(shape, dtype=torch.float16).normal_(mean, std, generator=generator)

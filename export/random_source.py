@@ -9,7 +9,7 @@ from typing import Any
 from svd_trt.engine.manifest import SourceInfo
 from svd_trt.errors import ArgumentError
 from svd_trt.export.checkpoint import COMPONENT_OF, RANDOM, Checkpoint, Component, describe
-from svd_trt.export.presets import Preset, configurations, find_preset
+from svd_trt.export.presets import WEIGHTS_REVISION, Preset, configurations, find_preset
 
 __all__ = ["RandomCheckpoint", "open_random"]
 
@@ -39,11 +39,9 @@ def open_random(text: str) -> RandomCheckpoint:
     if digits and not digits.isdecimal():
         raise ArgumentError(f"{RANDOM}{text}: the seed after @ is a whole number, as in {RANDOM}{name}@7")
     seed = int(digits or 0)
-    from svd_trt.export.random_checkpoint import REVISION, empty_model
-
     models = configurations(preset)
     components = dict.fromkeys(COMPONENT_OF.values())
-    identity = f"{REVISION} {preset} {seed}"
+    identity = f"{WEIGHTS_REVISION} {preset} {seed}"
     return RandomCheckpoint(
         description=describe(f"{RANDOM}{text}", models),
         source=SourceInfo(
@@ -52,7 +50,7 @@ def open_random(text: str) -> RandomCheckpoint:
             variant=None,
             digests={c: hashlib.sha256(f"{c} {identity}".encode()).hexdigest() for c in components},
         ),
-        parameters={c: sum(p.numel() for p in empty_model(c, models[c]).parameters()) for c in components},
+        parameters={component: preset.parameters[component] for component in components},
         preset=preset,
         seed=seed,
     )

@@ -75,6 +75,7 @@ def small_checkpoint(once: Any) -> Path:
 
     smallest = Preset(
         summary="for tests",
+        parameters={},
         unet_channels=(32, 32),
         unet_heads=(2, 2),
         layers_per_block=1,

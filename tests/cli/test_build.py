@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import resource
 import shutil
 import signal
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,8 @@ import pytest
 
 from svd_trt import Bundle, VideoPipeline
 from svd_trt.engine.manifest import read_manifest
-from svd_trt.errors import BundleError
+from svd_trt.errors import BundleError, RoomError
+from svd_trt.export.room import check_room
 from tests.cli.conftest import Run, start
 
 pytestmark = pytest.mark.xdist_group("small")
@@ -296,7 +299,7 @@ def test_truncated_weights_are_refused(run: Run, small_checkpoint: Path, tmp_pat
     weights = checkpoint / "image_encoder" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:2000])
     result = run("build", checkpoint, "-o", tmp_path / "bundle", *SIZE, "-q")
-    assert_refused(result, "image_encoder", "cannot be loaded")
+    assert_refused(result, "image_encoder", "is damaged")
     assert not (tmp_path / "bundle").exists()
 
 
@@ -319,6 +322,62 @@ def test_bad_options(
 ) -> None:
     assert_refused(run("build", small_checkpoint, "-o", tmp_path / "bundle", *options), *words, code=code)
     assert not list(tmp_path.glob("*bundle*"))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--ff-chunks", "2", "--no-rewrites"], ["--ff-chunks", "--no-rewrites"]),
+        (["--ff-chunks", "1000"], ["1 to 64"]),
+        (["--config", "."], ["--config", "single file"]),
+    ],
+)
+def test_options_that_contradict(
+    options: list[str], words: list[str], run: Run, small_checkpoint: Path, tmp_path: Path
+) -> None:
+    assert_refused(run("build", small_checkpoint, "-o", tmp_path / "bundle", *options), *words)
+    assert not list(tmp_path.glob("*bundle*"))
+
+
+def test_random_presets(run: Run, tmp_path: Path) -> None:
+    assert_refused(run("build", "random:huge", "-o", tmp_path / "b"), "huge", "tiny, svd, svd-xt")
+    assert_refused(run("build", "random:svd@x", "-o", tmp_path / "b"), "seed", "random:svd@7")
+
+
+def test_weights_damaged_under_a_whole_header(run: Run, small_checkpoint: Path, tmp_path: Path) -> None:
+    """Named in one line though it is found in the exporting process."""
+    checkpoint = copy(small_checkpoint, tmp_path / "checkpoint")
+    edit(checkpoint / "unet" / "config.json", layers_per_block=2)
+    result = run("build", checkpoint, "-o", tmp_path / "bundle", *SIZE, "-q")
+    assert_refused(result, "unet", "lacks", "weights that SVD has")
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_too_little_memory_is_seen_at_once(tmp_path: Path) -> None:
+    """Under a limit as a batch system sets it; the figure that is needed is named."""
+    started = time.monotonic()
+    limit = 6_000_000_000
+    process = start(
+        "build",
+        "random:svd-xt",
+        "-o",
+        tmp_path / "bundle",
+        *RTX,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)),
+    )
+    out, err = process.communicate(timeout=100)
+    result = subprocess.CompletedProcess(process.args, process.returncode, out, err)
+    assert_refused(result, "needs about 7.", "GB of memory and 6.0 GB", "--skip-checks")
+    assert time.monotonic() - started < 60
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_too_little_disk_is_seen_at_once(tmp_path: Path) -> None:
+    """What a terabyte of weights would need, on the disk that there is; finished networks need nothing."""
+    many = {"unet": 10**15, "vae": 10**9, "image_encoder": 10**9}
+    with pytest.raises(RoomError, match=r"writes about 4200000.0 GB .* GB free"):
+        check_room(tmp_path, ["denoiser"], many, "fp16", engines=True)
+    check_room(tmp_path, [], many, "fp16", engines=True)
 
 
 def test_bad_places(run: Run, small_checkpoint: Path, tmp_path: Path) -> None:

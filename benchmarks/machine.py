@@ -1,0 +1,84 @@
+"""The machine and the software that a result was measured with."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+import svd_trt
+
+__all__ = ["describe_machine"]
+
+_PACKAGES = (
+    "torch",
+    "diffusers",
+    "transformers",
+    "onnx",
+    "onnxscript",
+    "onnxruntime",
+    "tensorrt",
+    "tensorrt-rtx-cu13-bindings",
+    "numpy",
+)
+
+
+def describe_machine() -> dict[str, Any]:
+    """Processor, memory, system, package versions and the commit, as plain data."""
+    return {
+        "cpu": _cpu_name(),
+        "cores": os.cpu_count(),
+        "memory_bytes": psutil.virtual_memory().total,
+        "gpu": _gpu_names(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "svd_trt": svd_trt.__version__,
+        "commit": _commit(),
+        "packages": {name: version for name in _PACKAGES if (version := _version(name))},
+    }
+
+
+def _cpu_name() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor()
+
+
+def _gpu_names() -> list[str]:
+    try:
+        found = subprocess.run(
+            ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"],  # noqa: S607
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return []
+    return found.stdout.strip().splitlines()
+
+
+def _commit() -> str | None:
+    """The commit that is checked out, with a ``+`` where files differ from it."""
+
+    def git(*arguments: str) -> str:
+        here = Path(__file__).resolve().parent
+        command = ["git", "-C", str(here), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()  # noqa: S603
+
+    try:
+        return git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
