@@ -1,4 +1,4 @@
-# make setup | demo | test | lint | clean
+# make setup | demo | test | test-full | bench-build | lint | clean
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -8,7 +8,7 @@ JOBS ?= 2
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: setup demo test lint clean
+.PHONY: setup demo test test-full bench-build lint clean
 
 setup: $(READY)
 
@@ -23,6 +23,14 @@ demo: $(READY)
 
 test: lint
 	$(BIN)/pytest -n $(JOBS) --dist loadgroup
+
+# Full-size networks against torch: minutes, 16 GB of memory. Writes what it measured.
+test-full: $(READY)
+	$(BIN)/pytest -m slow tests/full --record benchmarks/results/full-size-parity.json
+
+# What a full-size build costs: three builds, ten minutes, 20 GB of disk for a while.
+bench-build: $(READY)
+	$(BIN)/python -m svd_trt.benchmarks.build_cost -o benchmarks/results/build-cost.json
 
 lint: $(READY)
 	$(BIN)/ruff check

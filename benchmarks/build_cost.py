@@ -8,7 +8,7 @@ those that ``svd-trt inspect`` shows. Needs about 20 GB of disk for a while.
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import json
 import sys
 import tempfile
@@ -37,7 +37,7 @@ def main(model: str, output: Path, names: tuple[str, ...], work: Path | None) ->
     results = {name: _measure(model, VARIANTS[name], work) for name in names or VARIANTS}
     record = {
         "benchmark": "build_cost",
-        "date": datetime.date.today().isoformat(),
+        "date": dt.date.today().isoformat(),
         "model": model,
         "machine": describe_machine(),
         "variants": results,

@@ -8,7 +8,7 @@ them so far. Activation memory is the engine builder's own report at 25 frames a
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import gc
 import json
 import tempfile
@@ -37,7 +37,7 @@ def main(model: str, output: Path, names: tuple[NetworkName, ...]) -> None:
     rows = [row for name in chosen for row in _measure(checkpoint, specs[name])]
     record = {
         "benchmark": "rewrite_effects",
-        "date": datetime.date.today().isoformat(),
+        "date": dt.date.today().isoformat(),
         "model": model,
         "machine": describe_machine(),
         "rows": rows,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import datetime as dt
+import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -160,6 +162,10 @@ def psnr(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> float:
     return 100.0 if error == 0 else float(10 * np.log10(255**2 / error))
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--record", type=Path, metavar="FILE", help="Write what the tests measured as JSON.")
+
+
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     """Print every figure that a test recorded, so that a run's log says how close the numbers are."""
     rows = [
@@ -173,3 +179,20 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
             with contextlib.suppress(TypeError, ValueError):
                 value = f"{float(value):.3g}"
             terminalreporter.write_line(f"{name:>22} {value:>10}  {test}")
+    if (record := terminalreporter.config.getoption("--record")) is not None:
+        write_record(record, rows, terminalreporter.stats)
+
+
+def write_record(path: Path, rows: list[tuple[str, str, Any]], stats: dict[str, Any]) -> None:
+    from svd_trt.benchmarks.machine import describe_machine
+
+    outcomes = {name: len(stats.get(name, [])) for name in ("passed", "failed", "skipped")}
+    measured = [{"test": test, "name": name, "value": value} for test, name, value in rows]
+    content = {
+        "date": dt.date.today().isoformat(),
+        "machine": describe_machine(),
+        "outcomes": outcomes,
+        "measured": measured,
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=1) + "\n")
