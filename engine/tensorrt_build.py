@@ -33,10 +33,12 @@ _MEMORY = {
     "activation_bytes": re.compile(r"Total Activation Memory: (\d+) bytes"),
     "weight_bytes": re.compile(r"Total Weights Memory: (\d+) bytes"),
 }
-# Not errors to the builder, but to users: a profile that it cannot satisfy at one of its ends is a bundle that fails
-# at the frame counts they were promised, and tensors left to be allocated while running (seen where one exceeds what
-# any GPU holds) are missing from the memory report.
-_BROKEN = ("not self-consistent", "Static Tensor Allocation failed")
+# A profile that TensorRT cannot satisfy at one of its ends is only a warning to it; to users it is a bundle that
+# fails at the frame counts they were promised.
+_BROKEN_PROFILE = "not self-consistent"
+# Tensors that are left to be allocated while running (seen where one exceeds what any GPU holds) are missing from the
+# report of activation memory.
+_UNREPORTED = "Static Tensor Allocation failed"
 
 
 class PlanReport(msgspec.Struct, frozen=True):
@@ -99,12 +101,12 @@ def _compile(
         config.add_optimization_profile(profile)
     layers = network.num_layers
     with _PlanFile(flavour.trt, plan_path) as plan, weights.kept_small():
-        built = builder.build_serialized_network_to_stream(network, config, plan.writer)
-    reason = logger.broken or (logger.errors[-1] if logger.errors else "no reason given")
-    if not built or logger.broken:
+        built = plan.build(builder, network, config)
+    reason = logger.broken_profile or (logger.errors[-1] if logger.errors else "no reason given")
+    if not built or logger.broken_profile:
         raise EngineBuildError(f"{flavour.name} {flavour.version} cannot build {spec.name}: {reason}")
     return PlanReport(
-        activation_bytes=logger.memory.get("activation_bytes"),
+        activation_bytes=None if logger.unreported else logger.memory.get("activation_bytes"),
         weight_bytes=logger.memory.get("weight_bytes"),
         layers=layers,
         seconds=0.0,
@@ -124,14 +126,22 @@ def parse_network(
     trt = flavour.trt
     network = builder.create_network(_strongly_typed(trt))
     parser = trt.OnnxParser(network, logger)
-    loaded = parser.load_model_proto(onnx_path.read_bytes(), str(onnx_path))
-    loaded = loaded and all(parser.load_initializer(*tensor) for tensor in weights.tensors())
-    if not loaded or not parser.parse_model_proto():
+    if not _parse(parser, onnx_path, weights):
         errors = [parser.get_error(i) for i in range(parser.num_errors)]
         details = "; ".join(f"{e.desc()} (node {e.node_name() or e.node()})" for e in errors[:3]) or "no reason given"
         raise EngineBuildError(f"{flavour.name} {flavour.version} cannot parse {spec.name}: {details}")
     _check_tensors(network, spec)
     return network, parser
+
+
+def _parse(parser: Any, onnx_path: Path, weights: MappedWeights) -> bool:
+    """Parse the graph with the weights that are mapped already, or, before TensorRT 10.13, with its own copy."""
+    if not hasattr(parser, "load_initializer"):
+        return bool(parser.parse_from_file(str(onnx_path)))
+    loaded = parser.load_model_proto(onnx_path.read_bytes(), str(onnx_path))
+    return bool(
+        loaded and all(parser.load_initializer(*tensor) for tensor in weights.tensors()) and parser.parse_model_proto()
+    )
 
 
 def make_profile(builder: Any, spec: NetworkSpec) -> Any:
@@ -207,19 +217,31 @@ class MappedWeights:
 
 
 class _PlanFile:
-    """The file that a plan is written to piece by piece, as it is made; whole plans take gigabytes."""
+    """The file that a plan goes to: piece by piece as it is made, where TensorRT can; whole plans take gigabytes."""
 
     def __init__(self, trt: Any, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
+        self._trt = trt
         self._file = path.open("wb")
         self._problem: OSError | None = None
+
+    def build(self, builder: Any, network: Any, config: Any) -> bool:
+        """Build the engine into the file; False where the builder gave up, or the file could not be written."""
+        if hasattr(builder, "build_serialized_network_to_stream"):
+            return bool(builder.build_serialized_network_to_stream(network, config, self._writer()))
+        plan = builder.build_serialized_network(network, config)
+        if plan is not None:
+            self._file.write(memoryview(plan))
+        return plan is not None
+
+    def _writer(self) -> Any:
         outer = self
 
-        class Writer(trt.IStreamWriter):  # type: ignore[misc]  # the base class comes from a module found at run time
+        class Writer(self._trt.IStreamWriter):  # type: ignore[misc,name-defined]  # from a module found at run time
             """Hands on what the builder writes; an exception must not pass through the builder."""
 
             def __init__(self) -> None:
-                trt.IStreamWriter.__init__(self)
+                outer._trt.IStreamWriter.__init__(self)
 
             def write(self, data: Any) -> int:
                 try:
@@ -228,7 +250,7 @@ class _PlanFile:
                     outer._problem = error
                     return 0
 
-        self.writer = Writer()
+        return Writer()
 
     def __enter__(self) -> _PlanFile:
         return self
@@ -251,13 +273,16 @@ def _make_logger(trt: Any) -> Any:
             trt.ILogger.__init__(self)
             self.memory: dict[str, int] = {}
             self.errors: list[str] = []
-            self.broken = ""
+            self.broken_profile = ""
+            self.unreported = False
 
         def log(self, severity: Any, message: str) -> None:
             if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
                 self.errors.append(message)
-            elif any(words in message for words in _BROKEN):
-                self.broken = message.strip()
+            elif severity == trt.ILogger.WARNING and _BROKEN_PROFILE in message:
+                self.broken_profile = message.strip()
+            elif _UNREPORTED in message:
+                self.unreported = True
             elif severity == trt.ILogger.INFO:
                 for key, pattern in _MEMORY.items():
                     if match := pattern.search(message):

@@ -107,6 +107,28 @@ def test_fp16_network(name: NetworkName, end: str, fixed_bundle: Bundle, referen
 
 
 @pytest.mark.xdist_group("fixed")
+def test_half_precision_keeps_fp32_where_it_matters(fixed_bundle: Bundle) -> None:
+    """Softmax and statistics of normalisation, in the rewritten networks of an fp16 bundle."""
+    import onnx
+
+    for name in ("denoiser", "vae_decoder"):
+        graph = onnx.load(fixed_bundle.onnx_path(name), load_external_data=False).graph  # type: ignore[arg-type]
+        made_by = {output: node for node in graph.node for output in node.output}
+        kinds = [node.op_type for node in graph.node]
+        assert "InstanceNormalization" not in kinds
+        assert "GroupNormalization" in kinds
+        for node in graph.node:
+            if node.op_type == "Softmax":
+                scale = made_by[node.input[0]]
+                cast = made_by[scale.input[0]]
+                assert (scale.op_type, cast.op_type) == ("Mul", "Cast")
+                assert cast.attribute[0].i == onnx.TensorProto.FLOAT
+            if node.op_type in ("GroupNormalization", "LayerNormalization"):
+                stash = {a.name: a.i for a in node.attribute}.get("stash_type", 1)  # 1, fp32, is the default
+                assert stash == onnx.TensorProto.FLOAT
+
+
+@pytest.mark.xdist_group("fixed")
 def test_precision_is_in_the_graph(fixed_bundle: Bundle) -> None:
     """Strongly typed: half weights in the fp16 networks, none in the VAE encoder."""
     import onnx

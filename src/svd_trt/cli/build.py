@@ -75,7 +75,7 @@ _DEFAULTS = BuildOptions()
     "--ff-chunks",
     type=click.IntRange(1),
     metavar="N",
-    help="Cut the denoiser's widest layers into N parts that run one after another: less memory.",
+    help="Cut the denoiser's widest layers into N parts that run one after another: less memory.  [default: 2]",
 )
 @click.option(
     "--split-guidance",
@@ -102,10 +102,12 @@ _DEFAULTS = BuildOptions()
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was built as JSON.")
 def command(model: str, output: Path, quiet: bool, as_json: bool, **options: Any) -> None:
-    r"""Turn the checkpoint MODEL into a bundle of ONNX networks and TensorRT engines.
+    """Turn the checkpoint MODEL into a bundle of ONNX networks and TensorRT engines.
 
-    MODEL is a folder in diffusers format, or a hub id such as stabilityai/stable-video-diffusion-img2vid-xt
-    (found through HF_HOME, HF_HUB_OFFLINE and the other variables of the hub).
+    MODEL is a folder in diffusers format; a hub id such as stabilityai/stable-video-diffusion-img2vid-xt (found
+    through HF_HOME, HF_HUB_OFFLINE and the other variables of the hub); Stability's single file, svd.safetensors or
+    svd_xt.safetensors; or random:PRESET (tiny, svd, svd-xt), random weights to build and time without the licensed
+    ones.
 
     Ranges are written MIN:OPT:MAX: the bundle serves every value from MIN to MAX and is fastest at OPT. A single
     number builds smaller, faster networks for that value alone.
@@ -113,7 +115,12 @@ def command(model: str, output: Path, quiet: bool, as_json: bool, **options: Any
     \b
     Examples:
         svd-trt build stabilityai/stable-video-diffusion-img2vid-xt --variant fp16 -o svd-xt
+        svd-trt build svd_xt.safetensors -o svd-xt
         svd-trt build ./svd -o svd --height 512 --width 512:768:1024 --frames 8:14:25
+        svd-trt build random:svd-xt -o light --split-guidance --ff-chunks 4
+
+    `svd-trt inspect BUNDLE` shows what the engines will need on a GPU. A full-size build takes minutes, about 7 GB of
+    memory and 9 GB of disk, and no GPU.
 
     An interrupted build goes on where it stopped when the same command is given again, and a build that would
     change nothing does nothing.

@@ -22,7 +22,7 @@ __all__ = ["command"]
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON; sizes are in bytes.")
 def command(bundle: Path, as_json: bool) -> None:
-    r"""Show what BUNDLE holds and what it needs, without loading its engines.
+    """Show what BUNDLE holds and what it needs, without loading its engines.
 
     Memory is what the engine builder reported, at the largest sizes of the ranges; arithmetic is counted from the
     graphs at the same sizes. VRAM is for one video, and is less with fewer frames, smaller decode chunks, and engines

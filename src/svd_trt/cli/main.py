@@ -46,7 +46,7 @@ class _LazyGroup(click.Group):
 @click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="svd-trt")
 def cli() -> None:
-    r"""Stable Video Diffusion as TensorRT engines: build once, run many times.
+    """Stable Video Diffusion as TensorRT engines: build once, run many times.
 
     \b
         svd-trt build stabilityai/stable-video-diffusion-img2vid-xt -o svd-xt

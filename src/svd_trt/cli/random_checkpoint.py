@@ -8,20 +8,27 @@ import click
 
 from svd_trt.cli.console import stderr
 from svd_trt.errors import MissingDependencyError
+from svd_trt.export.presets import PRESETS
 
 __all__ = ["command"]
 
 
 @click.command("random-checkpoint")
 @click.argument("directory", type=click.Path(path_type=Path))
-@click.option("--preset", default="tiny", show_default=True, help="Size of the model: tiny (2.9 M parameters).")
+@click.option(
+    "--preset",
+    type=click.Choice(list(PRESETS)),
+    default="tiny",
+    show_default=True,
+    help="Size of the model. " + " ".join(f"{name}: {preset.summary}." for name, preset in PRESETS.items()),
+)
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Seed of the weights.")
 @click.option("--variant", type=click.Choice(["fp16"]), help="Store half precision, in files named as the hub does.")
 def command(directory: Path, preset: str, seed: int, variant: str | None) -> None:
-    r"""Write a small Stable Video Diffusion checkpoint with random weights to DIRECTORY.
+    """Write a Stable Video Diffusion checkpoint with random weights to DIRECTORY.
 
     It has the real format and makes noise: enough to try svd-trt, or to test what is built on it, without the
-    licensed weights.
+    licensed weights. `svd-trt build random:PRESET` does without the folder.
 
     \b
         svd-trt random-checkpoint ./tiny
@@ -37,4 +44,5 @@ def command(directory: Path, preset: str, seed: int, variant: str | None) -> Non
         except ModuleNotFoundError as error:
             raise MissingDependencyError("svd-trt random-checkpoint", "export") from error
         write_random_checkpoint(directory, preset, seed, variant=variant)
-    console.print(f"wrote {directory}\nnext: svd-trt build {directory} -o BUNDLE --height 128 --width 192")
+    size = " --height 128 --width 192" if preset == "tiny" else ""
+    console.print(f"wrote {directory}\nnext: svd-trt build {directory} -o BUNDLE{size}")
