@@ -10,7 +10,7 @@ import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -72,7 +72,6 @@ _EXPORT_MODULES = (
     "safetensors",
     "filelock",
 )
-_Entry = TypeVar("_Entry", OnnxEntry, PlanEntry)
 
 
 @dataclass(frozen=True)
@@ -149,6 +148,12 @@ class BuildResult:
 class BuildProgress:
     """Told how a build goes; override what is of interest."""
 
+    def reading(self, model: str) -> None:
+        """The checkpoint is looked for, checked and hashed; gigabytes take seconds."""
+
+    def opened(self) -> None:
+        """The checkpoint is there, and is SVD."""
+
     def waiting(self, target: Path) -> None:
         """Another build of the same bundle is running; this one waits for it."""
 
@@ -183,6 +188,7 @@ def build_bundle(
     options = options or BuildOptions()
     progress = progress or BuildProgress()
     _require_export_packages()
+    progress.reading(os.fspath(model))
     checkpoint = open_checkpoint(
         os.fspath(model),
         revision=options.revision,
@@ -190,6 +196,7 @@ def build_bundle(
         local_files_only=options.local_files_only,
         config=options.config,
     )
+    progress.opened()
     _ranges(options, checkpoint.description.model)  # a bad range is refused before anything is written
     _ = options.graph  # and so are contradictions
     flavour = select_flavour(options.backend)
@@ -245,7 +252,8 @@ class _Build:
             started = time.perf_counter()
             if (entry := self.staging.reuse(name, self._onnx_key(spec), OnnxEntry)) is not None:
                 self.progress.started(name, "onnx")
-                self._finish(entries, entry, Stage(name, "onnx", time.perf_counter() - started, reused=True))
+                entries[name] = entry
+                self._finish(Stage(name, "onnx", time.perf_counter() - started, reused=True))
         tasks = [Task(spec, self._onnx_path(spec)) for name, spec in self.specs.items() if name not in entries]
         if not tasks:
             return entries
@@ -269,14 +277,14 @@ class _Build:
             entry = OnnxEntry(key=key, files=files, nodes=done.nodes, parameters=done.parameters)
             self.staging.finish(done.network, entry)
             now = time.perf_counter()
-            self._finish(entries, entry, Stage(done.network, "onnx", now - begun, reused=False))
+            entries[done.network] = entry
+            self._finish(Stage(done.network, "onnx", now - begun, reused=False))
             begun = now
 
         export_networks(self.checkpoint, self.options.precision, self.options.graph, tasks, started_one, exported_one)
         return entries
 
-    def _finish(self, entries: dict[NetworkName, _Entry], entry: _Entry, stage: Stage) -> None:
-        entries[stage.network] = entry
+    def _finish(self, stage: Stage) -> None:
         self.stages.append(stage)
         self.progress.finished(stage)
 
@@ -291,7 +299,7 @@ class _Build:
         if entry is None:
             entry = self._build_plan(spec, key)
             self.staging.finish(spec.name, entry)
-        self._finish({}, entry, Stage(spec.name, kind, time.perf_counter() - started, reused))
+        self._finish(Stage(spec.name, kind, time.perf_counter() - started, reused))
         return entry
 
     def _onnx_path(self, spec: NetworkSpec) -> Path:

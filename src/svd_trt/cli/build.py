@@ -127,7 +127,11 @@ def command(model: str, output: Path, quiet: bool, as_json: bool, **options: Any
     """
     console = stderr(quiet=quiet)
     with Bars(console) as drawn:
-        result = build_bundle(model, output, BuildOptions(**options), _Reporter(console, drawn))
+        reporter = _Reporter(console, drawn)
+        try:
+            result = build_bundle(model, output, BuildOptions(**options), reporter)
+        finally:
+            reporter.opened()  # where it was not, the spinner still has to go
     if result.up_to_date:
         console.print(f"{output} is up to date: nothing to do")
     else:
@@ -146,6 +150,14 @@ class _Reporter(BuildProgress):
         self.console = console
         self.bars = bars
         self.task = TaskID(0)
+        self.status = console.status("")
+
+    def reading(self, model: str) -> None:
+        self.status = self.console.status(f"reading {model}")
+        self.status.start()
+
+    def opened(self) -> None:
+        self.status.stop()
 
     def waiting(self, target: Path) -> None:
         self.console.print(f"another build of {target} is running; waiting for it (Ctrl-C gives up)")
