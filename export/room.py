@@ -10,8 +10,6 @@ import shutil
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
-import psutil
-
 from svd_trt.engine.manifest import Precision, precision_of
 from svd_trt.engine.spec import NetworkName
 from svd_trt.errors import RoomError
@@ -88,6 +86,8 @@ def _weight_bytes(name: NetworkName, parameters: Mapping[Component, int], precis
 
 def _available_memory() -> float:
     """What this process may still take: of the machine, its swap, its control group and its limit."""
+    import psutil  # of the extra for building, whose absence is reported before this
+
     machine = float(psutil.virtual_memory().available + psutil.swap_memory().free)
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
     return min(machine, _control_group_room(), float("inf") if limit == resource.RLIM_INFINITY else limit)
