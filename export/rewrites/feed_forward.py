@@ -21,8 +21,9 @@ def split_feed_forwards(model: nn.Module, *, chunks: int = 1) -> int:
     """Compute value and gate of each feed-forward apart, and ``chunks`` parts of the tokens one after another.
 
     One product for both halves makes a tensor eight times as wide as the stream, and their gated product another
-    four times; apart, the gate's activation and the gating fuse into the products, and only twice four are alive.
-    At full size this tensor is the peak of the whole step.
+    four times; at full size they are the peak of the whole step. Apart, the value can be made smaller where it would
+    overflow (see `SplitFeedForward`), and a layer that does not fuse the gating has less alive. The chunks are what
+    lowers the peak in TensorRT.
 
     Chunks follow each other through a dependency on the chunk before, else the builder reorders them into one. A
     level of the UNet with half the pixels on a side and twice the channels has half the tensor, so it gets half the

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import TaskID
 from rich.table import Table
 
-from svd_trt.cli.console import Bars, count_text, print_json, seconds, size_text, stderr
+from svd_trt.cli.console import Bars, print_json, seconds, size_text, stderr
 from svd_trt.engine.spec import NetworkName, Range
 from svd_trt.errors import ArgumentError
 from svd_trt.export.build import BuildOptions, BuildProgress, BuildResult, Stage, build_bundle
@@ -138,7 +138,8 @@ def command(model: str, output: Path, quiet: bool, as_json: bool, **options: Any
         console.print(_summary(result))
         built = result.bundle.manifest.flavour
         engines = f"engines for {built.name} {built.version}" if built else "ONNX alone (--backend onnxruntime)"
-        console.print(f"built {output}: four networks, {engines}\nnext: svd-trt infer {output} PICTURE -o video.mp4")
+        console.print(f"built {output}: four networks, {engines}")
+        console.print(f"next: svd-trt inspect {output}\n      svd-trt infer {output} PICTURE -o video.mp4")
     if as_json:
         print_json(_as_dict(result))
 
@@ -174,7 +175,7 @@ class _Reporter(BuildProgress):
 
 def _summary(result: BuildResult) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("network", "export", "engine", "nodes", "parameters", "plan", "weights", "activations"):
+    for heading in ("network", "export", "engine", "plan", "weights", "activations"):
         table.add_column(heading, justify="left" if heading == "network" else "right", no_wrap=True)
     times = {(s.network, s.kind == "onnx"): "reused" if s.reused else seconds(s.seconds) for s in result.stages}
     for name, entry in result.bundle.manifest.networks.items():
@@ -185,7 +186,7 @@ def _summary(result: BuildResult) -> Table:
             else ("-",) * 3
         )
         export, engine = times.get((name, True), "-"), times.get((name, False), "-")
-        table.add_row(name, export, engine, f"{entry.onnx.nodes:,}", count_text(entry.onnx.parameters), *memory)
+        table.add_row(name, export, engine, *memory)
     return table
 
 
