@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from svd_trt import Bundle, VideoPipeline
@@ -180,6 +181,38 @@ def test_interrupts_end_with_their_code(
     assert process.returncode == code
     assert "Traceback" not in err
     assert not bundle.exists()
+
+
+def exporters(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    """The processes of a running build that export."""
+    deadline = time.monotonic() + 60
+    while process.poll() is None and time.monotonic() < deadline:
+        found = [p for p in psutil.Process(process.pid).children() if "svd_trt.export.worker" in p.cmdline()]
+        if found:
+            return found
+        time.sleep(0.05)
+    raise AssertionError(process.communicate())
+
+
+def test_a_killed_exporter_is_an_error(small_checkpoint: Path, tmp_path: Path) -> None:
+    """As the kernel does when memory runs out: one line, and nothing at the bundle's place."""
+    process = start("build", small_checkpoint, "-o", tmp_path / "bundle", *RTX, "-q")
+    for exporter in exporters(process):
+        exporter.kill()
+    out, err = process.communicate(timeout=60)
+    result = subprocess.CompletedProcess(process.args, process.returncode, out, err)
+    assert_refused(result, "exporting image_encoder failed", "memory ran out")
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_the_exporter_ends_with_the_build(small_checkpoint: Path, tmp_path: Path) -> None:
+    """Whatever ends the build: nobody would take the networks."""
+    process = start("build", small_checkpoint, "-o", tmp_path / "bundle", *RTX, "-q")
+    found = exporters(process)
+    process.kill()
+    process.communicate()
+    _, alive = psutil.wait_procs(found, timeout=30)
+    assert not alive
 
 
 def test_two_builds_of_one_bundle(small_checkpoint: Path, tmp_path: Path) -> None:
