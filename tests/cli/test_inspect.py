@@ -19,8 +19,11 @@ pytestmark = pytest.mark.xdist_group("small")
 def test_tables(run: Run, small_bundle: Path) -> None:
     result = run("inspect", small_bundle)
     assert result.returncode == 0, result.stderr
-    for word in (*NETWORKS, "fp16", "fp32", "previous_denoised", "uint8", "float32", "TFLOP", "one engine at a time"):
+    words = ("fp16", "fp32", "previous_denoised", "uint8", "float32", "FLOP", "range", "one engine at a time")
+    for word in (*NETWORKS, *words, "[branches, 1, 4, 16, 16]"):
         assert word in result.stdout, result.stdout
+    tables = [line for line in result.stdout.splitlines()[1:-1] if line]
+    assert max(map(len, tables)) <= 80, "for a terminal of any width"
     assert "…" not in result.stdout, "cut off"
 
 

@@ -37,8 +37,11 @@ def size_text(size: int | None) -> str:
 
 
 def count_text(count: int) -> str:
-    """``632 M``, ``1.39 G``."""
-    return f"{count / 1e9:.2f} G" if count >= 1e9 else f"{count / 1e6:.3g} M"
+    """``632 M``, ``1.39 G``, ``150 T``: three digits and a factor of a thousand."""
+    for factor, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M")):
+        if count >= factor:
+            return f"{count / factor:.3g} {letter}"
+    return str(count)
 
 
 class Bars:

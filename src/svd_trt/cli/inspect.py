@@ -14,6 +14,7 @@ from svd_trt.cli.console import count_text, print_json, size_text, stdout
 from svd_trt.engine.bundle import Bundle
 from svd_trt.engine.manifest import Manifest, NetworkEntry, precision_of
 from svd_trt.engine.memory import Mode, modes, vram_bytes
+from svd_trt.engine.spec import SYMBOLS
 
 __all__ = ["command"]
 
@@ -42,6 +43,8 @@ def command(bundle: Path, as_json: bool) -> None:
     console.print(_networks(manifest))
     console.print()
     console.print(_tensors(manifest))
+    console.print()
+    console.print(_symbols(manifest))
     console.print()
     if manifest.flavour is None:
         console.print("The bundle has no engines (--backend onnxruntime), so what they need in VRAM is not known.")
@@ -73,7 +76,7 @@ def _times(count: int) -> str:
 
 
 def _networks(manifest: Manifest) -> Table:
-    table = _table("network", "precision", "nodes", "parameters", "TFLOP", "plan", "weights", "activations")
+    table = _table("network", "type", "nodes", "params", "FLOP", "plan", "weights", "activations")
     for name, entry in manifest.networks.items():
         plan = entry.plan
         memory = (plan.file.size, plan.weight_bytes, plan.activation_bytes) if plan else (None,) * 3
@@ -82,20 +85,29 @@ def _networks(manifest: Manifest) -> Table:
             precision_of(name, manifest.precision),
             f"{entry.onnx.nodes:,}",
             count_text(entry.onnx.parameters),
-            f"{entry.flops / 1e12:.3g}",
+            count_text(entry.flops),
             *map(size_text, memory),
         )
     return table
 
 
 def _tensors(manifest: Manifest) -> Table:
-    table = _table("network", "tensor", "type", "shape", "smallest", "largest", left=6)
+    table = _table("network", "tensor", "type", "shape", left=4)
     for name, entry in manifest.networks.items():
-        for tensor in entry.spec.tensors:
-            smallest, _, largest = entry.spec.profile(tensor)
+        for index, tensor in enumerate(entry.spec.tensors):
             arrow = "->" if tensor in entry.spec.outputs else "  "
-            ends = [_shape(smallest), _shape(largest)] if tensor.dynamic else ["", ""]
-            table.add_row(name, f"{arrow} {tensor.name}", tensor.dtype, _shape(tensor.shape), *ends)
+            table.add_row("" if index else name, f"{arrow} {tensor.name}", tensor.dtype, _shape(tensor.shape))
+    return table
+
+
+def _symbols(manifest: Manifest) -> Table:
+    used = {symbol for entry in manifest.networks.values() for symbol in entry.spec.symbols}
+    table = _table("range", "smallest", "best", "largest")
+    table.add_column("", no_wrap=True)
+    for symbol, meaning in SYMBOLS.items():
+        if symbol in used:
+            r = manifest.ranges.of(symbol)
+            table.add_row(symbol, *map(str, (r.min, r.opt, r.max)), meaning.partition(":")[0])
     return table
 
 
@@ -127,7 +139,7 @@ def _table(*headings: str, left: int = 1) -> Table:
 
 
 def _shape(shape: tuple[int | str, ...]) -> str:
-    return "x".join(map(str, shape))
+    return f"[{', '.join(map(str, shape))}]"
 
 
 def _as_dict(manifest: Manifest) -> dict[str, Any]:
