@@ -68,7 +68,7 @@ def _measure(model: str, options: list[str], work: Path | None) -> dict[str, Any
             "peak_rss_bytes": built.peak_rss,
             "stages": json.loads(built.stdout)["stages"],
             "bundle_bytes": sum(p.stat().st_size for p in bundle.rglob("*") if p.is_file()),
-            "passes": 2 if inspected["ranges"]["branches"]["max"] == 1 else 1,
+            "passes": inspected["passes_per_step"],
             "networks": inspected["networks"],
             "vram": inspected["vram"],
         }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -38,14 +39,16 @@ def watch(command: Sequence[str]) -> Watched:
     """
     started = time.perf_counter()
     peak = 0
-    with subprocess.Popen(list(command), stdout=subprocess.PIPE, text=True) as process:  # noqa: S603
+    # A file takes any amount of output while we look elsewhere; a pipe would fill up.
+    with tempfile.TemporaryFile("w+") as output:
+        process = subprocess.Popen(list(command), stdout=output)  # noqa: S603
         watched = psutil.Process(process.pid)
         while process.poll() is None:
             peak = max(peak, _resident(watched))
             time.sleep(_INTERVAL)
         seconds = time.perf_counter() - started
-        assert process.stdout is not None
-        stdout = process.stdout.read()
+        output.seek(0)
+        stdout = output.read()
     if process.returncode:
         raise subprocess.CalledProcessError(process.returncode, list(command))
     return Watched(stdout, seconds, peak)

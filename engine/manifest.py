@@ -107,7 +107,7 @@ class NetworkEntry(msgspec.Struct, frozen=True):
     onnx: OnnxEntry
     plan: PlanEntry | None
     flops: int
-    """Floating-point operations of one run at the largest sizes of its ranges; see `svd_trt.engine.flops`."""
+    """Floating-point operations of one run at the largest sizes of its ranges; see `svd_trt.export.flops`."""
 
     @property
     def files(self) -> tuple[FileEntry, ...]:

@@ -71,7 +71,9 @@ class Staging:
             self._acquire()
             self._recover()
         except OSError as error:
-            raise OutputError(f"cannot write beside {self.target}: {error.strerror or error}") from error
+            raise OutputError(
+                f"cannot write beside {self.target}: {error.strerror or error}; choose another place with -o"
+            ) from error
         return self
 
     def __exit__(self, *_: object) -> None:

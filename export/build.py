@@ -32,6 +32,7 @@ from svd_trt.engine.plan import build_plan
 from svd_trt.engine.spec import (
     LARGEST_COUNT,
     LARGEST_SIDE,
+    NETWORKS,
     ModelInfo,
     NetworkName,
     NetworkSpec,
@@ -41,21 +42,31 @@ from svd_trt.engine.spec import (
 )
 from svd_trt.errors import ArgumentError, MissingDependencyError, OutputError
 from svd_trt.export.checkpoint import COMPONENT_OF, Checkpoint, open_checkpoint
-from svd_trt.export.room import check_room
+from svd_trt.export.room import Work, check_room
 from svd_trt.export.worker import Exported, Task, export_networks
 
 if TYPE_CHECKING:
     from svd_trt.engine.staging import Staging
 
-__all__ = ["BuildOptions", "BuildProgress", "BuildResult", "Stage", "build_bundle"]
+__all__ = [
+    "DEFAULT_FF_CHUNKS",
+    "MOST_FF_CHUNKS",
+    "BuildOptions",
+    "BuildProgress",
+    "BuildResult",
+    "Stage",
+    "build_bundle",
+]
 
 # Raised when the same checkpoint and options would give other graphs or plans, so that old ones are not reused.
 _EXPORT_REVISION = 2
 _PLAN_REVISION = 2
 
 # The default; see BuildOptions.
-_FF_CHUNKS = 2
-_MOST_FF_CHUNKS = 64
+DEFAULT_FF_CHUNKS = 2
+MOST_FF_CHUNKS = 16
+# The smallest picture that a range may hold has 2x2 pixels at the deepest level, and a part must have one.
+_MOST_DYNAMIC_FF_CHUNKS = 4
 
 # Releases of these change the graphs they export.
 _GRAPH_PACKAGES = ("torch", "diffusers", "transformers", "onnxscript", "onnx_ir")
@@ -92,6 +103,7 @@ class BuildOptions:
         skip_checks: start even if disk or memory look too small.
         backend: which engines to build beside the ONNX networks, which every bundle holds.
         revision, variant, local_files_only: as in diffusers' ``from_pretrained``.
+        config: for a single file, a folder in diffusers format with its configurations.
     """
 
     height: Range = Range(576, 576, 576)
@@ -117,9 +129,14 @@ class BuildOptions:
         Raises:
             ArgumentError: the options contradict each other.
         """
-        chunks = self.ff_chunks or (_FF_CHUNKS if self.rewrites else 1)
-        if not 1 <= chunks <= _MOST_FF_CHUNKS:
-            raise ArgumentError(f"--ff-chunks {chunks}: 1 to {_MOST_FF_CHUNKS} are supported")
+        default = DEFAULT_FF_CHUNKS if self.rewrites else 1
+        chunks = default if self.ff_chunks is None else self.ff_chunks
+        if not 1 <= chunks <= MOST_FF_CHUNKS:
+            raise ArgumentError(f"--ff-chunks {chunks}: 1 to {MOST_FF_CHUNKS} are supported")
+        if chunks > _MOST_DYNAMIC_FF_CHUNKS and not (self.height.fixed and self.width.fixed):
+            raise ArgumentError(
+                f"--ff-chunks {chunks}: up to {_MOST_DYNAMIC_FF_CHUNKS} are supported where height or width has a range"
+            )
         if chunks > 1 and not self.rewrites:
             raise ArgumentError("--ff-chunks is one of the rewrites; leave out --no-rewrites")
         return GraphEntry(rewrites=self.rewrites, ff_chunks=chunks)
@@ -231,6 +248,7 @@ class _Build:
         self.ranges = _ranges(options, checkpoint.description.model)
         self.specs = network_specs(checkpoint.description.model, self.ranges)
         self.stages: list[Stage] = []
+        self.checked = False
 
     def run(self) -> BuildResult:
         if self._is_current() and (bundle := self.staging.open_existing()) is not None:
@@ -257,14 +275,7 @@ class _Build:
         tasks = [Task(spec, self._onnx_path(spec)) for name, spec in self.specs.items() if name not in entries]
         if not tasks:
             return entries
-        if not self.options.skip_checks:
-            check_room(
-                self.staging.path,
-                [task.spec.name for task in tasks],
-                self.checkpoint.parameters,
-                self.options.precision,
-                engines=self.flavour is not None,
-            )
+        self._check_room([task.spec.name for task in tasks], list(self.specs) if self.flavour else [])
         begun = time.perf_counter()
 
         def started_one(name: NetworkName) -> None:
@@ -284,6 +295,15 @@ class _Build:
         export_networks(self.checkpoint, self.options.precision, self.options.graph, tasks, started_one, exported_one)
         return entries
 
+    def _check_room(self, exports: list[NetworkName], engines: list[NetworkName]) -> None:
+        """Before the first of what takes long; what is found finished by then needs no room."""
+        if not self.options.skip_checks and not self.checked:
+            work = Work(
+                exports, engines, self.checkpoint.parameters, self.options.precision, self.options.graph.rewrites
+            )
+            check_room(self.staging.path, work)
+        self.checked = True
+
     def _finish(self, stage: Stage) -> None:
         self.stages.append(stage)
         self.progress.finished(stage)
@@ -297,6 +317,7 @@ class _Build:
         entry = self.staging.reuse(spec.name, key, PlanEntry)
         reused = entry is not None
         if entry is None:
+            self._check_room([], [name for name in self.specs if NETWORKS.index(name) >= NETWORKS.index(spec.name)])
             entry = self._build_plan(spec, key)
             self.staging.finish(spec.name, entry)
         self._finish(Stage(spec.name, kind, time.perf_counter() - started, reused))

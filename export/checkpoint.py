@@ -59,6 +59,14 @@ class Checkpoint(abc.ABC):
     """Weights of each component, counted without loading them; what a build needs is foreseen from it."""
 
     @abc.abstractmethod
+    def check(self, component: Component) -> None:
+        """Compare names and shapes of one component's weights with what SVD has, without loading them.
+
+        Raises:
+            CheckpointError: some are missing, or of another shape; the message names one of them.
+        """
+
+    @abc.abstractmethod
     def load(self, component: Component, dtype: Any) -> Any:
         """Load one model in ``dtype`` (a torch dtype).
 
@@ -92,20 +100,31 @@ def open_checkpoint(
         ArgumentError: no such preset.
     """
     if model.startswith(RANDOM):
+        _refuse(model, revision=revision, variant=variant, config=config)
         from svd_trt.export.random_source import open_random
 
         return open_random(model.removeprefix(RANDOM))
     path = Path(model).expanduser()
     if path.is_file():
+        _refuse(model, revision=revision, variant=variant)
         from svd_trt.export.single_file import open_single_file
 
         return open_single_file(path, Path(config) if config else None)
-    if config is not None:
-        raise CheckpointError(f"--config belongs to a single file, and {model} is none")
+    if path.suffix == ".safetensors":
+        raise CheckpointError(f"there is no file {model}")
+    _refuse(model, config=config)
     from svd_trt.export.folder import find_folder, open_folder
 
     folder, commit = find_folder(model, revision, variant, local_files_only)
     return open_folder(folder, variant, name=folder.resolve().name if commit is None else model, commit=commit)
+
+
+def _refuse(model: str, **options: str | None) -> None:
+    """Options that belong to other kinds of checkpoint are mistakes, not to be passed over."""
+    given = [name for name, value in options.items() if value is not None]
+    if given:
+        kind = "a single file" if given[0] == "config" else "a folder or a hub id"
+        raise CheckpointError(f"--{given[0]} belongs to {kind}, and {model} is none")
 
 
 def describe(where: str, configurations: Mapping[str, Mapping[str, Any]]) -> Description:
@@ -118,11 +137,14 @@ def describe(where: str, configurations: Mapping[str, Mapping[str, Any]]) -> Des
     Raises:
         CheckpointError: a value is missing, or is not one that SVD has.
     """
-    return Description(
-        model=_model_info(where, configurations),
-        sampler=_sampler_info(where, configurations["scheduler"]),
-        upsamplers=len(configurations["unet"]["block_out_channels"]) - 1,
-    )
+    try:
+        return Description(
+            model=_model_info(where, configurations),
+            sampler=_sampler_info(where, configurations["scheduler"]),
+            upsamplers=len(configurations["unet"]["block_out_channels"]) - 1,
+        )
+    except (TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{where}: a configuration is not SVD's: {error}") from error
 
 
 def _model_info(where: str, configurations: Mapping[str, Mapping[str, Any]]) -> ModelInfo:

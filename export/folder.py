@@ -38,6 +38,26 @@ class FolderCheckpoint(Checkpoint):
 
     path: Path
 
+    def check(self, component: Component) -> None:
+        """See `Checkpoint.check`."""
+        if component == "image_encoder":
+            return  # transformers renames weights of older files itself
+        from svd_trt.export.random_checkpoint import empty_model, parameters_of
+
+        model = empty_model(component, _config(self.path, _CONFIGURATIONS[component]))
+        wanted = {full: tuple(getattr(module, name).shape) for module, name, full in parameters_of(model)}
+        files = _weight_files(self.path, component, self.source.variant)
+        found = {n: s for f in files if f.suffix == ".safetensors" for n, s in safetensors_shapes(f).items()}
+        if missing := sorted(wanted.keys() - found.keys()):
+            raise CheckpointError(
+                f"{self.path / component} lacks {len(missing)} weights that SVD has, {missing[0]} among them"
+            )
+        for name, shape in wanted.items():
+            if found[name] != shape:
+                raise CheckpointError(
+                    f"{self.path / component}: {name} is {list(found[name])} where its config.json has {list(shape)}"
+                )
+
     def load(self, component: Component, dtype: Any) -> Any:
         """See `Checkpoint.load`."""
         from svd_trt.export.quiet import quiet

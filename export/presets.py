@@ -67,7 +67,7 @@ def _published(summary: str, num_frames: int) -> Preset:
 
 PRESETS: dict[str, Preset] = {
     "tiny": Preset(
-        summary="2.9 M parameters, a minute to build",
+        summary="3.1 M parameters, a minute to build",
         parameters={"image_encoder": 118_176, "vae": 405_946, "unet": 2_567_190},
         unet_channels=(32, 64, 64),
         unet_heads=(2, 4, 4),

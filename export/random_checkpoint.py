@@ -20,22 +20,30 @@ from diffusers import AutoencoderKLTemporalDecoder, UNetSpatioTemporalConditionM
 from torch import nn
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from svd_trt.errors import OutputError
+from svd_trt.errors import CheckpointError, OutputError, RoomError, first_line
 from svd_trt.export.presets import WEIGHTS_REVISION, Preset, configurations, find_preset
 from svd_trt.export.quiet import quiet
+from svd_trt.export.room import check_space
 
 __all__ = ["empty_model", "parameters_of", "random_model", "random_pipeline", "write_random_checkpoint"]
 
 
 def empty_model(component: str, configuration: dict[str, Any]) -> nn.Module:
-    """``unet``, ``vae`` or ``image_encoder`` of this configuration, with parameters that take no memory yet."""
-    with quiet(), init_empty_weights(include_buffers=False):
-        if component == "unet":
-            model = UNetSpatioTemporalConditionModel.from_config(configuration)
-        elif component == "vae":
-            model = AutoencoderKLTemporalDecoder.from_config(configuration)
-        else:
-            model = CLIPVisionModelWithProjection(CLIPVisionConfig(**configuration))
+    """``unet``, ``vae`` or ``image_encoder`` of this configuration, with parameters that take no memory yet.
+
+    Raises:
+        CheckpointError: no model can be made of it.
+    """
+    try:
+        with quiet(), init_empty_weights(include_buffers=False):
+            if component == "unet":
+                model = UNetSpatioTemporalConditionModel.from_config(configuration)
+            elif component == "vae":
+                model = AutoencoderKLTemporalDecoder.from_config(configuration)
+            else:
+                model = CLIPVisionModelWithProjection(CLIPVisionConfig(**configuration))
+    except Exception as error:  # the libraries raise a dozen kinds for values that they do not expect
+        raise CheckpointError(f"the configuration of the {component} is not SVD's: {first_line(error)}") from error
     assert isinstance(model, nn.Module)
     return model.eval()
 
@@ -45,8 +53,8 @@ def random_model(component: str, preset: Preset, seed: int, dtype: torch.dtype) 
 
     They are drawn in half precision, so that the fp16 and the fp32 model are the same one. Matrices and kernels get
     the variance of torch's own initialisation, 1 / (3 fan_in): residual branches add to the stream without swamping
-    it, and activations stay within a few tens through the whole network. Nothing is zero, one or equal to its
-    neighbour, so that no mix-up between parameters goes unseen.
+    it, and activations stay far from the limits of half precision through the whole network. Nothing is zero, one or
+    equal to its neighbour, so that no mix-up between parameters goes unseen.
     """
     model = empty_model(component, configurations(preset)[component])
 
@@ -93,15 +101,21 @@ def write_random_checkpoint(
     Raises:
         ArgumentError: ``preset`` is unknown.
         OutputError: ``directory`` exists and is not empty, or cannot be written.
+        RoomError: disk or memory would not last.
     """
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise OutputError(f"{directory} exists and is not an empty folder; choose another place")
+    check_space(directory, sum(find_preset(preset).parameters.values()) * (2 if variant == "fp16" else 4))
     try:
         with quiet():
             pipeline = random_pipeline(preset, seed, torch.float16 if variant == "fp16" else torch.float32)
             pipeline.save_pretrained(directory, variant=variant)
     except OSError as error:
         raise OutputError(f"cannot write the checkpoint to {directory}: {error}") from error
+    except RuntimeError as error:
+        if "allocate memory" not in str(error):
+            raise
+        raise RoomError(f"memory ran out while {directory} was made; use --variant fp16 or a larger machine") from error
 
 
 def parameters_of(model: nn.Module) -> Iterator[tuple[nn.Module, str, str]]:

@@ -21,6 +21,9 @@ class RandomCheckpoint(Checkpoint):
     preset: Preset
     seed: int
 
+    def check(self, component: Component) -> None:
+        """See `Checkpoint.check`; weights that are drawn are never wrong."""
+
     def load(self, component: Component, dtype: Any) -> Any:
         """See `Checkpoint.load`; never fails."""
         from svd_trt.export.random_checkpoint import random_model
@@ -34,10 +37,10 @@ def open_random(text: str) -> RandomCheckpoint:
     Raises:
         ArgumentError: there is no such preset, or the seed is not a number.
     """
-    name, _, digits = text.partition("@")
+    name, at, digits = text.partition("@")
     preset = find_preset(name)
-    if digits and not digits.isdecimal():
-        raise ArgumentError(f"{RANDOM}{text}: the seed after @ is a whole number, as in {RANDOM}{name}@7")
+    if at and not (digits.isdecimal() and int(digits) < 2**63):
+        raise ArgumentError(f"{RANDOM}{text}: the seed after @ is a whole number under 2^63, as in {RANDOM}{name}@7")
     seed = int(digits or 0)
     models = configurations(preset)
     components = dict.fromkeys(COMPONENT_OF.values())

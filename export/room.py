@@ -1,6 +1,6 @@
 """Disk and memory that a build will need, foreseen before it starts rather than found out after minutes.
 
-The factors were measured on full-size builds (benchmarks/results); they are for models of gigabytes, and generous.
+The factors are a little more than full-size builds in fp16 took (benchmarks/results); fp32 goes by the same.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import resource
 import shutil
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from svd_trt.engine.manifest import Precision, precision_of
@@ -15,73 +16,101 @@ from svd_trt.engine.spec import NetworkName
 from svd_trt.errors import RoomError
 from svd_trt.export.checkpoint import COMPONENT_OF, Component
 
-__all__ = ["check_room", "disk_needed", "memory_needed"]
+__all__ = ["Work", "check_room", "check_space", "disk_needed", "memory_needed"]
 
 # Bytes of memory for each byte of the largest network's weights, over what the programs themselves take.
-_EXPORT_FACTOR, _EXPORT_BASE = 1.2, 1.2e9
-_ENGINE_FACTOR, _ENGINE_BASE = 2.3, 0.6e9
-_DISK_FACTOR = 1.05
+_EXPORT_FACTOR, _EXPORT_BASE = 1.3, 1.4e9
+_ENGINE_FACTOR, _ENGINE_BASE = 2.35, 0.6e9
 _CGROUP = Path("/sys/fs/cgroup")
 
+# What the exact rewrites leave of the denoiser's weights.
+_REWRITTEN = 0.92
+# Bytes on disk for each byte of weights, and for each file beside them: compiled kernels and shapes.
+_DISK_FACTOR, _DISK_EACH = 1.05, 20e6
 
-def check_room(
-    where: Path,
-    networks: Collection[NetworkName],
-    parameters: Mapping[Component, int],
-    precision: Precision,
-    *,
-    engines: bool,
-) -> None:
-    """Refuse to start what cannot end.
 
-    Args:
-        where: the folder that is being written.
-        networks: those that have to be made; finished ones need no more room.
-        parameters: of each component of the checkpoint.
+@dataclass(frozen=True)
+class Work:
+    """What has to be made; finished networks and engines need no more room.
+
+    Attributes:
+        exports: networks to export.
+        engines: engines to build.
+        parameters: weights of each component of the checkpoint.
         precision: of the bundle.
-        engines: TensorRT plans are built too.
+        rewrites: the networks are rewritten.
+    """
+
+    exports: Collection[NetworkName]
+    engines: Collection[NetworkName]
+    parameters: Mapping[Component, int]
+    precision: Precision
+    rewrites: bool = True
+
+
+def check_room(where: Path, work: Work) -> None:
+    """Refuse to start what cannot end, in the folder ``where``.
 
     Raises:
         RoomError: not enough disk or memory; the message has both figures.
     """
-    disk, free = disk_needed(networks, parameters, precision, engines=engines), shutil.disk_usage(where).free
+    disk, free = disk_needed(work), shutil.disk_usage(where).free
     if disk > free:
         raise RoomError(
-            f"this build writes about {disk / 1e9:.1f} GB and {where.parent} has {free / 1e9:.1f} GB free; "
+            f"this build writes about {_text(disk)} and {where.parent} has {_text(free)} free; "
             "free space, choose another -o, or insist with --skip-checks"
         )
-    memory, available = memory_needed(networks, parameters, precision, engines=engines), _available_memory()
+    memory, available = memory_needed(work), _available_memory()
     if memory > available:
         raise RoomError(
-            f"this build needs about {memory / 1e9:.1f} GB of memory and {available / 1e9:.1f} GB are available; "
+            f"this build needs about {_text(memory)} of memory and {_text(available)} are available; "
             "close other programs, raise the limit, use a larger machine, or insist with --skip-checks"
         )
 
 
-def disk_needed(
-    networks: Collection[NetworkName], parameters: Mapping[Component, int], precision: Precision, *, engines: bool
-) -> float:
-    """Bytes that the files of ``networks`` will take."""
-    weights = sum(_weight_bytes(name, parameters, precision) for name in networks)
-    return weights * (2 if engines else 1) * _DISK_FACTOR
+def check_space(directory: Path, weights: float) -> None:
+    """Refuse to make a checkpoint of so many bytes, in memory and then in ``directory``, that would not fit.
+
+    Raises:
+        RoomError: not enough disk or memory; the message has both figures.
+    """
+    there = next(folder for folder in directory.absolute().parents if folder.exists())
+    free, available = shutil.disk_usage(there).free, _available_memory()
+    if weights * _DISK_FACTOR > free:
+        raise RoomError(f"this takes {_text(weights)} of disk and {there} has {_text(free)} free; choose another place")
+    if weights + _EXPORT_BASE > available:
+        raise RoomError(f"this takes {_text(weights + _EXPORT_BASE)} of memory and {_text(available)} are available")
 
 
-def memory_needed(
-    networks: Collection[NetworkName], parameters: Mapping[Component, int], precision: Precision, *, engines: bool
-) -> float:
-    """Bytes of memory at the peak, when the largest of ``networks`` is exported or built."""
-    largest = max((_weight_bytes(name, parameters, precision) for name in networks), default=0.0)
-    exporting = largest * _EXPORT_FACTOR + _EXPORT_BASE
-    building = largest * _ENGINE_FACTOR + _ENGINE_BASE if engines else 0.0
+def disk_needed(work: Work) -> float:
+    """Bytes that the files of ``work`` will take."""
+    made = (*work.exports, *work.engines)
+    return sum(_weight_bytes(name, work) * _DISK_FACTOR + _DISK_EACH for name in made)
+
+
+def memory_needed(work: Work) -> float:
+    """Bytes of memory at the peak, when the largest network of ``work`` is exported or built."""
+    exporting = max((_loaded_bytes(name, work) * _EXPORT_FACTOR + _EXPORT_BASE for name in work.exports), default=0.0)
+    building = max((_weight_bytes(name, work) * _ENGINE_FACTOR + _ENGINE_BASE for name in work.engines), default=0.0)
     return max(exporting, building)
 
 
-def _weight_bytes(name: NetworkName, parameters: Mapping[Component, int], precision: Precision) -> float:
-    count = parameters[COMPONENT_OF[name]]
+def _text(size: float) -> str:
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
+
+
+def _weight_bytes(name: NetworkName, work: Work) -> float:
+    """Weights of the network that is written."""
+    return _loaded_bytes(name, work) * (_REWRITTEN if name == "denoiser" and work.rewrites else 1.0)
+
+
+def _loaded_bytes(name: NetworkName, work: Work) -> float:
+    """Weights of the model as it is loaded."""
+    count = work.parameters[COMPONENT_OF[name]]
     if name in ("vae_encoder", "vae_decoder"):
         # A third of the published VAE is its encoder, two thirds its decoder.
         count = round(count * (0.35 if name == "vae_encoder" else 0.65))
-    return count * (4 if precision_of(name, precision) == "fp32" else 2)
+    return count * (4 if precision_of(name, work.precision) == "fp32" else 2)
 
 
 def _available_memory() -> float:

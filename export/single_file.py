@@ -6,6 +6,8 @@ model has, `places_of` says where it lies there; the tensors are read one by one
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import re
 from collections.abc import Mapping
@@ -81,6 +83,9 @@ class SingleFileCheckpoint(Checkpoint):
     path: Path
     configurations: Mapping[str, Mapping[str, Any]]
 
+    def check(self, component: Component) -> None:
+        """See `Checkpoint.check`; done when the file was opened."""
+
     def load(self, component: Component, dtype: Any) -> Any:
         """See `Checkpoint.load`."""
         from safetensors import SafetensorError, safe_open
@@ -94,13 +99,7 @@ class SingleFileCheckpoint(Checkpoint):
             with safe_open(self.path, "pt") as file:
                 for module, name, path in parameters_of(model):
                     tensor = _cut(file.get_tensor(places[path].name), places[path])
-                    shape = getattr(module, name).shape
-                    if tensor.numel() != shape.numel():
-                        raise CheckpointError(
-                            f"{self.path}: {places[path].name} is {list(tensor.shape)} where SVD has {list(shape)}; "
-                            "if this is another size of SVD, give its configurations with --config"
-                        )
-                    value = tensor.reshape(shape).to(dtype)
+                    value = tensor.reshape(getattr(module, name).shape).to(dtype)  # 1x1 convolutions are linear here
                     setattr(module, name, nn.Parameter(value, requires_grad=False))
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{self.path} cannot be read: {first_line(error)}") from error
@@ -124,10 +123,13 @@ def open_single_file(path: Path, config: Path | None) -> SingleFileCheckpoint:
     found = configurations_of(config) if config else configurations(find_preset(preset))
     description = describe(str(config or path), found)
     counts = {c: _check(path, c, shapes, found) for c in dict.fromkeys(COMPONENT_OF.values())}
-    digest = sha256_of(path)
+    content = sha256_of(path)
+    digests: dict[str, str] = {
+        c: hashlib.sha256(f"{content} {json.dumps(found[c])}".encode()).hexdigest() for c in counts
+    }
     return SingleFileCheckpoint(
         description=description,
-        source=SourceInfo(model=path.name, commit=None, variant=None, digests=dict.fromkeys(counts, digest)),
+        source=SourceInfo(model=path.name, commit=None, variant=None, digests=digests),
         parameters=counts,
         path=path,
         configurations=found,
@@ -149,8 +151,16 @@ def _check(
     if missing:
         raise CheckpointError(
             f"{path} is not SVD as stabilityai publishes it: {len(missing)} of {len(places)} weights of the "
-            f"{component.replace('_', ' ')} are not there, {missing[0]} among them"
+            f"{component.replace('_', ' ')} are not there, {missing[0]} among them; for another size of SVD, give its "
+            "configurations with --config"
         )
+    for module, name, full in parameters_of(model):
+        wanted, there = tuple(getattr(module, name).shape), shapes[places[full].name]
+        if there not in _shapes_of(wanted, places[full]):
+            raise CheckpointError(
+                f"{path}: {places[full].name} is {list(there)} where SVD has {list(wanted)}; for another size of SVD, "
+                "give its configurations with --config"
+            )
     return sum(math.prod(shapes[name]) for name in {place.name for place in places.values()})
 
 
@@ -162,7 +172,10 @@ def places_of(component: Component, names: list[str], found: Mapping[str, Mappin
         names: all its parameters' full names.
         found: configurations, by component.
     """
-    layers, levels = found["unet"]["layers_per_block"], len(found["vae"]["block_out_channels"])
+    try:
+        layers, levels = int(found["unet"]["layers_per_block"]), len(found["vae"]["block_out_channels"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"a configuration lacks what SVD's layout follows from: {error!r}") from error
     # The last layer of an up block is its upsampler, behind a resnet or behind a resnet and an attention.
     return {name: _place(component, name, layers, levels, _with_attention(names)) for name in names}
 
@@ -170,6 +183,15 @@ def places_of(component: Component, names: list[str], found: Mapping[str, Mappin
 def _with_attention(names: list[str]) -> str:
     """The up blocks that have attention, as one string of digits."""
     return "".join(sorted({match[1] for name in names if (match := re.match(r"up_blocks\.(\d)\.attentions", name))}))
+
+
+def _shapes_of(shape: tuple[int, ...], place: Place) -> list[tuple[int, ...]]:
+    """Shapes that a weight of ``shape`` may have in the file."""
+    if place.third is not None:
+        return [(3 * shape[0], *shape[1:])]
+    if place.transposed:
+        return [shape[::-1]]
+    return [shape, (*shape, 1, 1)] if ".attn_1." in place.name and len(shape) == 2 else [shape]
 
 
 def _cut(tensor: Any, place: Place) -> Any:

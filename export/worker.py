@@ -19,7 +19,7 @@ from svd_trt import errors
 from svd_trt.engine.child import Answer, epitaph, run_child, serve
 from svd_trt.engine.manifest import GraphEntry, Precision
 from svd_trt.engine.spec import NetworkName, NetworkSpec
-from svd_trt.errors import ExportError, SvdTrtError
+from svd_trt.errors import ExportError, SvdTrtError, first_line
 from svd_trt.export.checkpoint import COMPONENT_OF, Checkpoint
 
 __all__ = ["Exported", "Task", "export_networks"]
@@ -109,6 +109,8 @@ def _work(line: bytes, answer: Answer) -> None:
         answer(msgspec.json.encode(message))
 
     try:
+        for component in dict.fromkeys(COMPONENT_OF[task.spec.name] for task in job.tasks):
+            job.checkpoint.check(component)  # all of them before minutes go into the first
         for task in job.tasks:
             say(_Message(started=task.spec.name))
             say(_Message(exported=_export(job, task)))
@@ -129,13 +131,16 @@ def _export(job: _Job, task: Task) -> Exported:
     spec, upsamplers = task.spec, job.checkpoint.description.upsamplers
     half = job.precision == "fp16" and job.graph.rewrites
     model = job.checkpoint.load(COMPONENT_OF[spec.name], dtype_of(spec.name, job.precision))
-    network = make_network(
-        spec.name,
-        model,
-        rewrites=job.graph.rewrites,
-        ff_chunks=job.graph.ff_chunks,
-        doubling=spec.name == "denoiser" and _halves(spec, upsamplers),
-    )
+    try:
+        network = make_network(
+            spec.name,
+            model,
+            rewrites=job.graph.rewrites,
+            ff_chunks=job.graph.ff_chunks,
+            doubling=spec.name == "denoiser" and _halves(spec, upsamplers),
+        )
+    except (RuntimeError, ValueError, AssertionError, MemoryError) as error:
+        raise ExportError(f"{spec.name} could not be rewritten: {first_line(error)}; try --no-rewrites") from error
     del model
     report = export_network(
         network, spec, task.path, smallest_latent=2**upsamplers + 1, fp32_statistics=half and spec.name != "vae_encoder"

@@ -23,7 +23,8 @@ def bound_attention(model: nn.Module) -> int:
     SVD's keys are large, and in half precision their products with the queries become infinite, which makes every
     output NaN. Here queries and keys are made smaller where they arise, by powers of two folded into their weights
     such that both come to the same size, and the softmax, in fp32, undoes it: scores of up to 65504 * 1024 (for heads
-    of 64) are exact, and beyond that they are clamped.
+    of 64) stay finite, and beyond that they are clamped. What half precision rounds off queries and keys remains, as
+    in any half-precision attention, and counts for more the larger the scores are.
 
     Written so that TensorRT keeps its fused attention, in which scores are never stored: products of half-precision
     tensors with a cast, a scale and a softmax between. (Products of tensors cast to fp32 first are not fused, and take
@@ -85,7 +86,8 @@ class PictureAttention(nn.Module):
 
 def _balance(to_q: nn.Linear, to_k: nn.Linear) -> tuple[float, float]:
     """Powers of two for queries and keys: their product is `_SHRINK`, and both weights are as large as each other."""
-    ratio = float(to_k.weight.detach().float().norm() / to_q.weight.detach().float().norm())
+    queries, keys = (float(layer.weight.detach().float().norm()) for layer in (to_q, to_k))
+    ratio = keys / queries if keys and queries else 1.0
     whole = round(math.log2(_SHRINK))
     key = math.floor((whole - math.log2(ratio)) / 2)
     return 2.0 ** (whole - key), 2.0**key

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import pytest
 from svd_trt import Bundle, VideoPipeline
 from svd_trt.engine.manifest import read_manifest
 from svd_trt.errors import BundleError, RoomError
-from svd_trt.export.room import check_room
+from svd_trt.export.room import Work, check_room, disk_needed, memory_needed
 from tests.cli.conftest import Run, start
 
 pytestmark = pytest.mark.xdist_group("small")
@@ -361,7 +362,7 @@ def test_bad_options(
     ("options", "words"),
     [
         (["--ff-chunks", "2", "--no-rewrites"], ["--ff-chunks", "--no-rewrites"]),
-        (["--ff-chunks", "1000"], ["1 to 64"]),
+        (["--ff-chunks", "5", "--height", "32:64:64"], ["up to 4", "range"]),
         (["--config", "."], ["--config", "single file"]),
     ],
 )
@@ -378,12 +379,15 @@ def test_random_presets(run: Run, tmp_path: Path) -> None:
 
 
 def test_weights_damaged_under_a_whole_header(run: Run, small_checkpoint: Path, tmp_path: Path) -> None:
-    """Named in one line though it is found in the exporting process."""
+    """Named in one line though it is found in the exporting process, and before the first network is exported."""
     checkpoint = copy(small_checkpoint, tmp_path / "checkpoint")
     edit(checkpoint / "unet" / "config.json", layers_per_block=2)
     result = run("build", checkpoint, "-o", tmp_path / "bundle", *SIZE, "-q")
     assert_refused(result, "unet", "lacks", "weights that SVD has")
     assert not (tmp_path / "bundle").exists()
+    assert not list(tmp_path.rglob("*.onnx"))
+    edit(checkpoint / "unet" / "config.json", layers_per_block=1, down_block_types=["Foo", "Foo"])
+    assert_refused(run("build", checkpoint, "-o", tmp_path / "bundle", *SIZE, "-q"), "configuration of the unet", "Foo")
 
 
 def test_too_little_memory_is_seen_at_once(tmp_path: Path) -> None:
@@ -400,17 +404,50 @@ def test_too_little_memory_is_seen_at_once(tmp_path: Path) -> None:
     )
     out, err = process.communicate(timeout=100)
     result = subprocess.CompletedProcess(process.args, process.returncode, out, err)
-    assert_refused(result, "needs about 7.", "GB of memory and 6.0 GB", "--skip-checks")
+    assert_refused(result, "needs about 7.", "GB are available", "--skip-checks")
     assert time.monotonic() - started < 60
     assert not (tmp_path / "bundle").exists()
 
 
 def test_too_little_disk_is_seen_at_once(tmp_path: Path) -> None:
-    """What a terabyte of weights would need, on the disk that there is; finished networks need nothing."""
+    """What a petabyte of weights would need, on the disk that there is; finished networks need nothing."""
     many = {"unet": 10**15, "vae": 10**9, "image_encoder": 10**9}
-    with pytest.raises(RoomError, match=r"writes about 4200000.0 GB .* GB free"):
-        check_room(tmp_path, ["denoiser"], many, "fp16", engines=True)
-    check_room(tmp_path, [], many, "fp16", engines=True)
+    for work in (Work(["denoiser"], [], many, "fp32"), Work([], ["denoiser"], many, "fp16")):
+        with pytest.raises(RoomError, match=r"writes about \d{7}\.\d GB and .* GB free"):
+            check_room(tmp_path, work)
+    check_room(tmp_path, Work([], [], many, "fp16"))
+
+
+def test_the_rewritten_network_and_missing_engines_are_what_counts() -> None:
+    sizes = {"unet": 10**9, "vae": 10**8, "image_encoder": 10**8}
+    whole = Work(["denoiser"], ["denoiser"], sizes, "fp16")
+    assert memory_needed(whole) > memory_needed(Work(["denoiser"], [], sizes, "fp16"))
+    assert memory_needed(whole) < memory_needed(replace(whole, rewrites=False))
+    assert memory_needed(whole) < memory_needed(replace(whole, precision="fp32"))
+    assert disk_needed(whole) == pytest.approx(2 * disk_needed(replace(whole, engines=[])))
+
+
+def test_random_checkpoint_sees_too_little_memory(tmp_path: Path) -> None:
+    limit = 4_000_000_000
+    process = start(
+        "random-checkpoint",
+        tmp_path / "svd",
+        "--preset",
+        "svd",
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)),
+    )
+    _, err = process.communicate(timeout=100)
+    assert process.returncode == 1
+    assert "GB of memory" in err.strip().splitlines()[-1]
+    assert "Traceback" not in err
+    assert not (tmp_path / "svd").exists()
+
+
+def test_options_of_other_kinds_of_checkpoint_are_refused(run: Run, tmp_path: Path) -> None:
+    for options in (["--config", "x"], ["--variant", "fp16"], ["--revision", "main"]):
+        assert_refused(run("build", "random:tiny", "-o", tmp_path / "b", *options), options[0], "belongs to")
+    assert_refused(run("build", tmp_path / "no.safetensors", "-o", tmp_path / "b"), "there is no file")
+    assert_refused(run("build", "random:tiny@", "-o", tmp_path / "b"), "seed")
 
 
 def test_bad_places(run: Run, small_checkpoint: Path, tmp_path: Path) -> None:

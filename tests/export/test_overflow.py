@@ -58,6 +58,32 @@ def test_large_keys(size: float, attention: Any, record_property: Any) -> None:
     compare(attention, torch.randn(2, TOKENS, CHANNELS), 1e-2, overflows=True, record_property=record_property)
 
 
+@pytest.mark.parametrize("scores", [300.0, 1500.0, 6000.0])
+def test_large_scores_that_compete(scores: float, attention: Any, record_property: Any) -> None:
+    """All keys share a large part and what differs decides: half rounds off some of it, as in the plain layer."""
+    hidden = torch.randn(2, TOKENS, CHANNELS)
+    hidden[..., 0] = 1.0
+    size = (scores / 8) ** 0.5  # of each of 64 products, over the root of 64
+    for layer in (attention.to_q, attention.to_k):
+        layer.weight[:, 1:].mul_(0.3)
+        layer.weight[:, 0] = size
+    reference = attention(hidden)
+    half = attention.half()
+    plain, ours = (
+        float((layer.float() - reference).norm() / reference.norm())
+        for layer in (plain_attention(half, hidden.half()), BoundedAttention(half)(hidden.half()))
+    )
+    record_property("relative_error_plain_and_ours", f"{plain:.3f} {ours:.3f}")
+    assert ours <= 1.2 * plain
+
+
+def test_zero_weights(attention: Any) -> None:
+    """An untrained layer: nothing to balance, and nothing to fail at."""
+    attention.to_q.weight.zero_()
+    half = bounded(attention)
+    assert torch.isfinite(half(torch.randn(1, TOKENS, CHANNELS).half())).all()
+
+
 def test_large_activations(attention: Any, record_property: Any) -> None:
     """One token stands out by far, and queries look for it."""
     hidden = torch.randn(1, TOKENS, CHANNELS)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 import pytest
@@ -62,10 +61,9 @@ def test_names() -> None:
             open_checkpoint(name)
 
 
-def test_weights_are_of_a_trained_networks_size() -> None:
-    """Not near zero, where a wrong layer would go unnoticed, and not near one, where activations explode."""
+def test_blend_factors_differ() -> None:
+    """Equal ones would hide a mix-up between them."""
     model = random_model("unet", PRESETS["tiny"], 0, torch.float32)
     factors = torch.cat([p.flatten() for n, p in model.named_parameters() if n.endswith("mix_factor")])
     assert len(factors) > 10
     assert 0.5 < float(factors.std()) < 1.5
-    assert math.isfinite(float(sum(p.abs().sum() for p in model.parameters())))

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers.models.attention import FeedForward
 from torch import Tensor, nn
 
 from svd_trt.export.networks import Denoiser, make_network
@@ -15,7 +16,7 @@ from svd_trt.export.presets import PRESETS
 from svd_trt.export.random_checkpoint import random_model
 from svd_trt.export.rewrites import REWRITES, rewrite
 from svd_trt.export.rewrites.attention import bound_attention
-from svd_trt.export.rewrites.feed_forward import split_feed_forwards
+from svd_trt.export.rewrites.feed_forward import SplitFeedForward, split_feed_forwards
 from svd_trt.export.rewrites.transformer import cross_attention_to_values, tabulate_frame_positions
 from svd_trt.export.rewrites.upsample import replace_upsamplers, subpixel_upsampling
 
@@ -116,6 +117,27 @@ def test_all_rewrites_of_the_decoder(size: tuple[int, ...], vae: Any, record_pro
     difference = relative(decode(changed, latents), decode(plain, latents))
     record_property("relative_difference", difference)
     assert difference <= BOUND
+
+
+@pytest.mark.parametrize(
+    "name", ["temporal_convolutions_2d", "constant_blends", "bound_attention", "subpixel_upsampling"]
+)
+@pytest.mark.parametrize("size", [(3, 9, 12), (1, 8, 8)], ids=str)
+@torch.no_grad()
+def test_each_rewrite_of_the_decoder(size: tuple[int, ...], name: str, vae: Any, record_property: Any) -> None:
+    frames, h, w = size
+    latents = torch.randn(frames, 4, h, w, generator=torch.Generator().manual_seed(frames))
+    plain, changed = (make_network("vae_decoder", copy.deepcopy(vae), rewrites=False) for _ in range(2))
+    assert next(function for function in REWRITES if function.__name__ == name)(changed)
+    difference = relative(decode(changed, latents), decode(plain, latents))
+    record_property("relative_difference", difference)
+    assert difference <= BOUND
+
+
+def test_more_chunks_than_tokens() -> None:
+    layer = FeedForward(32, activation_fn="geglu")
+    hidden = torch.randn(2, 3, 32)
+    assert torch.allclose(SplitFeedForward(layer, 16)(hidden), layer(hidden), atol=1e-5)
 
 
 def test_what_is_changed(unet: Any, vae: Any) -> None:

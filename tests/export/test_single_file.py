@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +24,8 @@ from svd_trt.export.single_file import places_of
 MINIATURE = Path(__file__).parents[2] / "examples" / "tiny" / "checkpoint"
 COMPONENTS: list[Component] = list(dict.fromkeys(COMPONENT_OF.values()))
 
-# Names in svd_xt.safetensors, as its users list them, for weights of diffusers' models.
+# Names in svd_xt.safetensors for weights of diffusers' models, as in the conversions of diffusers
+# (scripts/convert_svd_to_diffusers.py) and DiffSynth-Studio (diffsynth/models/svd_*.py).
 PUBLISHED: dict[Component, dict[str, str]] = {
     "unet": {
         "time_embedding.linear_2.bias": "time_embed.2.bias",
@@ -178,23 +182,84 @@ def test_refusals(single_file: Path, tmp_path: Path) -> None:
         open_checkpoint(str(other), config=str(MINIATURE))
 
 
-def test_a_tensor_of_another_shape_is_named(single_file: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "shape", "words"),
+    [
+        ("out.2.bias", (9,), r"out\.2\.bias is \[9\] where SVD has \[4\]"),
+        ("out.2.weight", None, r"out\.2\.weight is \["),
+    ],
+)
+def test_a_tensor_of_another_shape_is_named(
+    name: str, shape: tuple[int, ...] | None, words: str, single_file: Path, tmp_path: Path
+) -> None:
+    """From the header, before anything is loaded, and though it has as many elements."""
     tensors = safetensors.torch.load_file(single_file)
-    tensors["model.diffusion_model.out.2.bias"] = torch.zeros(9)
+    key = f"model.diffusion_model.{name}"
+    tensors[key] = tensors[key].transpose(0, 1).contiguous() if shape is None else torch.zeros(shape)
     other = tmp_path / "other.safetensors"
     safetensors.torch.save_file(tensors, other)
-    checkpoint = open_checkpoint(str(other), config=str(MINIATURE))
-    with pytest.raises(CheckpointError, match=r"out\.2\.bias is \[9\] where SVD has \[4\]"):
-        checkpoint.load("unet", torch.float32)
+    with pytest.raises(CheckpointError, match=words):
+        open_checkpoint(str(other), config=str(MINIATURE))
+
+
+def test_configurations_are_part_of_what_is_built(single_file: Path, tmp_path: Path) -> None:
+    """The same file read as another model is another checkpoint, and is not up to date."""
+    other = shutil.copytree(MINIATURE, tmp_path / "config")
+    settings = json.loads((other / "vae" / "config.json").read_text())
+    (other / "vae" / "config.json").write_text(json.dumps(settings | {"scaling_factor": 0.5}))
+    before, after = (open_checkpoint(str(single_file), config=str(c)).source.digests for c in (MINIATURE, other))
+    assert before["unet"] == after["unet"]
+    assert before["vae"] != after["vae"]
+
+
+@pytest.mark.parametrize(
+    ("component", "changes"),
+    [
+        ("unet", {"layers_per_block": None}),
+        ("unet", {"layers_per_block": "two"}),
+        ("unet", {"num_attention_heads": None}),
+        ("unet", {"down_block_types": ["Foo"]}),
+        ("vae", {"block_out_channels": [16, 16]}),
+        ("vae", {"block_out_channels": 7}),
+    ],
+)
+def test_other_configurations_are_refused(
+    component: str, changes: dict[str, Any], single_file: Path, tmp_path: Path
+) -> None:
+    other = shutil.copytree(MINIATURE, tmp_path / "config")
+    path = other / component / "config.json"
+    settings = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({k: v for k, v in settings.items() if v is not None}))
+    with pytest.raises(CheckpointError):
+        open_checkpoint(str(single_file), config=str(other))
+
+
+def write_full_size_header(path: Path) -> None:
+    """A file of the published size with holes for weights: a byte each, none of them on disk."""
+    found = configurations(PRESETS["svd"])
+    header: dict[str, Any] = {}
+    end = 0
+    for component in COMPONENTS:
+        sizes = {
+            n: list(getattr(m, leaf).shape) for m, leaf, n in parameters_of(empty_model(component, found[component]))
+        }
+        for name, place in places_of(component, list(sizes), found).items():
+            shape = sizes[name][::-1] if place.transposed else sizes[name]
+            if place.name in header:
+                continue
+            shape = [3 * shape[0], *shape[1:]] if place.third is not None else shape
+            start, end = end, end + math.prod(shape)
+            header[place.name] = {"dtype": "F8_E4M3", "shape": shape, "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + end)
 
 
 def test_frames_follow_the_file_name(tmp_path: Path) -> None:
-    """SVD and SVD-XT have the same weights; only the name tells them apart."""
+    """SVD and SVD-XT have the same weights, 2,254 M of them; only the name tells them apart."""
     for name, frames in (("svd.safetensors", 14), ("svd_xt_1_1.safetensors", 25)):
-        shapes = {}
-        found = configurations(PRESETS["svd"])
-        for component in COMPONENTS:
-            names = [n for _, _, n in parameters_of(empty_model(component, found[component]))]
-            shapes |= {place.name: torch.zeros(1) for place in places_of(component, names, found).values()}
-        safetensors.torch.save_file(shapes, tmp_path / name)
-        assert open_checkpoint(str(tmp_path / name)).description.model.num_frames == frames
+        write_full_size_header(tmp_path / name)
+        checkpoint = open_checkpoint(str(tmp_path / name))
+        assert checkpoint.description.model.num_frames == frames
+        assert checkpoint.parameters == PRESETS["svd"].parameters

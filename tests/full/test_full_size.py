@@ -99,7 +99,7 @@ def test_full_width(name: NetworkName, graph: str, precision: Precision, tmp_pat
 
 
 @torch.no_grad()
-def test_activations_stay_sane() -> None:
+def test_activations_stay_sane(record_property: Any) -> None:
     """Random weights are drawn so that a full-size network neither fades out nor explodes."""
     largest: list[float] = []
 
@@ -113,5 +113,6 @@ def test_activations_stay_sane() -> None:
         module.register_forward_hook(watch)
     x = torch.randn(1, 3, 8, 8, 16)
     out = unet(x, 0.3, torch.randn(1, 1, 1024), torch.tensor([[6.0, 127.0, 0.02]]), return_dict=False)[0]
+    record_property("largest_activation", max(largest))
     assert max(largest) < 1000
     assert 0.05 < float(out.std()) < 20

@@ -14,7 +14,15 @@ from rich.table import Table
 from svd_trt.cli.console import Bars, print_json, seconds, size_text, stderr
 from svd_trt.engine.spec import NetworkName, Range
 from svd_trt.errors import ArgumentError
-from svd_trt.export.build import BuildOptions, BuildProgress, BuildResult, Stage, build_bundle
+from svd_trt.export.build import (
+    DEFAULT_FF_CHUNKS,
+    MOST_FF_CHUNKS,
+    BuildOptions,
+    BuildProgress,
+    BuildResult,
+    Stage,
+    build_bundle,
+)
 
 __all__ = ["command"]
 
@@ -73,9 +81,10 @@ _DEFAULTS = BuildOptions()
 )
 @click.option(
     "--ff-chunks",
-    type=click.IntRange(1),
+    type=click.IntRange(1, MOST_FF_CHUNKS),
     metavar="N",
-    help="Cut the denoiser's widest layers into N parts that run one after another: less memory.  [default: 2]",
+    help="Cut the denoiser's widest layers into N parts that run one after another: less memory.  "
+    f"[default: {DEFAULT_FF_CHUNKS}]",
 )
 @click.option(
     "--split-guidance",
@@ -130,6 +139,9 @@ def command(model: str, output: Path, quiet: bool, as_json: bool, **options: Any
         reporter = _Reporter(console, drawn)
         try:
             result = build_bundle(model, output, BuildOptions(**options), reporter)
+        except (KeyboardInterrupt, SystemExit):
+            console.print("what is finished is kept: the same command goes on from here")
+            raise
         finally:
             reporter.opened()  # where it was not, the spinner still has to go
     if result.up_to_date:
@@ -164,13 +176,20 @@ class _Reporter(BuildProgress):
         self.console.print(f"another build of {target} is running; waiting for it (Ctrl-C gives up)")
 
     def started(self, network: NetworkName, kind: str) -> None:
-        self.task = self.bars.add(f"{network}: {_DOING[kind]}", total=None)
+        if self.console.is_terminal:
+            self.task = self.bars.add(f"{network}: {_DOING[kind]}", total=None)
 
     def advanced(self, fraction: float) -> None:
-        self.bars.update(self.task, fraction, total=1.0)
+        if self.console.is_terminal:
+            self.bars.update(self.task, fraction, total=1.0)
 
     def finished(self, stage: Stage) -> None:
-        self.bars.update(self.task, 1.0, total=1.0, note="reused" if stage.reused else "")
+        """A bar come to its end, or, in a log, a line."""
+        note = "reused" if stage.reused else ""
+        if self.console.is_terminal:
+            self.bars.update(self.task, 1.0, total=1.0, note=note)
+        else:
+            self.console.print(f"{stage.network}: {_DOING[stage.kind]}: {note or seconds(stage.seconds)}")
 
 
 def _summary(result: BuildResult) -> Table:

@@ -33,13 +33,13 @@ def size_text(size: int | None) -> str:
     """``12.8 MB``, ``1.27 GB``; a dash where it is not known."""
     if size is None:
         return "-"
-    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
+    return f"{size / 1e9:.2f} GB" if size >= 999.95e6 else f"{size / 1e6:.1f} MB"
 
 
 def count_text(count: int) -> str:
     """``632 M``, ``1.39 G``, ``150 T``: three digits and a factor of a thousand."""
-    for factor, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M")):
-        if count >= factor:
+    for factor, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if count >= 0.9995 * factor:
             return f"{count / factor:.3g} {letter}"
     return str(count)
 

@@ -51,7 +51,9 @@ def command(bundle: Path, as_json: bool) -> None:
     else:
         console.print(_vram(manifest))
         console.print(
-            "The driver's context, a few hundred MB, comes on top; ~ is in proportion to the builder's report."
+            "FLOP and memory are for one run at the largest sizes; ~ is in proportion to the builder's report.\n"
+            "The driver's context, a few hundred MB, comes on top. Loading one engine at a time is what a\n"
+            "TensorRT runtime can do; `svd-trt infer` runs on ONNX Runtime so far."
         )
 
 
@@ -64,11 +66,16 @@ def _print_head(console: Console, path: Path, manifest: Manifest) -> None:
         "model": f"{manifest.source.model}, {manifest.model.num_frames} frames, precision {manifest.precision}",
         "engines": engines,
         "graph": f"{'rewritten' if graph.rewrites else 'plain'}, feed-forward in {_times(graph.ff_chunks)}, "
-        f"guidance branches {'one at a time' if manifest.ranges.branches.max == 1 else 'together'}",
+        f"guidance branches {'one at a time, two runs a step' if _passes(manifest) == 2 else 'together'}",
     }
     for name, value in rows.items():
         console.print(f"{name:8} {value}")
     console.print()
+
+
+def _passes(manifest: Manifest) -> int:
+    """Runs of the denoiser in a step with guidance."""
+    return 2 if manifest.ranges.branches.max == 1 else 1
 
 
 def _times(count: int) -> str:
@@ -149,6 +156,7 @@ def _as_dict(manifest: Manifest) -> dict[str, Any]:
         "precision": manifest.precision,
         "num_frames": manifest.model.num_frames,
         "flavour": msgspec.to_builtins(manifest.flavour),
+        "passes_per_step": _passes(manifest),
         "graph": msgspec.to_builtins(manifest.graph),
         "ranges": msgspec.to_builtins(manifest.ranges),
         "networks": {name: _network_dict(manifest, name, entry) for name, entry in manifest.networks.items()},
