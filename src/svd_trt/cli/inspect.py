@@ -18,6 +18,12 @@ from svd_trt.engine.spec import SYMBOLS
 
 __all__ = ["command"]
 
+_NOTES = """\
+FLOP and memory are for one run at the largest sizes; ~ is in proportion to what
+the builder reported. The driver's context, a few hundred MB, comes on top.
+Loading one engine at a time is what a TensorRT runtime can do; `svd-trt infer`
+runs on ONNX Runtime so far."""
+
 
 @click.command("inspect")
 @click.argument("bundle", type=click.Path(path_type=Path))
@@ -50,11 +56,7 @@ def command(bundle: Path, as_json: bool) -> None:
         console.print("The bundle has no engines (--backend onnxruntime), so what they need in VRAM is not known.")
     else:
         console.print(_vram(manifest))
-        console.print(
-            "FLOP and memory are for one run at the largest sizes; ~ is in proportion to the builder's report.\n"
-            "The driver's context, a few hundred MB, comes on top. Loading one engine at a time is what a\n"
-            "TensorRT runtime can do; `svd-trt infer` runs on ONNX Runtime so far."
-        )
+        console.print(_NOTES)
 
 
 def _print_head(console: Console, path: Path, manifest: Manifest) -> None:
