@@ -1,8 +1,8 @@
 """Device memory that a bundle needs, from what the builder reported of its engines; nothing is loaded to know it.
 
-The report is for the largest sizes of an engine's ranges. Activations are proportional to how many pictures, branches,
-frames and pixels run together (measured for full-size SVD: to 0.01 % from 14 to 25 frames, and for decode chunks of 1
-to 25), so those of smaller sizes follow.
+The report is for the largest sizes of an engine's ranges. Activations are proportional to how many frames run together
+(measured for full-size SVD: to 0.1 % from 14 to 25 frames, and for decode chunks of 1 to 25), so those of smaller
+sizes follow. The same is taken for pictures, branches and pixels.
 """
 
 from __future__ import annotations
