@@ -16,57 +16,37 @@ import msgspec
 
 import svd_trt
 from svd_trt.engine.bundle import Bundle
-from svd_trt.engine.flavour import BuildBackend, Flavour, select_flavour
+from svd_trt.engine.flavour import Flavour, select_flavour
 from svd_trt.engine.manifest import (
     SCHEMA_VERSION,
     FileEntry,
     FlavourEntry,
-    GraphEntry,
     Manifest,
     NetworkEntry,
     OnnxEntry,
     PlanEntry,
-    Precision,
 )
 from svd_trt.engine.plan import build_plan
 from svd_trt.engine.spec import (
-    LARGEST_COUNT,
-    LARGEST_SIDE,
     NETWORKS,
-    ModelInfo,
     NetworkName,
     NetworkSpec,
-    Range,
-    Ranges,
     network_specs,
 )
-from svd_trt.errors import ArgumentError, MissingDependencyError, OutputError
+from svd_trt.errors import MissingDependencyError, OutputError
 from svd_trt.export.checkpoint import COMPONENT_OF, Checkpoint, open_checkpoint
+from svd_trt.export.options import BuildOptions, ranges_of
 from svd_trt.export.room import Work, check_room
 from svd_trt.export.worker import Exported, Task, export_networks
 
 if TYPE_CHECKING:
     from svd_trt.engine.staging import Staging
 
-__all__ = [
-    "DEFAULT_FF_CHUNKS",
-    "MOST_FF_CHUNKS",
-    "BuildOptions",
-    "BuildProgress",
-    "BuildResult",
-    "Stage",
-    "build_bundle",
-]
+__all__ = ["BuildProgress", "BuildResult", "Stage", "build_bundle"]
 
 # Raised when the same checkpoint and options would give other graphs or plans, so that old ones are not reused.
 _EXPORT_REVISION = 2
 _PLAN_REVISION = 2
-
-# The default; see BuildOptions.
-DEFAULT_FF_CHUNKS = 2
-MOST_FF_CHUNKS = 16
-# The smallest picture that a range may hold has 2x2 pixels at the deepest level, and a part must have one.
-_MOST_DYNAMIC_FF_CHUNKS = 4
 
 # Releases of these change the graphs they export.
 _GRAPH_PACKAGES = ("torch", "diffusers", "transformers", "onnxscript", "onnx_ir")
@@ -83,63 +63,6 @@ _EXPORT_MODULES = (
     "safetensors",
     "filelock",
 )
-
-
-@dataclass(frozen=True)
-class BuildOptions:
-    """What to build; every default is the checkpoint's own or diffusers'.
-
-    Attributes:
-        height, width: frame size in pixels, multiples of 8; a fixed one makes a smaller, faster network.
-        frames: frames of one video, from 2 up; None is 2 up to what the checkpoint was trained for.
-        decode_chunk: frames decoded together, from 1 up; None is 1 up to the most frames.
-        batch: videos denoised together.
-        precision: of all networks but the VAE encoder, which stays in fp32 as the checkpoints ask.
-        rewrites: apply the exact rewrites of `svd_trt.export.rewrites`; without them the networks compute what
-            diffusers computes, for comparison.
-        ff_chunks: parts into which the widest feed-forwards of the denoiser are cut; more take less memory. Needs
-            rewrites.
-        split_guidance: build the denoiser for one guidance branch at a time: half the memory, two passes a step.
-        skip_checks: start even if disk or memory look too small.
-        backend: which engines to build beside the ONNX networks, which every bundle holds.
-        revision, variant, local_files_only: as in diffusers' ``from_pretrained``.
-        config: for a single file, a folder in diffusers format with its configurations.
-    """
-
-    height: Range = Range(576, 576, 576)
-    width: Range = Range(1024, 1024, 1024)
-    frames: Range | None = None
-    decode_chunk: Range | None = None
-    batch: Range = Range(1, 1, 1)
-    precision: Precision = "fp16"
-    rewrites: bool = True
-    ff_chunks: int | None = None
-    split_guidance: bool = False
-    skip_checks: bool = False
-    backend: BuildBackend = "auto"
-    revision: str | None = None
-    variant: str | None = None
-    local_files_only: bool = False
-    config: str | None = None
-
-    @property
-    def graph(self) -> GraphEntry:
-        """How the networks are to be written.
-
-        Raises:
-            ArgumentError: the options contradict each other.
-        """
-        default = DEFAULT_FF_CHUNKS if self.rewrites else 1
-        chunks = default if self.ff_chunks is None else self.ff_chunks
-        if not 1 <= chunks <= MOST_FF_CHUNKS:
-            raise ArgumentError(f"--ff-chunks {chunks}: 1 to {MOST_FF_CHUNKS} are supported")
-        if chunks > _MOST_DYNAMIC_FF_CHUNKS and not (self.height.fixed and self.width.fixed):
-            raise ArgumentError(
-                f"--ff-chunks {chunks}: up to {_MOST_DYNAMIC_FF_CHUNKS} are supported where height or width has a range"
-            )
-        if chunks > 1 and not self.rewrites:
-            raise ArgumentError("--ff-chunks is one of the rewrites; leave out --no-rewrites")
-        return GraphEntry(rewrites=self.rewrites, ff_chunks=chunks)
 
 
 @dataclass(frozen=True)
@@ -214,7 +137,7 @@ def build_bundle(
         config=options.config,
     )
     progress.opened()
-    _ranges(options, checkpoint.description.model)  # a bad range is refused before anything is written
+    ranges_of(options, checkpoint.description.model)  # a bad range is refused before anything is written
     _ = options.graph  # and so are contradictions
     flavour = select_flavour(options.backend)
     target = Path(output)
@@ -245,7 +168,7 @@ class _Build:
         self.flavour = flavour
         self.staging = staging
         self.progress = progress
-        self.ranges = _ranges(options, checkpoint.description.model)
+        self.ranges = ranges_of(options, checkpoint.description.model)
         self.specs = network_specs(checkpoint.description.model, self.ranges)
         self.stages: list[Stage] = []
         self.checked = False
@@ -400,38 +323,6 @@ class _Build:
 
 def _key(**parts: object) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
-def _ranges(options: BuildOptions, model: ModelInfo) -> Ranges:
-    """The ranges of the bundle: what was asked, with the checkpoint's defaults.
-
-    Raises:
-        ArgumentError: a range that no SVD can serve.
-    """
-    most = model.num_frames
-    frames = options.frames or Range(min(2, most), most, most)
-    largest = frames.max
-    chunk = options.decode_chunk or Range(1, min(8, largest), largest)
-    factor = model.vae_scale_factor
-    for what, size in (("height", options.height), ("width", options.width)):
-        if any(value % 8 or value % factor for value in (size.min, size.opt, size.max)):
-            raise ArgumentError(f"--{what} {size}: sizes are multiples of {max(8, factor)}")
-        if size.max > LARGEST_SIDE:
-            raise ArgumentError(f"--{what} {size}: sizes up to {LARGEST_SIDE} are supported")
-    if frames.min < 2:
-        raise ArgumentError(f"--frames {frames}: a video has at least 2 frames")
-    for what, count in (("frames", frames), ("decode-chunk", chunk), ("batch", options.batch)):
-        if count.max > LARGEST_COUNT:
-            raise ArgumentError(f"--{what} {count}: counts up to {LARGEST_COUNT} are supported")
-    return Ranges(
-        batch=options.batch,
-        pictures=Range(1, 1, options.batch.max),
-        branches=Range(1, 1, 1) if options.split_guidance else Range(1, 2, 2),
-        frames=frames,
-        chunk=chunk,
-        height=options.height,
-        width=options.width,
-    )
 
 
 def _require_export_packages() -> None:

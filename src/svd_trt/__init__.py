@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from svd_trt.engine.bundle import Bundle as Bundle
     from svd_trt.errors import SvdTrtError as SvdTrtError
-    from svd_trt.export.build import BuildOptions as BuildOptions
     from svd_trt.export.build import build_bundle as build_bundle
+    from svd_trt.export.options import BuildOptions as BuildOptions
     from svd_trt.runtime.pipeline import VideoOutput as VideoOutput
     from svd_trt.runtime.pipeline import VideoPipeline as VideoPipeline
 
@@ -20,7 +20,7 @@ __version__ = "0.1.0"
 
 _LAZY = {
     "Bundle": "svd_trt.engine.bundle",
-    "BuildOptions": "svd_trt.export.build",
+    "BuildOptions": "svd_trt.export.options",
     "SvdTrtError": "svd_trt.errors",
     "VideoOutput": "svd_trt.runtime.pipeline",
     "VideoPipeline": "svd_trt.runtime.pipeline",

@@ -14,15 +14,8 @@ from rich.table import Table
 from svd_trt.cli.console import Bars, print_json, seconds, size_text, stderr
 from svd_trt.engine.spec import NetworkName, Range
 from svd_trt.errors import ArgumentError
-from svd_trt.export.build import (
-    DEFAULT_FF_CHUNKS,
-    MOST_FF_CHUNKS,
-    BuildOptions,
-    BuildProgress,
-    BuildResult,
-    Stage,
-    build_bundle,
-)
+from svd_trt.export.build import BuildProgress, BuildResult, Stage, build_bundle
+from svd_trt.export.options import DEFAULT_FF_CHUNKS, MOST_FF_CHUNKS, BuildOptions
 
 __all__ = ["command"]
 
