@@ -25,16 +25,8 @@ from svd_trt.engine.flavour import find_flavour
 from svd_trt.engine.plan import build_plan
 from svd_trt.engine.spec import NetworkName, Range, Ranges, network_specs
 from svd_trt.export.checkpoint import COMPONENT_OF, Checkpoint, open_checkpoint
-
-_REWRITES = (
-    "cross_attention_to_values",
-    "tabulate_frame_positions",
-    "temporal_convolutions_2d",
-    "constant_blends",
-    "split_feed_forwards",
-    "bound_attention",
-    "subpixel_upsampling",
-)
+from svd_trt.export.rewrites import REWRITES
+from svd_trt.export.rewrites.feed_forward import split_feed_forwards
 
 
 @dataclass(frozen=True)
@@ -42,7 +34,7 @@ class Row:
     """One way to write a network: its first ``rewrites`` rewrites, and the modes."""
 
     label: str
-    rewrites: int = len(_REWRITES)
+    rewrites: int = len(REWRITES)
     fp32_statistics: bool = True
     ff_chunks: int = 1
     branches: int = 2
@@ -53,7 +45,7 @@ _PLAIN = Row("plain", rewrites=0, fp32_statistics=False)
 _ALL = Row("fp32 statistics of group normalisation")
 ROWS = (
     _PLAIN,
-    *(replace(_PLAIN, label=name, rewrites=i + 1) for i, name in enumerate(_REWRITES)),
+    *(replace(_PLAIN, label=function.__name__, rewrites=i + 1) for i, function in enumerate(REWRITES)),
     _ALL,
 )
 MODES = (
@@ -110,13 +102,10 @@ def _measure(checkpoint: Checkpoint, name: NetworkName, row: Row) -> dict[str, A
     from svd_trt.export.flops import count_flops
     from svd_trt.export.networks import dtype_of, make_network
     from svd_trt.export.onnx_export import export_network
-    from svd_trt.export.rewrites import REWRITES
-    from svd_trt.export.rewrites.feed_forward import split_feed_forwards
 
     spec = network_specs(checkpoint.description.model, _ranges(row))[name]
     model = checkpoint.load(COMPONENT_OF[name], dtype_of(name, "fp16"))
     module = make_network(name, model, rewrites=False)
-    assert tuple(function.__name__ for function in REWRITES) == _REWRITES
     places = 0
     for function in REWRITES[: row.rewrites]:
         chunked = function is split_feed_forwards

@@ -46,12 +46,8 @@ class FolderCheckpoint(Checkpoint):
 
         model = empty_model(component, _config(self.path, _CONFIGURATIONS[component]))
         wanted = {full: tuple(getattr(module, name).shape) for module, name, full in parameters_of(model)}
-        files = _weight_files(self.path, component, self.source.variant)
-        found = {n: s for f in files if f.suffix == ".safetensors" for n, s in safetensors_shapes(f).items()}
-        if missing := sorted(wanted.keys() - found.keys()):
-            raise CheckpointError(
-                f"{self.path / component} lacks {len(missing)} weights that SVD has, {missing[0]} among them"
-            )
+        found = _shapes(_weight_files(self.path, component, self.source.variant))
+        self._refuse_missing(component, sorted(wanted.keys() - found.keys()))
         for name, shape in wanted.items():
             if found[name] != shape:
                 raise CheckpointError(
@@ -74,11 +70,14 @@ class FolderCheckpoint(Checkpoint):
                 )
         except Exception as error:  # the libraries raise a dozen kinds for a damaged file
             raise CheckpointError(f"{self.path / component} cannot be loaded: {first_line(error)}") from error
-        if missing := sorted(info["missing_keys"]):
+        self._refuse_missing(component, sorted(info["missing_keys"]))
+        return model
+
+    def _refuse_missing(self, component: Component, missing: list[str]) -> None:
+        if missing:
             raise CheckpointError(
                 f"{self.path / component} lacks {len(missing)} weights that SVD has, {missing[0]} among them"
             )
-        return model
 
 
 def open_folder(path: Path, variant: str | None, *, name: str, commit: str | None) -> FolderCheckpoint:
@@ -95,7 +94,7 @@ def open_folder(path: Path, variant: str | None, *, name: str, commit: str | Non
     return FolderCheckpoint(
         description=description,
         source=SourceInfo(model=name, commit=commit, variant=variant, digests=digests),
-        parameters={component: _count(found) for component, found in files.items()},
+        parameters={c: sum(map(math.prod, _shapes(found).values())) for c, found in files.items()},
         path=path,
     )
 
@@ -140,9 +139,10 @@ def find_folder(
     return _download(model, revision, variant, local_files_only)
 
 
-def _count(files: list[Path]) -> int:
+def _shapes(files: list[Path]) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the weights in all of ``files``, an index among them passed over."""
     weights = [file for file in files if file.suffix == ".safetensors"]
-    return sum(math.prod(shape) for file in weights for shape in safetensors_shapes(file).values())
+    return {name: shape for file in weights for name, shape in safetensors_shapes(file).items()}
 
 
 def _model_classes() -> dict[Component, Any]:
