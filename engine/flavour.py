@@ -6,9 +6,10 @@ import importlib
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
+from svd_trt.engine.driver import gpu_count, list_gpus, load_driver
 from svd_trt.errors import BackendError, MissingDependencyError
 
-__all__ = ["BuildBackend", "Flavour", "FlavourName", "find_flavour", "gpu_count", "select_flavour"]
+__all__ = ["BuildBackend", "Flavour", "FlavourName", "find_flavour", "select_flavour"]
 
 FlavourName: TypeAlias = Literal["tensorrt", "tensorrt-rtx"]
 BuildBackend: TypeAlias = Literal["auto", "tensorrt", "tensorrt-rtx", "onnxruntime"]
@@ -26,19 +27,6 @@ class Flavour:
     version: str
     target: str = ""
     """GPU that its engines are for, as ``sm90``; empty where they run on several kinds."""
-
-
-def gpu_count() -> int:
-    """Number of NVIDIA GPUs that the driver shows; 0 without a driver or without cuda-python."""
-    try:
-        driver = importlib.import_module("cuda.bindings.driver")
-        (error,) = driver.cuInit(0)
-        if error != driver.CUresult.CUDA_SUCCESS:
-            return 0
-        error, count = driver.cuDeviceGetCount()
-    except (ImportError, RuntimeError):  # cuda-python raises RuntimeError where libcuda is missing
-        return 0
-    return int(count) if error == driver.CUresult.CUDA_SUCCESS else 0
 
 
 def find_flavour(name: FlavourName) -> Flavour:
@@ -87,20 +75,7 @@ def select_flavour(backend: BuildBackend) -> Flavour | None:
 
 def _current_gpu() -> str:
     """Compute capability of the first GPU, as ``sm90``; empty without one."""
-    if gpu_count() == 0:
-        return ""
-    driver = importlib.import_module("cuda.bindings.driver")
-    names = driver.CUdevice_attribute
-    parts = []
-    for attribute in (
-        names.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR,
-        names.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR,
-    ):
-        error, value = driver.cuDeviceGetAttribute(attribute, 0)
-        if error != driver.CUresult.CUDA_SUCCESS:
-            raise BackendError(f"the driver does not say what GPU this is ({error})")
-        parts.append(str(value))
-    return "sm" + "".join(parts)
+    return list_gpus(load_driver())[0].sm if gpu_count() else ""
 
 
 def _import_tensorrt() -> Any:

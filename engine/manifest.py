@@ -98,6 +98,8 @@ class PlanEntry(msgspec.Struct, frozen=True):
     layers: int
     activation_bytes: int | None
     weight_bytes: int | None
+    weight_streaming: bool = False
+    """Weights may be streamed from host memory."""
 
 
 class NetworkEntry(msgspec.Struct, frozen=True):

@@ -28,11 +28,13 @@ def build_plan(
     spec: NetworkSpec,
     plan_path: Path,
     progress: Callable[[float], None] | None = None,
+    *,
+    weight_streaming: bool = False,
 ) -> PlanReport:
     """Build the engine of ``spec`` from ``onnx_path`` and write it to ``plan_path``.
 
     ``progress`` is called with the fraction that is done, from 0 to 1. Any exception while waiting, Ctrl-C among
-    them, stops the build at once.
+    them, stops the build at once. With ``weight_streaming`` the engine's weights may stay in host memory.
 
     Raises:
         EngineBuildError: a node was refused, the tensors are not those of ``spec``, or the build failed or died.
@@ -40,7 +42,13 @@ def build_plan(
     """
     plan_path.parent.mkdir(parents=True, exist_ok=True)
     partial = plan_path.with_name(f"{plan_path.name}.{os.getpid()}")
-    job = Job(flavour=flavour.name, onnx_path=str(onnx_path), plan_path=str(partial), spec=spec)
+    job = Job(
+        flavour=flavour.name,
+        onnx_path=str(onnx_path),
+        plan_path=str(partial),
+        spec=spec,
+        weight_streaming=weight_streaming,
+    )
     reports: list[PlanReport] = []
 
     def handle(line: bytes) -> bool:

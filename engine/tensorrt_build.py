@@ -24,7 +24,16 @@ from svd_trt.engine.flavour import Flavour, FlavourName, find_flavour
 from svd_trt.engine.spec import NetworkSpec
 from svd_trt.errors import EngineBuildError, SvdTrtError
 
-__all__ = ["Job", "MappedWeights", "Message", "PlanReport", "build", "make_profile", "parse_network"]
+__all__ = [
+    "Job",
+    "MappedWeights",
+    "Message",
+    "PlanReport",
+    "build",
+    "make_config",
+    "make_profile",
+    "parse_network",
+]
 
 Progress = Callable[[float], None]
 
@@ -48,6 +57,8 @@ class PlanReport(msgspec.Struct, frozen=True):
     weight_bytes: int | None
     layers: int
     seconds: float
+    weight_streaming: bool = False
+    """As the builder's configuration has it: weights may stay in host memory."""
 
 
 class Job(msgspec.Struct, frozen=True):
@@ -57,6 +68,7 @@ class Job(msgspec.Struct, frozen=True):
     onnx_path: str
     plan_path: str
     spec: NetworkSpec
+    weight_streaming: bool = False
 
 
 class Message(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -67,8 +79,18 @@ class Message(msgspec.Struct, frozen=True, omit_defaults=True):
     error: str | None = None
 
 
-def build(flavour: Flavour, onnx_path: Path, spec: NetworkSpec, plan_path: Path, progress: Progress) -> PlanReport:
+def build(
+    flavour: Flavour,
+    onnx_path: Path,
+    spec: NetworkSpec,
+    plan_path: Path,
+    progress: Progress,
+    *,
+    weight_streaming: bool = False,
+) -> PlanReport:
     """Build the engine of ``spec`` from ``onnx_path`` and write it to ``plan_path``, in this process.
+
+    With ``weight_streaming`` its weights may stay in host memory and be copied in as they are used.
 
     Raises:
         EngineBuildError: a node was refused, the tensors are not those of ``spec``, or the build failed.
@@ -80,7 +102,8 @@ def build(flavour: Flavour, onnx_path: Path, spec: NetworkSpec, plan_path: Path,
     builder = trt.Builder(logger)
     weights = MappedWeights(onnx_path)  # and so do these, which the network points to
     network, _parser = parse_network(flavour, builder, logger, onnx_path, spec, weights)
-    report = _compile(flavour, builder, logger, network, spec, plan_path, monitor, weights)
+    config = make_config(flavour, builder, spec, monitor, weight_streaming=weight_streaming)
+    report = _compile(flavour, builder, logger, network, config, spec, plan_path, weights)
     return msgspec.structs.replace(report, seconds=time.perf_counter() - started)
 
 
@@ -89,16 +112,11 @@ def _compile(
     builder: Any,
     logger: Any,
     network: Any,
+    config: Any,
     spec: NetworkSpec,
     plan_path: Path,
-    monitor: Any,
     weights: MappedWeights,
 ) -> PlanReport:
-    config = builder.create_builder_config()
-    config.progress_monitor = monitor
-    profile = make_profile(builder, spec)
-    if profile:
-        config.add_optimization_profile(profile)
     layers = network.num_layers
     with _PlanFile(flavour.trt, plan_path) as plan, weights.kept_small():
         built = plan.build(builder, network, config)
@@ -110,6 +128,7 @@ def _compile(
         weight_bytes=logger.memory.get("weight_bytes"),
         layers=layers,
         seconds=0.0,
+        weight_streaming=config.get_flag(flavour.trt.BuilderFlag.WEIGHT_STREAMING),
     )
 
 
@@ -142,6 +161,19 @@ def _parse(parser: Any, onnx_path: Path, weights: MappedWeights) -> bool:
     return bool(
         loaded and all(parser.load_initializer(*tensor) for tensor in weights.tensors()) and parser.parse_model_proto()
     )
+
+
+def make_config(flavour: Flavour, builder: Any, spec: NetworkSpec, monitor: Any, *, weight_streaming: bool) -> Any:
+    """The builder's configuration: who is told of progress, the profile of ``spec``, and where weights may lie."""
+    config = builder.create_builder_config()
+    config.progress_monitor = monitor
+    profile = make_profile(builder, spec)
+    if profile:
+        config.add_optimization_profile(profile)
+    if weight_streaming:
+        # TensorRT 10 takes it for strongly typed networks only, which ours are.
+        config.set_flag(flavour.trt.BuilderFlag.WEIGHT_STREAMING)
+    return config
 
 
 def make_profile(builder: Any, spec: NetworkSpec) -> Any:
@@ -345,7 +377,14 @@ def _work(line: bytes, answer: Answer) -> None:
 
     try:
         flavour = find_flavour(job.flavour)
-        report = build(flavour, Path(job.onnx_path), job.spec, Path(job.plan_path), progress)
+        report = build(
+            flavour,
+            Path(job.onnx_path),
+            job.spec,
+            Path(job.plan_path),
+            progress,
+            weight_streaming=job.weight_streaming,
+        )
     except SvdTrtError as error:
         say(Message(error=str(error)))
     except OSError as error:

@@ -33,7 +33,7 @@ from svd_trt.engine.spec import (
     NetworkSpec,
     network_specs,
 )
-from svd_trt.errors import MissingDependencyError, OutputError
+from svd_trt.errors import ArgumentError, MissingDependencyError, OutputError
 from svd_trt.export.checkpoint import COMPONENT_OF, Checkpoint, open_checkpoint
 from svd_trt.export.options import BuildOptions, ranges_of
 from svd_trt.export.room import Work, check_room
@@ -140,6 +140,8 @@ def build_bundle(
     ranges_of(options, checkpoint.description.model)  # a bad range is refused before anything is written
     _ = options.graph  # and so are contradictions
     flavour = select_flavour(options.backend)
+    if options.weight_streaming and flavour is None:
+        raise ArgumentError("--weight-streaming is for engines, and this build makes none; leave it out")
     target = Path(output)
     from svd_trt.engine.staging import Staging
 
@@ -257,14 +259,26 @@ class _Build:
     def _build_plan(self, spec: NetworkSpec, key: str) -> PlanEntry:
         assert self.flavour is not None
         path = self.staging.path / self.flavour.name / f"{spec.name}.plan"
-        report = build_plan(self.flavour, self._onnx_path(spec), spec, path, self.progress.advanced)
+        report = build_plan(
+            self.flavour,
+            self._onnx_path(spec),
+            spec,
+            path,
+            self.progress.advanced,
+            weight_streaming=self._streamed(spec),
+        )
         return PlanEntry(
             key=key,
             file=FileEntry.of(self.staging.path, path),
             layers=report.layers,
             activation_bytes=report.activation_bytes,
             weight_bytes=report.weight_bytes,
+            weight_streaming=report.weight_streaming,
         )
+
+    def _streamed(self, spec: NetworkSpec) -> bool:
+        """Whether the engine's weights may stay in host memory; the other networks' are small beside the denoiser's."""
+        return self.options.weight_streaming and spec.name == "denoiser"
 
     def _onnx_key(self, spec: NetworkSpec) -> str:
         # Ranges of symbolic axes are not in it: the graph is the same for all of them.
@@ -281,7 +295,10 @@ class _Build:
 
     def _plan_key(self, spec: NetworkSpec) -> str:
         assert self.flavour is not None
+        # Absent where it is off, so that plans of before the option keep their keys.
+        streaming = {"weight_streaming": True} if self._streamed(spec) else {}
         return _key(
+            **streaming,
             revision=_PLAN_REVISION,
             onnx=self._onnx_key(spec),
             ranges={symbol: str(r) for symbol, r in spec.ranges.items()},

@@ -32,6 +32,8 @@ class BuildOptions:
         ff_chunks: parts into which the widest feed-forwards of the denoiser are cut; more take less memory. Needs
             rewrites.
         split_guidance: build the denoiser for one guidance branch at a time: half the memory, two passes a step.
+        weight_streaming: build the denoiser's engine so that its weights may stay in host memory and be copied in as
+            they are used; slower. How much of them does is decided where it runs. Needs engines.
         skip_checks: start even if disk or memory look too small.
         backend: which engines to build beside the ONNX networks, which every bundle holds.
         revision, variant, local_files_only: as in diffusers' ``from_pretrained``.
@@ -47,6 +49,7 @@ class BuildOptions:
     rewrites: bool = True
     ff_chunks: int | None = None
     split_guidance: bool = False
+    weight_streaming: bool = False
     skip_checks: bool = False
     backend: BuildBackend = "auto"
     revision: str | None = None

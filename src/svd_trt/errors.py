@@ -9,9 +9,12 @@
     ├── EngineBuildError           TensorRT refused a network or failed to build it
     ├── BundleError                a bundle is missing, incomplete, altered, or of a newer schema
     ├── BackendError               no backend on this machine can run the bundle
+    │   └── CudaError              a call of the CUDA driver failed; the message names the call, the tensor, the bytes
+    │       └── DeviceMemoryError  the GPU has too little free memory, or the budget does not allow more
     ├── ImageError                 an input picture could not be read
     ├── OutputError                a video could not be written
     ├── RoomError                  not enough disk or memory for what was asked, seen before it starts
+    ├── BudgetError                the memory budget is below what any plan needs; the message says what works
     ├── MissingDependencyError     an optional package is not installed (also an ImportError)
     └── LockedError                another process is building the same bundle
 
@@ -24,8 +27,11 @@ from __future__ import annotations
 __all__ = [
     "ArgumentError",
     "BackendError",
+    "BudgetError",
     "BundleError",
     "CheckpointError",
+    "CudaError",
+    "DeviceMemoryError",
     "EngineBuildError",
     "ExportError",
     "ImageError",
@@ -66,6 +72,43 @@ class BackendError(SvdTrtError):
     """No backend on this machine can run the bundle, or the one asked for cannot."""
 
 
+class CudaError(BackendError):
+    """A call of the CUDA driver failed.
+
+    Attributes:
+        call: the driver's function.
+        status: its status, as ``CUDA_ERROR_INVALID_VALUE``.
+    """
+
+    def __init__(self, call: str, what: str, nbytes: int | None, status: str, reason: str) -> None:
+        """``call`` for ``nbytes`` bytes of ``what`` ended in ``status``, which the driver explains as ``reason``."""
+        size = "" if nbytes is None else f"{nbytes:,} bytes"
+        subject = " of ".join(part for part in (size, what) if part)
+        super().__init__(f"{call}{f' ({subject})' if subject else ''} failed: {status}, {reason}")
+        self.call = call
+        self.status = status
+
+
+class DeviceMemoryError(CudaError):
+    """The GPU has too little free memory, or the budget does not allow more.
+
+    Attributes:
+        asked: bytes, where known.
+        free: bytes that were free, where known.
+    """
+
+    def __init__(self, call: str, what: str, asked: int | None, free: int | None, total: int | None) -> None:
+        """``call`` asked for memory for ``what``; ``free`` of ``total`` bytes were free."""
+        gpu = "the GPU is full" if free is None else f"{free / 1e9:.2f} GB free"
+        super().__init__(call, what, asked, "out of memory", gpu + (f" of {total / 1e9:.2f} GB" if total else ""))
+        self.asked = asked
+        self.free = free
+
+    def advise(self, advice: str) -> None:
+        """Add what to do to the message."""
+        self.args = (f"{self.args[0]}; {advice}",)
+
+
 class ImageError(SvdTrtError):
     """An input picture is missing, is not a picture, or is damaged."""
 
@@ -76,6 +119,10 @@ class OutputError(SvdTrtError):
 
 class RoomError(SvdTrtError):
     """Disk or memory would run out; the message says how much is needed and how much there is."""
+
+
+class BudgetError(SvdTrtError):
+    """The memory budget is below what any plan needs; the message says the smallest that works."""
 
 
 class LockedError(SvdTrtError):

@@ -76,6 +76,28 @@ def test_other_ranges_keep_the_export(run: Run, small_checkpoint: Path, small_bu
     assert [p.name for p in tmp_path.iterdir() if p.name not in ("bundle", ".bundle.lock")] == []
 
 
+def test_weight_streaming_is_the_denoisers_plan_alone(
+    run: Run, small_checkpoint: Path, small_bundle: Path, tmp_path: Path
+) -> None:
+    bundle = copy(small_bundle, tmp_path / "bundle")
+    assert not any(entry.plan and entry.plan.weight_streaming for entry in read_manifest(bundle).networks.values())
+    result = run("build", small_checkpoint, "-o", bundle, *RTX, "--weight-streaming", "--json")
+    assert result.returncode == 0, result.stderr
+    built = [(s["network"], s["kind"]) for s in json.loads(result.stdout)["stages"] if not s["reused"]]
+    assert built == [("denoiser", "tensorrt-rtx")]
+    manifest = read_manifest(bundle)
+    streamed = [name for name, entry in manifest.networks.items() if entry.plan and entry.plan.weight_streaming]
+    assert streamed == ["denoiser"]
+    again = run("build", small_checkpoint, "-o", bundle, *RTX, "--weight-streaming", "--json")
+    assert json.loads(again.stdout)["up_to_date"]
+
+
+def test_weight_streaming_without_engines_is_refused(run: Run, small_checkpoint: Path, tmp_path: Path) -> None:
+    options = (*SIZE, "--backend", "onnxruntime", "--weight-streaming")
+    assert_refused(run("build", small_checkpoint, "-o", tmp_path / "b", *options), "--weight-streaming", "leave it out")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_other_weights_are_built_again(run: Run, small_checkpoint: Path, small_bundle: Path, tmp_path: Path) -> None:
     bundle = copy(small_bundle, tmp_path / "bundle")
     checkpoint = copy(small_checkpoint, tmp_path / "checkpoint")

@@ -11,10 +11,11 @@ import psutil
 import pytest
 
 from svd_trt import Bundle
-from svd_trt.engine.flavour import find_flavour, gpu_count, select_flavour
+from svd_trt.engine.driver import gpu_count
+from svd_trt.engine.flavour import find_flavour, select_flavour
 from svd_trt.engine.plan import build_plan
 from svd_trt.engine.spec import NETWORKS
-from svd_trt.engine.tensorrt_build import MappedWeights, make_profile, parse_network
+from svd_trt.engine.tensorrt_build import MappedWeights, make_config, make_profile, parse_network
 from svd_trt.errors import EngineBuildError
 
 pytest.importorskip("onnxruntime_ep_nv_tensorrt_rtx", reason="TensorRT for RTX is not installed (svd-trt[rtx])")
@@ -102,6 +103,24 @@ def test_a_graph_of_other_tensors_is_refused(small_bundle: Path, tmp_path: Path)
             bundle.network("image_encoder").spec,
             tmp_path / "p.plan",
         )
+
+
+@SMALL
+def test_weight_streaming_is_a_flag_of_the_builder(small_bundle: Path, tmp_path: Path, builder: Any) -> None:
+    bundle = Bundle.open(small_bundle)
+    flavour, trt_builder, _ = builder
+    spec, plain = bundle.network("denoiser").spec, bundle.network("denoiser").plan
+    assert plain is not None
+    flag = flavour.trt.BuilderFlag.WEIGHT_STREAMING
+    for wanted in (False, True):
+        config = make_config(flavour, trt_builder, spec, None, weight_streaming=wanted)
+        assert config.get_flag(flag) == wanted
+        assert config.num_optimization_profiles == 1
+    report = build_plan(flavour, bundle.onnx_path("denoiser"), spec, tmp_path / "p.plan", weight_streaming=True)
+    assert report.weight_streaming, "the builder's own process had the flag"
+    # What is streamed is decided where the engine runs; the builder reports the same memory.
+    assert (report.layers, report.activation_bytes) == (plain.layers, plain.activation_bytes)
+    assert report.weight_bytes == plain.weight_bytes
 
 
 @SMALL

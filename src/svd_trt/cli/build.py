@@ -85,6 +85,12 @@ _DEFAULTS = BuildOptions()
     help="Build the denoiser for one guidance branch at a time: half the memory, two passes a step.",
 )
 @click.option(
+    "--weight-streaming",
+    is_flag=True,
+    help="Let weights of the denoiser stay in host memory and be copied in as they are used, for GPUs too small for "
+    "them: slower. `svd-trt infer --vram-budget` decides how many.",
+)
+@click.option(
     "--rewrites/--no-rewrites",
     default=True,
     show_default=True,
