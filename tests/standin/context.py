@@ -1,0 +1,193 @@
+"""Execution contexts of the stand-in: every mistake that TensorRT would take for undefined behaviour is raised."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from svd_trt.engine.spec import TensorSpec
+from tests.standin.calls import number
+from tests.standin.clock import Range
+from tests.standin.engine import IRuntimeCache, IRuntimeConfig, Plan, RtxRuntimeConfig, take
+from tests.standin.network import Run, bytes_of, solve
+from tests.standin.rtx import real
+
+__all__ = ["IExecutionContext", "RtxExecutionContext"]
+
+_ALIGNMENT = 256
+SUCCESS = 0
+
+
+class IExecutionContext:
+    """One way to run an engine: shapes, addresses, and a block for activations."""
+
+    def __init__(self, plan: Plan, engine: Any, config: IRuntimeConfig) -> None:
+        self._plan = plan
+        self._engine = engine  # as the real one keeps it
+        self._shapes = {t.name: t.resolve({}) for t in plan.spec.inputs if not t.dynamic}
+        self._addresses: dict[str, int] = {}
+        self._block: Range | None = None
+        self._own_block = False
+        # Until `update_device_memory_size_for_shapes`, activations are laid out for the largest shapes.
+        self._needed = plan.activation_bytes({})
+        self._executed = False  # with the shapes of now
+
+    def _allocate_own(self) -> bool:
+        """Allocate the block here; False where the device is full."""
+        self._block = take(self, self._plan.cuda, max(self._needed, 1))
+        self._own_block = self._block is not None
+        if not self._own_block:
+            self._plan.error(f"Requested amount of GPU memory ({self._needed} bytes): out of memory")
+        return self._own_block
+
+    # Before a run.
+
+    def set_optimization_profile_async(self, profile_index: int, stream_handle: Any) -> bool:
+        if profile_index != 0:
+            self._plan.error(f"there is no profile {profile_index}")
+        return profile_index == 0
+
+    def set_input_shape(self, name: str, shape: Sequence[int]) -> bool:
+        tensor = self._plan.tensor(name)
+        if tensor is None or tensor not in self._plan.spec.inputs:
+            self._plan.error(f"{name} is no input")
+            return False
+        wanted = tuple(int(n) for n in shape)
+        low, _, high = self._plan.spec.profile(tensor)
+        if len(wanted) != len(low) or not all(a <= n <= b for a, n, b in zip(low, wanted, high, strict=True)):
+            self._plan.error(f"{name}: {wanted} is not in the profile's range of {low} to {high}")
+            return False
+        if self._shapes.get(name) != wanted:
+            self._shapes[name] = wanted
+            self._executed = False
+            if not self._own_block:
+                self._needed = self._plan.activation_bytes({})
+        return True
+
+    def set_tensor_address(self, name: str, memory: Any) -> bool:
+        if self._plan.tensor(name) is None:
+            return False
+        self._addresses[name] = number(memory)
+        return True
+
+    def get_tensor_address(self, name: str) -> int:
+        return self._addresses.get(name, 0)
+
+    def get_tensor_shape(self, name: str) -> Any:
+        """The shape as far as it is known: -1 for other axes."""
+        tensor = self._plan.tensor(name)
+        if tensor is None:
+            return real.Dims([])
+        if tensor.name in self._shapes:
+            return real.Dims(list(self._shapes[tensor.name]))
+        return real.Dims([self._axis(axis) for axis in tensor.shape])
+
+    def infer_shapes(self) -> list[str]:
+        """Inputs without a shape; RuntimeError where shapes do not go together."""
+        try:
+            solve(self._plan.spec, self._shapes)
+        except ValueError as error:
+            raise RuntimeError(str(error)) from error
+        return [tensor.name for tensor in self._plan.spec.inputs if tensor.name not in self._shapes]
+
+    def update_device_memory_size_for_shapes(self) -> int:
+        if missing := self.infer_shapes():
+            raise self._plan.cuda.violation(f"{self._plan.spec.name}: memory was asked for without shapes of {missing}")
+        self._needed = self._plan.activation_bytes(solve(self._plan.spec, self._shapes))
+        return self._needed
+
+    def set_device_memory(self, memory: Any, size: int) -> None:
+        if self._own_block:
+            raise self._plan.cuda.violation(f"{self._plan.spec.name}: this context allocates its own memory")
+        self._block = (number(memory), int(size))
+
+    # A run.
+
+    def execute_async_v3(self, stream_handle: Any) -> bool:
+        name = self._plan.spec.name
+        if missing := self.infer_shapes():
+            raise self._plan.cuda.violation(f"{name} was run without shapes of {missing}")
+        sizes = solve(self._plan.spec, self._shapes)
+        run = Run(
+            self._plan.module.bundle.onnx_path(name),
+            {t: (self._address(t, t.resolve(sizes)), t.resolve(sizes)) for t in self._plan.spec.inputs},
+            {t: (self._address(t, t.resolve(sizes)), t.resolve(sizes)) for t in self._plan.spec.outputs},
+            self._activations(),
+        )
+        if self._refused(stream_handle):
+            return False
+        reads = [(address, bytes_of(t, shape)) for t, (address, shape) in run.inputs.items()] + self._plan.ranges
+        writes = [(address, bytes_of(t, shape)) for t, (address, shape) in run.outputs.items()] + [run.block]
+        status = self._plan.cuda.enqueue(stream_handle, name, run, reads, writes)
+        if int(status) != SUCCESS:
+            self._plan.error(f"Error Code 1: Cuda Runtime ({name}: {status.name})")
+            return False
+        self._plan.module.executions.append(name)
+        self._executed = True
+        self._compile(sizes)
+        return True
+
+    def _refused(self, stream: Any) -> bool:
+        """Where a capture would fail: it does, and is invalid from then on."""
+        cuda = self._plan.cuda
+        if not cuda.is_capturing(stream):
+            return False
+        if self._plan.module.refuse_capturable:
+            reason = "this context is not stream capturable"
+        elif not self._executed:
+            reason = "after a change of shapes a context has to be run once before it is captured"
+        else:
+            return False
+        cuda.invalidate_capture(stream)
+        self._plan.error(f"Error Code 1: Cuda Runtime ({self._plan.spec.name}: {reason})")
+        return True
+
+    def _address(self, tensor: TensorSpec, shape: tuple[int, ...]) -> int:
+        cuda, what = self._plan.cuda, f"{self._plan.spec.name}'s {tensor.name}"
+        if not self._addresses.get(tensor.name):
+            raise cuda.violation(f"{what} has no address")
+        address = self._addresses[tensor.name]
+        if address % _ALIGNMENT:
+            raise cuda.violation(f"{what}: {address:#x} is not a multiple of {_ALIGNMENT}")
+        cuda.locate((address, bytes_of(tensor, shape)), what)
+        return address
+
+    def _activations(self) -> Range:
+        cuda, what = self._plan.cuda, f"{self._plan.spec.name}'s device memory"
+        if not self._needed:
+            return 0, 0
+        if self._block is None:
+            raise cuda.violation(f"{what} was not set")
+        address, nbytes = self._block
+        if nbytes < self._needed:
+            raise cuda.violation(f"{what} is {nbytes} bytes, {self._needed} are needed")
+        if address % _ALIGNMENT:
+            raise cuda.violation(f"{what}: {address:#x} is not a multiple of {_ALIGNMENT}")
+        cuda.locate(self._block, what, ("device", "engine"))
+        return address, self._needed
+
+    def _compile(self, sizes: dict[str, int]) -> None:
+        """Plain TensorRT compiles nothing when it runs."""
+
+    def _axis(self, axis: int | str) -> int:
+        if isinstance(axis, int):
+            return axis
+        symbol, _, factor = axis.partition("//")
+        return solve(self._plan.spec, self._shapes).get(symbol, -int(factor or 1)) // int(factor or 1)
+
+
+class RtxExecutionContext(IExecutionContext):
+    """RTX compiles kernels for shapes that it has not seen, and keeps them in the configuration's cache or its own."""
+
+    def __init__(self, plan: Plan, engine: Any, config: IRuntimeConfig) -> None:
+        super().__init__(plan, engine, config)
+        assert isinstance(config, RtxRuntimeConfig)
+        self._cache = config.get_runtime_cache() or IRuntimeCache(plan.module)
+
+    def is_stream_capturable(self, stream: Any) -> bool:
+        return not self._plan.module.refuse_capturable
+
+    def _compile(self, sizes: dict[str, int]) -> None:
+        kernel = " ".join([self._plan.spec.name, *(f"{symbol}={n}" for symbol, n in sorted(sizes.items()))])
+        if self._cache._compile(kernel):
+            self._plan.module.compiled.append(kernel)

@@ -1,0 +1,235 @@
+"""The stand-in for TensorRT: true to the real module; it computes, and it raises at what TensorRT leaves undefined."""
+
+from __future__ import annotations
+
+import gc
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import onnxruntime
+import pytest
+
+from svd_trt.engine.bundle import Bundle
+from tests.standin.context import RtxExecutionContext
+from tests.standin.cuda import StandInCuda
+from tests.standin.devices import CONTEXT_BYTES
+from tests.standin.engine import IRuntimeCache, RtxRuntimeConfig
+from tests.standin.helpers import THREAD_LOCAL, ok, status, with_context
+from tests.standin.rtx import real
+from tests.standin.tensorrt import ICudaEngine, RtxRuntime, StandInTensorRT
+
+pytestmark = pytest.mark.xdist_group("small")
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        (RtxRuntime, real.Runtime),
+        (ICudaEngine, real.ICudaEngine),
+        (RtxExecutionContext, real.IExecutionContext),
+        (RtxRuntimeConfig, real.IRuntimeConfig),
+        (IRuntimeCache, real.IRuntimeCache),
+    ],
+)
+def test_names_are_those_of_tensorrt(ours: type, theirs: type) -> None:
+    public = {name for name in dir(ours) if not name.startswith("_")}
+    assert public <= set(dir(theirs))
+
+
+class Logger(real.ILogger):
+    def __init__(self) -> None:
+        real.ILogger.__init__(self)
+        self.lines: list[str] = []
+
+    def log(self, severity: Any, msg: str) -> None:
+        assert isinstance(severity, real.ILogger.Severity)
+        self.lines.append(msg)
+
+
+@pytest.fixture
+def bundle(small_bundle: Path) -> Bundle:
+    return Bundle.open(small_bundle, verify=False)
+
+
+@pytest.fixture
+def trt(cuda: StandInCuda, bundle: Bundle) -> StandInTensorRT:
+    return StandInTensorRT(cuda, bundle, flavour="tensorrt-rtx")
+
+
+def opened(trt: StandInTensorRT, logger: Logger, name: Any = "vae_encoder") -> Any:
+    path = trt.bundle.plan_path(name)
+    assert path is not None
+    return trt.Runtime(logger).deserialize_cuda_engine(path.read_bytes())
+
+
+def context_of(trt: StandInTensorRT, engine: Any) -> Any:
+    config = engine.create_runtime_config()
+    config.set_execution_context_allocation_strategy(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+    return engine.create_execution_context(config)
+
+
+@pytest.fixture
+def ready(trt: StandInTensorRT) -> tuple[Any, dict[str, tuple[int, ...]], dict[str, int]]:
+    """A context of the VAE's encoder with all that it needs; shapes and addresses of its tensors."""
+    engine = opened(trt, Logger())
+    context = context_of(trt, engine)
+    spec = trt.bundle.network("vae_encoder").spec
+    low = {symbol: r.min for symbol, r in spec.ranges.items()}
+    shapes = {tensor.name: tensor.resolve(low) for tensor in spec.tensors}
+    addresses = {}
+    for tensor in spec.inputs:
+        assert context.set_input_shape(tensor.name, shapes[tensor.name])
+    for name, shape in shapes.items():
+        addresses[name] = int(ok(trt.cuda.cuMemAlloc(4 * int(np.prod(shape)))))
+        assert context.set_tensor_address(name, addresses[name])
+    needed = context.update_device_memory_size_for_shapes()
+    context.set_device_memory(int(ok(trt.cuda.cuMemAlloc(needed))), needed)
+    return context, shapes, addresses
+
+
+def test_an_engine_computes(trt: StandInTensorRT, stream: int, ready: Any) -> None:
+    context, shapes, addresses = ready
+    picture = np.random.default_rng(0).standard_normal(shapes["image"]).astype(np.float32)
+    trt.cuda.view(addresses["image"], shapes["image"], np.float32)[...] = picture
+    assert context.execute_async_v3(stream)
+    latents = trt.cuda.view(addresses["image_latents"], shapes["image_latents"], np.float32)
+    assert latents.view(np.uint8)[0, 0, 0, 0] == 0xCD  # nothing ran yet
+    ok(trt.cuda.cuStreamSynchronize(stream))
+    session = onnxruntime.InferenceSession(trt.bundle.onnx_path("vae_encoder"), providers=["CPUExecutionProvider"])
+    np.testing.assert_allclose(latents, session.run(None, {"image": picture})[0], rtol=1e-5, atol=1e-6)
+    assert trt.executions == ["vae_encoder"]
+    assert len(trt.compiled) == 1
+
+
+def test_an_engine_is_captured_after_it_ran_once(trt: StandInTensorRT, stream: int, ready: Any) -> None:
+    context, shapes, addresses = ready
+    cuda = trt.cuda
+    cuda.view(addresses["image"], shapes["image"], np.float32)[...] = 0
+    ok(cuda.cuStreamBeginCapture(stream, THREAD_LOCAL))
+    assert not context.execute_async_v3(stream)
+    assert status(cuda.cuStreamEndCapture(stream)) == "CUDA_ERROR_STREAM_CAPTURE_INVALIDATED"
+    assert context.execute_async_v3(stream)
+    ok(cuda.cuStreamBeginCapture(stream, THREAD_LOCAL))
+    assert context.is_stream_capturable(stream)
+    assert context.execute_async_v3(stream)
+    graph = ok(cuda.cuGraphInstantiate(ok(cuda.cuStreamEndCapture(stream)), 0))
+    ok(cuda.cuGraphLaunch(graph, stream))
+    ok(cuda.cuStreamSynchronize(stream))
+    assert cuda.ran == ["vae_encoder", "vae_encoder (of a graph)"]
+
+
+def test_what_a_run_needs(trt: StandInTensorRT, stream: int, ready: Any) -> None:
+    context, _, addresses = ready
+    context.set_device_memory(addresses["image"], 256)
+    with pytest.raises(AssertionError, match="are needed"):
+        context.execute_async_v3(stream)
+    context.set_tensor_address("image_latents", addresses["image_latents"] + 4)
+    with pytest.raises(AssertionError, match="multiple of 256"):
+        context.execute_async_v3(stream)
+    ok(trt.cuda.cuMemFree(addresses["image"]))
+    with pytest.raises(AssertionError, match="not inside live device memory"):
+        context.execute_async_v3(stream)
+    assert not context.set_input_shape("image", (1, 3, 4, 4))
+
+
+def test_the_shared_block_on_two_streams_is_a_race(trt: StandInTensorRT, stream: int, other: int, ready: Any) -> None:
+    context, _, _ = ready
+    assert context.execute_async_v3(stream)
+    with pytest.raises(AssertionError, match="race"):
+        context.execute_async_v3(other)
+
+
+def test_an_engine_takes_memory_until_it_is_collected(trt: StandInTensorRT) -> None:
+    plan = trt.bundle.network("denoiser").plan
+    assert plan is not None
+    engine = opened(trt, Logger(), "denoiser")
+    context = context_of(trt, engine)
+    assert trt.cuda.bytes_in_use == plan.weight_bytes
+    del engine
+    gc.collect()
+    assert trt.cuda.bytes_in_use == plan.weight_bytes
+    del context
+    gc.collect()
+    assert trt.cuda.live.engines == 0
+
+
+def test_an_engine_released_while_it_runs_is_noted(trt: StandInTensorRT, stream: int, ready: Any) -> None:
+    engine, logger = opened(trt, Logger()), Logger()
+    config = engine.create_runtime_config()  # the context has its own block
+    context, (_, shapes, addresses) = engine.create_execution_context(config), ready
+    assert context.set_input_shape("image", shapes["image"])
+    for name, address in addresses.items():
+        context.set_tensor_address(name, address)
+    assert context.execute_async_v3(stream)
+    del engine, context, logger
+    gc.collect()
+    assert trt.cuda.live.engines == 1  # the one of `ready`
+    assert "may be running" in trt.cuda.violations[0]
+
+
+def test_engines_that_do_not_load(bundle: Bundle) -> None:
+    weights = bundle.network("denoiser").plan.weight_bytes  # type: ignore[union-attr]
+    cuda = with_context(total_bytes=CONTEXT_BYTES + weights - 1)
+    trt, logger = StandInTensorRT(cuda, bundle, flavour="tensorrt-rtx"), Logger()
+    assert opened(trt, logger, "denoiser") is None
+    assert "out of memory" in logger.lines[-1]
+    assert trt.Runtime(logger).deserialize_cuda_engine(b"junk") is None
+    assert len(logger.lines) == 2
+
+
+def test_validity_and_cache(trt: StandInTensorRT) -> None:
+    runtime = trt.Runtime(Logger())
+    path = trt.bundle.plan_path("denoiser")
+    assert path is not None
+    assert runtime.get_engine_validity(path.read_bytes()[: runtime.engine_header_size]) == (trt.EngineValidity.VALID, 0)
+    assert runtime.get_engine_validity(b"x" * 64) == (trt.EngineValidity.INVALID, 32)  # as the real one says
+    config = opened(trt, Logger()).create_runtime_config()
+    cache = config.create_runtime_cache()
+    assert config.set_runtime_cache(cache)
+    assert cache.deserialize(bytes(cache.serialize()))
+    assert not cache.deserialize(b"junk")
+
+
+RTX_ONLY = ("EngineValidity", "EngineInvalidityDiagnostics", "CudaGraphStrategy")
+
+
+def test_plain_tensorrt_lacks_what_only_rtx_has(cuda: StandInCuda, bundle: Bundle) -> None:
+    trt = StandInTensorRT(cuda, bundle, flavour="tensorrt", version="10.13.0")
+    runtime, engine = trt.Runtime(Logger()), opened(trt, Logger())
+    config, context = engine.create_runtime_config(), context_of(trt, engine)
+    assert not any(hasattr(trt, name) for name in (*RTX_ONLY, "DynamicShapesKernelSpecializationStrategy"))
+    assert not any(hasattr(runtime, name) for name in ("get_engine_validity", "engine_header_size"))
+    assert not any(hasattr(config, name) for name in ("create_runtime_cache", "set_runtime_cache"))
+    assert not hasattr(context, "is_stream_capturable")
+    with pytest.raises(AttributeError):
+        config.cuda_graph_strategy = 0
+
+
+def test_weights_are_streamed_within_the_budget(cuda: StandInCuda, bundle: Bundle) -> None:
+    entry = bundle.network("denoiser")
+    plan = msgspec.structs.replace(entry.plan, weight_streaming=True)
+    networks = bundle.manifest.networks | {"denoiser": msgspec.structs.replace(entry, plan=plan)}
+    streaming = Bundle(bundle.path, msgspec.structs.replace(bundle.manifest, networks=networks))
+    trt = StandInTensorRT(cuda, streaming, flavour="tensorrt-rtx")
+    engine = opened(trt, Logger(), "denoiser")
+    assert engine.weight_streaming_budget_v2 == engine.streamable_weights_size  # nothing is streamed until one says so
+    whole = engine.device_memory_size_v2
+    engine.weight_streaming_budget_v2 = engine.streamable_weights_size - 4096
+    assert engine.device_memory_size_v2 == whole + engine.weight_streaming_scratch_memory_size > whole
+    context = context_of(trt, engine)
+    assert cuda.bytes_in_use == plan.weight_bytes - 4096
+    with pytest.raises(AssertionError, match="after a context was made"):
+        engine.weight_streaming_budget_v2 = 0
+    assert context is not None
+
+
+def test_a_context_that_cannot_be_captured(trt: StandInTensorRT, stream: int, ready: Any) -> None:
+    context = ready[0]
+    assert context.execute_async_v3(stream)
+    trt.refuse_capturable = True
+    assert not context.is_stream_capturable(stream)
+    ok(trt.cuda.cuStreamBeginCapture(stream, THREAD_LOCAL))
+    assert not context.execute_async_v3(stream)
+    assert status(trt.cuda.cuStreamEndCapture(stream)) == "CUDA_ERROR_STREAM_CAPTURE_INVALIDATED"
