@@ -2,7 +2,7 @@
 
 The report is for the largest sizes of an engine's ranges. Activations are proportional to how many frames run together
 (measured for full-size SVD: to 0.1 % from 14 to 25 frames, and for decode chunks of 1 to 25), so those of smaller
-sizes follow. The same is taken for pictures, branches and pixels.
+sizes follow. The same is taken for pictures, branches and pixels. `svd_trt.engine.vram` chooses by these figures.
 """
 
 from __future__ import annotations
@@ -13,11 +13,32 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from svd_trt.engine.manifest import Manifest, NetworkEntry
-from svd_trt.engine.spec import NETWORKS, NetworkName
+from svd_trt.engine.spec import NETWORKS, NetworkSpec
 
-__all__ = ["Mode", "activation_bytes", "modes", "vram_bytes"]
+__all__ = ["Footprint", "Mode", "activation_bytes", "footprint", "modes", "vram_bytes"]
 
 _BYTES = {"float32": 4, "uint8": 1}
+_ALIGNMENT = 256  # bytes; TensorRT rounds the memory of a context up to it
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Bytes of device memory by part.
+
+    Attributes:
+        weights: of all engines, or of the largest where one is loaded at a time.
+        activations: the block that all engines share: the most that one of them needs.
+        buffers: inputs and outputs: the loop's, and those of the largest other network.
+    """
+
+    weights: int
+    activations: int
+    buffers: int
+
+    @property
+    def total(self) -> int:
+        """Everything but the driver's own context, a few hundred megabytes."""
+        return self.weights + self.activations + self.buffers
 
 
 @dataclass(frozen=True)
@@ -48,17 +69,22 @@ def modes(manifest: Manifest) -> list[Mode]:
 
 
 def vram_bytes(manifest: Manifest, mode: Mode) -> int | None:
-    """Bytes for one video of the largest size: weights, one block of activations for all, inputs and outputs.
+    """Bytes for one guided video of the largest size, with as many branches together as the denoiser takes.
 
     None where the bundle has no engines. The driver's own context comes on top (a few hundred megabytes).
     """
-    needs = {name: _network(manifest, name, mode) for name in NETWORKS}
-    if any(need is None for need in needs.values()):
-        return None
-    known = [need for need in needs.values() if need is not None]
-    if mode.resident:
-        return sum(weights for weights, _ in known) + max(working for _, working in known)
-    return max(weights + working for weights, working in known)
+    ranges = manifest.ranges
+    sizes = {
+        "batch": ranges.batch.clamp(1),
+        "pictures": ranges.pictures.clamp(1),
+        "branches": ranges.branches.max,
+        "frames": ranges.frames.clamp(mode.frames),
+        "chunk": ranges.chunk.clamp(mode.decode_chunk),
+        "height": ranges.height.max,
+        "width": ranges.width.max,
+    }
+    found = footprint(manifest, sizes, resident=mode.resident, passes=2 if ranges.branches.max == 1 else 1)
+    return found.total if found else None
 
 
 def activation_bytes(entry: NetworkEntry, sizes: Mapping[str, int]) -> int | None:
@@ -69,14 +95,53 @@ def activation_bytes(entry: NetworkEntry, sizes: Mapping[str, int]) -> int | Non
     return math.ceil(entry.plan.activation_bytes * share)
 
 
-def _network(manifest: Manifest, name: NetworkName, mode: Mode) -> tuple[int, int] | None:
-    """Bytes of weights, and of everything else while it runs."""
-    entry = manifest.networks[name]
-    sizes = {"frames": mode.frames, "chunk": mode.decode_chunk, "batch": 1, "pictures": 1}
-    sizes = {symbol: entry.spec.ranges[symbol].clamp(n) for symbol, n in sizes.items() if symbol in entry.spec.ranges}
-    activations = activation_bytes(entry, sizes)
-    if entry.plan is None or entry.plan.weight_bytes is None or activations is None:
-        return None
-    at = {symbol: sizes.get(symbol, r.max) for symbol, r in entry.spec.ranges.items()}
-    tensors = sum(math.prod(t.resolve(at)) * _BYTES[t.dtype] for t in entry.spec.tensors)
-    return entry.plan.weight_bytes, activations + tensors
+def footprint(
+    manifest: Manifest, sizes: Mapping[str, int], *, resident: bool, passes: int = 1, streamed: int = 0
+) -> Footprint | None:
+    """What a video needs at ``sizes`` of all symbols; None where the builder's figures are missing.
+
+    The block stays while engines come and go: the next video finds it as large as this one left it.
+
+    Args:
+        manifest: of the bundle.
+        sizes: a value for each of `svd_trt.engine.spec.SYMBOLS`.
+        resident: all engines stay loaded.
+        passes: of the denoiser in a step; it runs over ``sizes["branches"]`` in each.
+        streamed: bytes of the denoiser's weights that stay in host memory.
+    """
+    needs: list[tuple[int, int]] = []
+    for name in NETWORKS:
+        entry = manifest.networks[name]
+        activations = activation_bytes(entry, sizes)
+        if entry.plan is None or entry.plan.weight_bytes is None or activations is None:
+            return None
+        weights = entry.plan.weight_bytes - (streamed if name == "denoiser" else 0)
+        needs.append((weights, math.ceil(activations / _ALIGNMENT) * _ALIGNMENT))
+    loaded = [weights for weights, _ in needs]
+    return Footprint(
+        weights=sum(loaded) if resident else max(loaded),
+        activations=max(activations for _, activations in needs),
+        buffers=_buffers(manifest, sizes, passes),
+    )
+
+
+def _buffers(manifest: Manifest, sizes: Mapping[str, int], passes: int) -> int:
+    """Bytes of the loop's buffers and of the tensors of the largest other network.
+
+    The loop holds the denoiser's tensors: five of latents, the conditions and the coefficients. A second pass has
+    conditions of its own, and one more buffer for what the first gave. The tables of coefficients, a row a step, are
+    less than a megabyte and not counted.
+    """
+    specs = {name: entry.spec for name, entry in manifest.networks.items()}
+    loop = _tensor_bytes(specs["denoiser"], sizes)
+    latents = loop["latents"]
+    conditions = sum(loop[name] for name in ("image_latents", "image_embeds", "added_time_ids", "guidance"))
+    others = {name: sum(_tensor_bytes(spec, sizes).values()) for name, spec in specs.items() if name != "denoiser"}
+    # One chunk is copied to the host while the next is decoded.
+    others["vae_decoder"] += _tensor_bytes(specs["vae_decoder"], sizes)["frames"]
+    return sum(loop.values()) + (passes - 1) * (conditions + latents) + max(others.values())
+
+
+def _tensor_bytes(spec: NetworkSpec, sizes: Mapping[str, int]) -> dict[str, int]:
+    """Bytes of each input and output by name."""
+    return {t.name: math.prod(t.resolve(sizes)) * _BYTES[t.dtype] for t in spec.tensors}

@@ -10,7 +10,7 @@ value is written as that integer: the graph is smaller for it and the engine fas
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Literal, TypeAlias
 
 import msgspec
@@ -29,6 +29,8 @@ __all__ = [
     "Range",
     "Ranges",
     "TensorSpec",
+    "chunk_choices",
+    "chunk_sizes",
     "network_specs",
 ]
 
@@ -133,6 +135,30 @@ class Ranges(msgspec.Struct, frozen=True):
         value = getattr(self, symbol)
         assert isinstance(value, Range)
         return value
+
+
+def chunk_sizes(total: int, chunk: int, span: Range) -> list[int]:
+    """Sizes of the decode chunks of ``total`` frames: equal ones, then the rest, as diffusers cuts them.
+
+    Raises:
+        ArgumentError: one of them is outside ``span``, which the bundle was built for.
+    """
+    sizes = [min(chunk, total - start) for start in range(0, total, chunk)]
+    for size in sizes:
+        if size not in span:
+            raise ArgumentError(
+                f"decoding {total} frames by {chunk} needs a chunk of {size}, and this bundle decodes {span.words} "
+                "frames at a time; choose another decode_chunk_size, or build with another --decode-chunk"
+            )
+    return sizes
+
+
+def chunk_choices(frames: int, videos: int, span: Range) -> Iterator[int]:
+    """Chunks of at most a video that cut ``videos`` of ``frames`` into sizes that ``span`` takes, largest first."""
+    for size in range(min(frames, span.max), span.min - 1, -1):
+        rest = frames * videos % size
+        if rest == 0 or rest in span:
+            yield size
 
 
 class ModelInfo(msgspec.Struct, frozen=True):

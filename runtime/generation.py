@@ -6,18 +6,21 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import PIL.Image
 
-from svd_trt.engine.spec import NetworkName
+from svd_trt.engine.spec import NetworkName, chunk_sizes
+from svd_trt.engine.vram import MemoryPlan, Request
 from svd_trt.errors import ArgumentError, BackendError
-from svd_trt.runtime.denoise import Conditions, StepCallback, denoise
-from svd_trt.runtime.device import Array, Session
+from svd_trt.runtime.decode import ChunkedDecode, Frames
+from svd_trt.runtime.denoise import Conditions, Floats, Lease, StepCallback
+from svd_trt.runtime.device import Array, download, upload
 from svd_trt.runtime.noise import TorchGenerator
-from svd_trt.runtime.parameters import Parameters, chunk_sizes
+from svd_trt.runtime.parameters import Parameters
 from svd_trt.runtime.preprocess import clip_pixels, vae_image
 from svd_trt.runtime.samplers import SAMPLERS, custom_sigmas, initial_std, karras_sigmas
 
@@ -26,7 +29,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Frames", "Generation", "Progress"]
 
-Frames: TypeAlias = npt.NDArray[np.uint8]
 Progress: TypeAlias = Callable[[str, int, int], None]
 """Called as ``progress(stage, done, total)``; stage is ``encode`` (pictures), ``denoise`` (steps) or ``decode``
 (frames)."""
@@ -42,7 +44,9 @@ class Generation:
         pictures: RGB.
         given_latents: noise to start from, or None for the seed's.
         progress: told of every step and chunk.
-        timings: seconds by stage, as they come to be known.
+        plan: how memory is used.
+        request: what the plan is for.
+        timings: seconds by stage, as they come to be known. Stages overlap, so their sum may exceed the whole.
     """
 
     pipe: VideoPipeline
@@ -50,6 +54,8 @@ class Generation:
     pictures: list[PIL.Image.Image]
     given_latents: npt.ArrayLike | None
     progress: Progress
+    plan: MemoryPlan
+    request: Request
     timings: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -59,7 +65,7 @@ class Generation:
         assert p.width is not None
         assert p.decode_chunk_size is not None
         self.frames, self.height, self.width = p.num_frames, p.height, p.width
-        self.num_videos = len(self.pictures) * p.num_videos_per_prompt
+        self.num_videos = self.request.videos
         self.chunks = chunk_sizes(self.num_videos * self.frames, p.decode_chunk_size, manifest.ranges.chunk)
         self.groups = _groups(self.num_videos, manifest.ranges.batch.min, manifest.ranges.batch.max)
         factor = manifest.model.vae_scale_factor
@@ -67,36 +73,29 @@ class Generation:
         self.sigmas = custom_sigmas(p.sigmas) if p.sigmas else karras_sigmas(manifest.sampler, p.num_inference_steps)
         self.start = self._checked_latents()
 
-    def denoise(self, callback: StepCallback | None) -> npt.NDArray[np.float32]:
+    def denoise(self, callback: StepCallback | None) -> Floats:
         """Encode the pictures and run the loop: latents ``[B, F, 4, h, w]``."""
         noise = TorchGenerator(self.parameters.seed or 0)
         image_noise = noise.randn((len(self.pictures), 3, self.height, self.width))
         start = self.start if self.start is not None else self._draw_latents(noise)
         start = start * initial_std(self.pipe.bundle.manifest.sampler, self.sigmas)
         conditions = self._encode(image_noise)
-        denoiser = self._session("denoiser")
         table = SAMPLERS[self.parameters.sampler](self.sigmas)
+        lease = self._loaded("denoiser")
         steps: list[float] = self.timings.setdefault("steps", [])
         total = len(table) * len(self.groups)
-        results: list[Array] = []
 
         def on_step(seconds: float) -> None:
             steps.append(seconds)
             self.progress("denoise", len(steps), total)
 
+        results: list[Array] = []
         with self._timed("denoise"):
             for group in self.groups:
-                results.append(
-                    denoise(
-                        self.pipe,
-                        denoiser,
-                        np.ascontiguousarray(start[group], np.float32),
-                        conditions.part(group),
-                        table,
-                        callback,
-                        on_step,
-                    )
-                )
+                latents = np.ascontiguousarray(start[group], np.float32)
+                passes = conditions.part(group).passes(1 if self.plan.split_guidance else 2)
+                loop = self.pipe.loop(passes, latents.shape, len(table))
+                results.append(loop.run(self.pipe, lease, latents, passes, table, callback, on_step))
         result = np.concatenate(results)
         if not np.isfinite(result).all():
             raise BackendError(
@@ -105,28 +104,28 @@ class Generation:
             )
         return result
 
-    def decode(self, latents: npt.NDArray[np.float32]) -> Iterator[Frames]:
+    def decode(self, latents: Floats) -> Iterator[Frames]:
         """Latents ``[B, F, 4, h, w]`` to chunks of frames ``[n, H, W, 3]``.
 
         Chunks run on over the end of a video into the next, as diffusers' do.
         """
-        device, decoder = self.pipe.device, self._session("vae_decoder")
         flat = latents.reshape(-1, *latents.shape[2:])
+        lease = self._loaded("vae_decoder")
+        size = (self.height, self.width)
         done = 0
-        for size in self.chunks:
-            with self._timed("decode"):
-                source = device.upload(np.ascontiguousarray(flat[done : done + size]))
-                frames = device.empty((size, self.height, self.width, 3), np.uint8)
-                decoder.enqueue({"latents": source, "frames": frames})
-                chunk = device.download(frames)
-            done += size
-            self.progress("decode", done, len(flat))
-            yield chunk
+        with ChunkedDecode(self.pipe.device, lease, flat, self.chunks, size, self._count_decode) as chunks:
+            self.pipe.watch(chunks)
+            for chunk in chunks:
+                done += len(chunk)
+                self.progress("decode", done, len(flat))
+                yield chunk
 
-    def _encode(self, image_noise: npt.NDArray[np.float32]) -> Conditions:
+    def _count_decode(self, seconds: float) -> None:
+        self.timings["decode"] = self.timings.get("decode", 0.0) + seconds
+
+    def _encode(self, image_noise: Floats) -> Conditions:
         """Run both encoders on every picture; conditions of every video."""
         model, p = self.pipe.bundle.manifest.model, self.parameters
-        clip, vae = self._session("image_encoder"), self._session("vae_encoder")
         with self._timed("preprocess"):
             pixels = np.stack([clip_pixels(i, mean=model.image_mean, std=model.image_std) for i in self.pictures])
             images = np.stack([vae_image(i, self.height, self.width) for i in self.pictures])
@@ -135,10 +134,9 @@ class Generation:
         together = self.pipe.bundle.manifest.ranges.pictures
         embeds, latents = [], []
         for group in _groups(count, together.min, together.max):
-            with self._timed("image_encoder"):
-                embeds.append(self._through(clip, "pixels", pixels[group], "image_embeds"))
-            with self._timed("vae_encoder"):
-                latents.append(self._through(vae, "image", images[group], "image_latents"))
+            embeds.append(self._through("image_encoder", pixels[group]))
+        for group in _groups(count, together.min, together.max):
+            latents.append(self._through("vae_encoder", images[group]))
             self.progress("encode", group.stop, count)
         return Conditions(
             image_embeds=np.concatenate(embeds).repeat(repeats, axis=0),
@@ -147,15 +145,22 @@ class Generation:
             guidance=np.linspace(p.min_guidance_scale, p.max_guidance_scale, self.frames, dtype=np.float32),
         )
 
-    def _through(self, session: Session, source: str, array: Array, result: str) -> Array:
+    def _through(self, network: NetworkName, array: Array) -> Array:
         """One input through a network with one output."""
-        device = self.pipe.device
-        sizes = {"pictures": len(array), "height": self.height, "width": self.width}
-        output = device.empty(session.spec.tensor(result).resolve(sizes), np.float32)
-        session.enqueue({source: device.upload(array), result: output})
-        return device.download(output)
+        device, lease = self.pipe.device, self._loaded(network)
+        spec = self.pipe.bundle.network(network).spec
+        (source,), (result,) = spec.inputs, spec.outputs
+        shape = result.resolve({"pictures": len(array), "height": self.height, "width": self.width})
+        with (
+            self._timed(network),
+            upload(device, array, source.name) as given,
+            device.empty(shape, np.float32, result.name) as output,
+        ):
+            with lease() as session:
+                session.enqueue({source.name: given, result.name: output})
+            return download(device, output)
 
-    def _draw_latents(self, noise: TorchGenerator) -> npt.NDArray[np.float32]:
+    def _draw_latents(self, noise: TorchGenerator) -> Floats:
         # An fp16 pipeline draws in half precision, which rounds and, for some lengths, orders the draws differently.
         precision = self.pipe.bundle.manifest.precision
         drawn = noise.randn(self._latent_shape(), np.float16 if precision == "fp16" else np.float32)
@@ -165,7 +170,7 @@ class Generation:
         channels = self.pipe.bundle.manifest.model.latent_channels
         return (self.num_videos, self.frames, channels, *self.latent_size)
 
-    def _checked_latents(self) -> npt.NDArray[np.float32] | None:
+    def _checked_latents(self) -> Floats | None:
         if self.given_latents is None:
             return None
         try:
@@ -176,9 +181,11 @@ class Generation:
             raise ArgumentError(f"latents must be finite and of shape {self._latent_shape()}, not {latents.shape}")
         return latents
 
-    def _session(self, network: NetworkName) -> Session:
+    def _loaded(self, network: NetworkName) -> Lease:
+        """Load ``network``, and what lends it."""
         with self._timed("load"):
-            return self.pipe.session(network)
+            self.pipe.engines.load(network)
+        return partial(self.pipe.engines.lend, network)
 
     @contextlib.contextmanager
     def _timed(self, stage: str) -> Iterator[None]:

@@ -1,11 +1,11 @@
-"""ONNX Runtime on the CPU: the leaf that runs everywhere."""
+"""ONNX Runtime on the CPU: the leaf that runs everywhere. Enqueuing is running here, so every mark is in the past."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,14 +14,15 @@ import onnxruntime
 from svd_trt.engine.bundle import Bundle
 from svd_trt.engine.spec import NetworkName, NetworkSpec
 from svd_trt.errors import BackendError, first_line
-from svd_trt.runtime.device import Array, Buffer
+from svd_trt.runtime._released import Released
+from svd_trt.runtime.device import Array, Buffer, HostBuffer, Mark
 
-__all__ = ["CpuBuffer", "CpuDevice", "CpuSession"]
+__all__ = ["CpuBuffer", "CpuDevice", "CpuMark", "CpuSession", "load_onnx", "run_bound"]
 
 _ERRORS_ONLY = 3  # onnxruntime's log level: its warnings speak of graph details that no user can act on
 
 
-class CpuBuffer:
+class CpuBuffer(Released):
     """A numpy array."""
 
     def __init__(self, array: Array) -> None:
@@ -35,21 +36,50 @@ class CpuBuffer:
     def dtype(self) -> np.dtype[Any]:
         return self.array.dtype
 
+    def rows(self, start: int, stop: int) -> CpuBuffer:
+        """A view."""
+        return CpuBuffer(self.array[start:stop])
 
-class CpuSession:
+
+class CpuMark(Released):
+    """A time."""
+
+    def __init__(self) -> None:
+        self.time = 0.0
+
+    def record(self) -> None:
+        """Now."""
+        self.time = time.perf_counter()
+
+    def wait(self) -> None:
+        """Nothing is ever under way."""
+
+    def seconds_since(self, earlier: Mark) -> float:
+        """Seconds between the two."""
+        assert isinstance(earlier, CpuMark)
+        return self.time - earlier.time
+
+
+class CpuRecording(Released):
+    """A function: enqueuing costs nothing here, so there is nothing to record."""
+
+    def __init__(self, work: Callable[[], None]) -> None:
+        self._work = work
+
+    def __call__(self) -> None:
+        """Do it."""
+        self._work()
+
+
+class CpuSession(Released):
     """An ONNX network in ONNX Runtime; inputs and outputs are used in place."""
 
     def __init__(self, bundle: Bundle, network: NetworkName) -> None:
         self.spec: NetworkSpec = bundle.network(network).spec
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = _ERRORS_ONLY
-        path = bundle.onnx_path(network)
-        try:
-            self._session: Any = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # onnxruntime's exceptions share no base class
-            raise BackendError(f"onnxruntime cannot load {path}: {first_line(error)}") from error
+        self._session: Any = load_onnx(bundle, network, ["CPUExecutionProvider"])
         # Runs in a thread so that Ctrl-C reaches Python while a network computes; a step can take minutes.
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=network)
+        self._running: Any = None
 
     def enqueue(self, tensors: Mapping[str, Buffer]) -> None:
         """Run once and wait. See `svd_trt.runtime.device.Session.enqueue`."""
@@ -60,16 +90,19 @@ class CpuSession:
             binding.bind_input(*_bound(tensor.name, tensors[tensor.name]))
         for tensor in self.spec.outputs:
             binding.bind_output(*_bound(tensor.name, tensors[tensor.name]))
-        options = onnxruntime.RunOptions()
-        future = self._thread.submit(self._session.run_with_iobinding, binding, options)
+        self._running = options = onnxruntime.RunOptions()
+        future = self._thread.submit(run_bound, self._session, binding, options, self.spec.name)
         try:
             future.result()
         except (KeyboardInterrupt, SystemExit):
             options.terminate = True
             future.exception()
             raise
-        except Exception as error:
-            raise BackendError(f"onnxruntime failed in {self.spec.name}: {first_line(error)}") from error
+
+    def cancel(self) -> None:
+        """End the run that is under way."""
+        if self._running is not None:
+            self._running.terminate = True
 
     def close(self) -> None:
         """Release the network."""
@@ -77,47 +110,99 @@ class CpuSession:
         self._session = None
 
 
-class CpuDevice:
+class CpuDevice(Released):
     """The CPU, through ONNX Runtime. Implements `svd_trt.runtime.device.Device`."""
 
     name = "onnxruntime (CPU)"
+    steps_in_flight = 1
 
-    def open(self, bundle: Bundle, network: NetworkName) -> CpuSession:
-        """Load the ONNX form of one network."""
+    def open(self, bundle: Bundle, network: NetworkName, *, streamed_bytes: int = 0) -> CpuSession:  # noqa: ARG002
+        """Load the ONNX form of one network; weights are in host memory anyway."""
         return CpuSession(bundle, network)
 
-    def empty(self, shape: Sequence[int], dtype: npt.DTypeLike) -> CpuBuffer:
+    def empty(self, shape: Sequence[int], dtype: npt.DTypeLike, name: str) -> CpuBuffer:  # noqa: ARG002
         """A new array."""
         return CpuBuffer(np.empty(tuple(shape), dtype))
 
-    def upload(self, array: Array) -> CpuBuffer:
-        """A contiguous copy, so that later changes to ``array`` are not seen."""
-        return CpuBuffer(np.array(array, order="C"))
+    def host(self, shape: Sequence[int], dtype: npt.DTypeLike, name: str) -> CpuBuffer:
+        """The same."""
+        return self.empty(shape, dtype, name)
 
-    def upload_rows(self, table: Array) -> Sequence[CpuBuffer]:
-        """Views of one copy."""
-        return [CpuBuffer(row) for row in np.array(table, order="C")]
+    def mark(self) -> CpuMark:
+        """A time that is not set."""
+        return CpuMark()
 
-    def download(self, buffer: Buffer) -> Array:
-        """A copy."""
-        assert isinstance(buffer, CpuBuffer)
-        return buffer.array.copy()
+    def send(self, source: HostBuffer, target: Buffer) -> None:
+        """Copy."""
+        array = _array(target)
+        array.reshape(-1)[:] = source.array.reshape(-1)[: array.size]
 
-    def close(self) -> None:
-        """Nothing to release: arrays go with their last reference."""
+    def fetch(self, source: Buffer, target: HostBuffer, done: Mark) -> None:
+        """Copy, and mark."""
+        array = _array(source)
+        target.array.reshape(-1)[: array.size] = array.reshape(-1)
+        done.record()
 
-    def __enter__(self) -> Self:
-        return self
+    def copy(self, source: Buffer, target: Buffer) -> None:
+        """Copy."""
+        _array(target).reshape(-1)[:] = _array(source).reshape(-1)
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+    def after(self, mark: Mark) -> None:
+        """Nothing is ever under way."""
+
+    def record(self, work: Callable[[], None]) -> CpuRecording:
+        """The function itself."""
+        return CpuRecording(work)
+
+    def synchronize(self) -> None:
+        """Nothing is ever under way."""
+
+    def trim(self) -> None:
+        """Networks give their memory back themselves."""
+
+    def free_bytes(self) -> None:
+        """The system swaps rather than refuses, so memory is not counted."""
+
+    def set_budget(self, nbytes: int | None) -> None:
+        """Not counted."""
+
+
+def load_onnx(
+    bundle: Bundle, network: NetworkName, providers: Sequence[Any], provider_options: Sequence[Any] | None = None
+) -> Any:
+    """An ONNX Runtime session of one network.
+
+    Raises:
+        BackendError: onnxruntime refuses it.
+    """
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = _ERRORS_ONLY
+    path = bundle.onnx_path(network)
+    try:
+        return onnxruntime.InferenceSession(path, options, providers=providers, provider_options=provider_options)
+    except Exception as error:  # onnxruntime's exceptions share no base class
+        raise BackendError(f"onnxruntime cannot load {path}: {first_line(error)}") from error
+
+
+def run_bound(session: Any, binding: Any, options: Any, name: str) -> None:
+    """Run ``session`` with what is bound.
+
+    Raises:
+        BackendError: onnxruntime failed, or the run was asked to end.
+    """
+    try:
+        session.run_with_iobinding(binding, options)
+    except Exception as error:
+        raise BackendError(f"onnxruntime failed in {name}: {first_line(error)}") from error
+
+
+def _array(buffer: Buffer) -> Array:
+    assert isinstance(buffer, CpuBuffer)
+    return buffer.array
 
 
 def _bound(name: str, buffer: Buffer) -> tuple[Any, ...]:
     """Arguments of bind_input and bind_output for memory that is used in place."""
-    assert isinstance(buffer, CpuBuffer)
-    array = buffer.array
+    array = _array(buffer)
     assert array.flags.c_contiguous
     return name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data

@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from typing import Any, TypedDict
 
 from svd_trt.engine.manifest import Manifest
-from svd_trt.engine.spec import Range
+from svd_trt.engine.spec import Range, chunk_choices
 from svd_trt.errors import ArgumentError
 from svd_trt.runtime.samplers import SAMPLERS, custom_sigmas
 
-__all__ = ["ParameterArguments", "Parameters", "chunk_sizes", "resolve"]
+__all__ = ["ParameterArguments", "Parameters", "resolve"]
 
 
 def _option(default: Any, help_text: str, low: float | None = None, high: float | None = None) -> Any:
@@ -133,28 +133,7 @@ def resolve(parameters: Parameters, manifest: Manifest, *, pictures: int, seed: 
 
 def _default_chunk(num_frames: int, videos: int, span: Range) -> int:
     """Diffusers' default, a whole video at once, or the most that the bundle takes without an impossible rest."""
-    largest = min(num_frames, span.max)
-    for size in range(largest, span.min - 1, -1):
-        rest = num_frames * videos % size
-        if rest == 0 or rest in span:
-            return size
-    return largest
-
-
-def chunk_sizes(total: int, chunk: int, span: Range) -> list[int]:
-    """Sizes of the decode chunks of ``total`` frames: equal ones, then the rest, as diffusers cuts them.
-
-    Raises:
-        ArgumentError: one of them is outside ``span``, which the bundle was built for.
-    """
-    sizes = [min(chunk, total - start) for start in range(0, total, chunk)]
-    for size in sizes:
-        if size not in span:
-            raise ArgumentError(
-                f"decoding {total} frames by {chunk} needs a chunk of {size}, and this bundle decodes {span.words} "
-                "frames at a time; choose another decode_chunk_size, or build with another --decode-chunk"
-            )
-    return sizes
+    return next(chunk_choices(num_frames, videos, span), min(num_frames, span.max))
 
 
 def _within(name: str, value: int | None, span: Range, option: str) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import secrets
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any, Literal, Self, TypeAlias, Unpack, cast
 
 import numpy as np
@@ -15,12 +17,14 @@ import PIL.Image
 
 import svd_trt
 from svd_trt.engine.bundle import Bundle
-from svd_trt.engine.manifest import read_manifest
-from svd_trt.engine.spec import NetworkName
-from svd_trt.errors import ArgumentError, BackendError, BundleError, OutputError
-from svd_trt.runtime.backends import RunBackend, open_device
-from svd_trt.runtime.denoise import StepCallback
-from svd_trt.runtime.device import Device, Session
+from svd_trt.engine.vram import MemoryPlan, Request, plan_memory
+from svd_trt.errors import ArgumentError, BackendError, BudgetError, DeviceMemoryError, OutputError
+from svd_trt.runtime._released import Released
+from svd_trt.runtime.backends import Provider, RunBackend, open_device
+from svd_trt.runtime.decode import ChunkedDecode
+from svd_trt.runtime.denoise import Floats, Loop, StepCallback
+from svd_trt.runtime.device import Device
+from svd_trt.runtime.engines import Engines
 from svd_trt.runtime.generation import Frames, Generation, Progress
 from svd_trt.runtime.images import ImageInput, load_image
 from svd_trt.runtime.parameters import ParameterArguments, Parameters, resolve
@@ -28,6 +32,8 @@ from svd_trt.runtime.parameters import ParameterArguments, Parameters, resolve
 __all__ = ["Frames", "OutputType", "Progress", "VideoOutput", "VideoPipeline"]
 
 OutputType: TypeAlias = Literal["pil", "np", "latent"]
+
+_LESS = 0.9  # of what was too much, to try next
 
 
 @dataclass(frozen=True)
@@ -39,13 +45,15 @@ class VideoOutput:
             ``latent``, float32 ``[B, F, 4, h, w]``, as diffusers' ``output_type="latent"``.
         parameters: what it was made with, every default decided; ``parameters.seed`` makes it again.
         backend: where it ran.
-        timings: seconds by stage; ``steps`` is a list of each step's.
+        memory: how the device's memory was used.
+        timings: seconds by stage; ``steps`` is a list of each step's. Stages overlap.
         metadata: what a file says of how it was made.
     """
 
     frames: Any
     parameters: Parameters
     backend: str
+    memory: MemoryPlan
     timings: Mapping[str, Any]
     metadata: Mapping[str, Any]
 
@@ -73,36 +81,54 @@ class VideoOutput:
         return paths
 
 
-class VideoPipeline:
+class VideoPipeline(Released):
     """Runs a bundle: ``with VideoPipeline.open("bundle") as pipe: video = pipe("picture.png", seed=42)``.
 
     The counterpart of diffusers' ``StableVideoDiffusionPipeline``: the same checkpoint, picture, seed and arguments
-    give the same video. Networks are loaded when first used and kept. Not to be used from two threads at once.
+    give the same video. Networks are loaded when first used. Not to be used from two threads at once; several
+    pipelines of one bundle, on one GPU or on several, can be.
     """
 
-    def __init__(self, bundle: Bundle, device: Device) -> None:
+    def __init__(self, bundle: Bundle, device: Device, vram_budget: int | None = None) -> None:
         self.bundle = bundle
         self.device = device
-        self._sessions: dict[NetworkName, Session] = {}
-        self._closed = False
+        self.engines = Engines(bundle, device)
+        self.vram_budget = vram_budget
+        self._loop: tuple[object, Loop] | None = None
+        self._decoding: weakref.WeakSet[ChunkedDecode] = weakref.WeakSet()
 
     @classmethod
     def open(
-        cls, bundle: str | os.PathLike[str] | Bundle, *, backend: RunBackend = "auto", verify: bool = True
+        cls,
+        bundle: str | os.PathLike[str] | Bundle,
+        *,
+        backend: RunBackend = "auto",
+        device: str | None = None,
+        provider: Provider | None = None,
+        vram_budget: int | None = None,
+        verify: bool = True,
     ) -> Self:
         """Open a bundle.
 
         Args:
             bundle: a directory that `svd_trt.build_bundle` wrote, or one already opened.
             backend: where to run; ``auto`` takes the fastest that works here.
+            device: ``cpu``, ``cuda`` or ``cuda:N``.
+            provider: of ONNX Runtime: ``cpu``, ``cuda`` or ``tensorrt``.
+            vram_budget: bytes of device memory to stay in; None is what is free on a GPU, and no limit on the CPU.
+                The CUDA context's own few hundred megabytes come on top. On the CPU a budget chooses the same way to
+                run as on a GPU.
             verify: check contents against their hashes, which reads the whole bundle.
 
         Raises:
             BundleError: the bundle is missing, damaged or too new.
-            BackendError: the backend cannot run here.
+            BackendError: the backend cannot run here, or the bundle's engines cannot.
+            ArgumentError: the device or the budget is malformed.
         """
+        if vram_budget is not None and (not isinstance(vram_budget, int) or vram_budget < 1):
+            raise ArgumentError(f"vram_budget must be a number of bytes above 0, not {vram_budget!r}")
         opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle, verify=verify)
-        return cls(opened, open_device(backend))
+        return cls(opened, open_device(opened, backend, device, provider), vram_budget)
 
     def __call__(
         self,
@@ -132,15 +158,15 @@ class VideoPipeline:
         if output_type not in ("pil", "np", "latent"):
             raise ArgumentError(f"output_type must be pil, np or latent, not {output_type!r}")
         run = self._prepare(image, parameters, latents, progress)
-        result = run.denoise(callback_on_step_end)
-        if output_type == "latent":
-            return VideoOutput(result, run.parameters, self.device.name, run.timings, self._about(run))
-        frames = np.concatenate(list(run.decode(result)))
-        frames = frames.reshape(run.num_videos, run.frames, *frames.shape[1:])
-        if output_type == "np":
-            return VideoOutput(frames, run.parameters, self.device.name, run.timings, self._about(run))
-        videos = [[PIL.Image.fromarray(frame) for frame in video] for video in frames]
-        return VideoOutput(videos, run.parameters, self.device.name, run.timings, self._about(run))
+        with self.explaining(run):
+            self.engines.follow(run.plan)
+            made: Any = run.denoise(callback_on_step_end)
+            if output_type != "latent":
+                made = np.concatenate(list(run.decode(made)))
+                made = made.reshape(run.num_videos, run.frames, *made.shape[1:])
+        if output_type == "pil":
+            made = [[PIL.Image.fromarray(frame) for frame in video] for video in made]
+        return VideoOutput(made, run.parameters, self.device.name, run.plan, run.timings, self._about(run))
 
     def stream(
         self,
@@ -160,33 +186,75 @@ class VideoPipeline:
 
     def close(self) -> None:
         """Release networks and device; harmless when repeated, and final."""
-        self._closed = True
-        while self._sessions:
-            self._sessions.popitem()[1].close()
+        self._abandon(BackendError("the pipeline was closed; open it again with VideoPipeline.open"))
+        self.engines.close()
         self.device.close()
 
-    def __enter__(self) -> Self:
-        return self
+    def release(self) -> None:
+        """Give the device's memory back: networks and buffers come again when they are needed. Ends open streams."""
+        self._abandon(BackendError("the pipeline's memory was released; ask for the video again"))
+        self.engines.release()
+        self.device.trim()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def session(self, network: NetworkName) -> Session:
-        """The loaded network, loading it first where need be.
+    def plan(self, request: Request) -> MemoryPlan:
+        """How ``request`` would be run now, within the budget.
 
         Raises:
-            BackendError: the pipeline is closed.
-            BundleError: the bundle was built again since it was opened, so its networks no longer belong together.
+            BudgetError: no plan needs so little.
         """
-        if self._closed:
-            raise BackendError("the pipeline is closed; open it again with VideoPipeline.open")
-        if network not in self._sessions:
-            if read_manifest(self.bundle.path) != self.bundle.manifest:
-                raise BundleError(f"{self.bundle.path} was built again while it was open; open it again")
-            self._sessions[network] = self.device.open(self.bundle, network)
-        return self._sessions[network]
+        manifest = self.bundle.manifest
+        budget = self.vram_budget
+        if budget is None and plan_memory(manifest, request, None).total_bytes is not None:
+            budget = self.device.free_bytes()
+        return plan_memory(manifest, request, budget)
+
+    def loop(self, passes: list[dict[str, Floats]], shape: tuple[int, ...], steps: int) -> Loop:
+        """The loop's memory for these shapes; kept until others are wanted."""
+        key = (shape, [{name: array.shape for name, array in inputs.items()} for inputs in passes])
+        if self._loop is not None and self._loop[0] == key and steps <= self._loop[1].steps:
+            return self._loop[1]
+        self._drop_loop()
+        made = Loop(self.device, passes, shape, steps)
+        self._loop = (key, made)
+        return made
+
+    def watch(self, decoding: ChunkedDecode) -> None:
+        """Have ``decoding`` end when the pipeline does."""
+        self._decoding.add(decoding)
+
+    @contextmanager
+    def explaining(self, run: Generation) -> Iterator[None]:
+        """Where memory runs out, give back all that is held and say what to do."""
+        try:
+            yield
+        except DeviceMemoryError as error:
+            with suppress(BackendError):
+                self.release()
+            error.advise(self._advice(run, error))
+            raise
+
+    def _advice(self, run: Generation, error: DeviceMemoryError) -> str:
+        """Which setting to use, now that everything is free that can be."""
+        free = [size for size in (self.vram_budget, self.device.free_bytes(), run.plan.total_bytes) if size is not None]
+        within = int(min(free) * _LESS) if free else error.free
+        try:
+            plan = plan_memory(self.bundle.manifest, run.request, within)
+        except BudgetError as unfit:
+            return str(unfit)
+        assert within is not None, "without figures there is no plan"
+        size = f"{within // 10**7 / 100:g}"
+        return f"try --vram-budget {size}GB (vram_budget={within}): {plan.words()}"
+
+    def _abandon(self, error: BackendError) -> None:
+        for decoding in list(self._decoding):
+            decoding.abort(error)
+        self._drop_loop()
+
+    def _drop_loop(self) -> None:
+        if self._loop is not None:
+            loop, self._loop = self._loop[1], None
+            self.device.synchronize()
+            loop.close()
 
     def _about(self, run: Generation) -> dict[str, Any]:
         manifest = self.bundle.manifest
@@ -213,8 +281,11 @@ class VideoPipeline:
             raise ArgumentError("no picture was given")
         checked = Parameters(**parameters)  # type: ignore[arg-type]  # sigmas may come as a list
         resolved = resolve(checked, self.bundle.manifest, pictures=len(images), seed=secrets.randbits(32))
+        request = _request(resolved, len(images), checked.decode_chunk_size)
+        plan = self.plan(request)
+        resolved = dataclasses.replace(resolved, decode_chunk_size=plan.decode_chunk)
         pictures = [load_image(one) for one in images]
-        return Generation(self, resolved, pictures, latents, progress or (lambda *_: None))
+        return Generation(self, resolved, pictures, latents, progress or (lambda *_: None), plan, request)
 
 
 class VideoStream(Iterator[Frames]):
@@ -223,6 +294,7 @@ class VideoStream(Iterator[Frames]):
     Attributes:
         parameters: what the video is made with, every default decided.
         num_videos: how many videos there are.
+        memory: how the device's memory is used.
         timings: seconds by stage, complete after the last frame.
         metadata: what a file says of how it was made.
     """
@@ -233,6 +305,7 @@ class VideoStream(Iterator[Frames]):
         self.num_videos = run.num_videos
         self.timings: Mapping[str, Any] = run.timings
         self.backend = run.pipe.device.name
+        self.memory = run.plan
         self._frames = self._generate(run, callback)
 
     def __next__(self) -> Frames:
@@ -244,5 +317,26 @@ class VideoStream(Iterator[Frames]):
 
     @staticmethod
     def _generate(run: Generation, callback: StepCallback | None) -> Any:
-        for chunk in run.decode(run.denoise(callback)):
-            yield from chunk
+        with run.pipe.explaining(run):
+            run.pipe.engines.follow(run.plan)
+            for chunk in run.decode(run.denoise(callback)):
+                yield from chunk
+
+
+def _request(parameters: Parameters, pictures: int, decode_chunk: int | None) -> Request:
+    """What ``parameters`` ask of memory."""
+    p = parameters
+    assert p.num_frames is not None
+    assert p.height is not None
+    assert p.width is not None
+    videos = pictures * p.num_videos_per_prompt
+    return Request(
+        frames=p.num_frames,
+        height=p.height,
+        width=p.width,
+        videos=videos,
+        batch=videos,
+        pictures=pictures,
+        guided=max(p.min_guidance_scale, p.max_guidance_scale) > 1,
+        decode_chunk=decode_chunk,
+    )

@@ -12,7 +12,7 @@ import pytest
 from svd_trt import Bundle, VideoPipeline
 from svd_trt.engine.spec import Range
 from svd_trt.errors import ArgumentError, BackendError, OutputError
-from svd_trt.runtime.device import Buffer, Device, Session
+from svd_trt.runtime.device import Buffer, Device, Session, download, upload
 from svd_trt.runtime.ort import CpuBuffer, CpuDevice, CpuSession
 from svd_trt.runtime.parameters import ParameterArguments, _default_chunk
 
@@ -182,16 +182,24 @@ def test_cpu_leaf_keeps_the_protocols(dynamic_bundle: Bundle) -> None:
     session: Session = device.open(dynamic_bundle, "image_encoder")
     assert isinstance(session, CpuSession)
     host = np.random.default_rng(0).random((2, 3, 224, 224), np.float32)
-    source: Buffer = device.upload(host)
+    source: Buffer = upload(device, host, "pixels")
     host[:] = 0
-    assert device.download(source).any(), "an upload is a copy"
-    result = device.empty((2, 1, 32), np.float32)
+    assert download(device, source).any(), "an upload is a copy"
+    result = device.empty((2, 1, 32), np.float32, "image_embeds")
     session.enqueue({"pixels": source, "image_embeds": result})
-    first = device.download(result)
-    session.enqueue({"pixels": source, "image_embeds": result})
-    np.testing.assert_array_equal(device.download(result), first)
-    rows = device.upload_rows(np.arange(6, dtype=np.float32).reshape(3, 2))
-    assert [list(device.download(row)) for row in rows] == [[0, 1], [2, 3], [4, 5]]
+    first = download(device, result)
+    recorded = device.record(lambda: session.enqueue({"pixels": source, "image_embeds": result}))
+    recorded()
+    np.testing.assert_array_equal(download(device, result), first)
+    table = upload(device, np.arange(6, dtype=np.float32).reshape(3, 2), "table")
+    row = device.empty((2,), np.float32, "row")
+    device.copy(table.rows(1, 2), row)
+    assert list(download(device, row)) == [2, 3]
+    before, after = device.mark(), device.mark()
+    for mark in (before, after):
+        mark.record()
+        mark.wait()
+    assert after.seconds_since(before) >= 0
     with pytest.raises(BackendError, match="image_encoder"):
         session.enqueue({"pixels": CpuBuffer(np.zeros((2, 3, 9, 9), np.float32)), "image_embeds": result})
     session.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,16 +13,18 @@ import numpy as np
 from rich.console import Console
 from rich.progress import TaskID
 
-from svd_trt.cli.console import Bars, print_json, seconds, stderr
+from svd_trt.cli.console import Bars, print_json, seconds, size_text, stderr
+from svd_trt.cli.sizes import ByteSize
 from svd_trt.errors import OutputError
-from svd_trt.runtime.backends import RUN_BACKENDS, RunBackend
+from svd_trt.runtime.backends import PROVIDERS, RUN_BACKENDS, Provider, RunBackend
 from svd_trt.runtime.parameters import Parameters
 from svd_trt.runtime.pipeline import VideoPipeline, VideoStream
-from svd_trt.runtime.video import FORMATS, check_output, numbered, open_writer
+from svd_trt.runtime.video import FORMATS, WriteBehind, check_output, numbered, open_writer
 
 __all__ = ["command"]
 
 _STDOUT = "-"
+_FRAMES_QUEUED = 4
 
 
 class _Numbers(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.5 on
@@ -91,7 +94,19 @@ def _formats() -> str:
     type=click.Choice(RUN_BACKENDS),
     default="auto",
     show_default=True,
-    help="Where to run; auto takes the fastest that works here.",
+    help="What runs the networks; auto is the bundle's TensorRT where there is a GPU, else ONNX Runtime.",
+)
+@click.option("--device", metavar="DEVICE", help="cpu, cuda, or cuda:1 for the second GPU.  [default: a GPU if any]")
+@click.option(
+    "--provider",
+    type=click.Choice(PROVIDERS),
+    help="Provider of ONNX Runtime; cuda and tensorrt need onnxruntime-gpu.  [default: cpu]",
+)
+@click.option(
+    "--vram-budget",
+    type=ByteSize(),
+    help="Device memory to stay in, such as 8GB; `svd-trt inspect BUNDLE --vram-budget 8GB` shows how.  "
+    "[default: what is free]",
 )
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
 @click.option("--json", "as_json", is_flag=True, help="Print timings, seed, parameters and backend as JSON.")
@@ -100,6 +115,9 @@ def command(
     images: tuple[str, ...],
     output: str,
     backend: RunBackend,
+    device: str | None,
+    provider: Provider | None,
+    vram_budget: int | None,
     quiet: bool,
     as_json: bool,
     **parameters: Any,
@@ -112,7 +130,8 @@ def command(
     paths = [numbered(output, index, count) for index in range(count)]
     _check_outputs(paths, images, bundle)
     console = stderr(quiet=quiet)
-    with VideoPipeline.open(bundle, backend=backend) as pipe:
+    chosen = {"backend": backend, "device": device, "provider": provider}
+    with VideoPipeline.open(bundle, vram_budget=vram_budget, **chosen) as pipe:  # type: ignore[arg-type]
         opened = time.perf_counter() - started
         with Bars(console) as drawn:
             stream = pipe.stream(list(images), progress=_Reporter(drawn), **parameters)
@@ -151,21 +170,18 @@ def _check_outputs(paths: list[str], images: tuple[str, ...], bundle: Path) -> N
 
 
 def _write(stream: VideoStream, paths: list[str]) -> float:
-    """Write frames as they come; the seconds spent writing."""
+    """Write frames as they come, in a thread; the seconds spent writing, most of them beside other work."""
     p = stream.parameters
     assert p.num_frames is not None
     assert p.height is not None
     assert p.width is not None
     spent = 0.0
     for path in paths:
-        with open_writer(path, height=p.height, width=p.width, fps=p.fps, metadata=stream.metadata) as writer:
+        opened = open_writer(path, height=p.height, width=p.width, fps=p.fps, metadata=stream.metadata)
+        with WriteBehind(opened, maxsize=_FRAMES_QUEUED) as writer:
             for _ in range(p.num_frames):
-                frame = next(stream)
-                started = time.perf_counter()
-                writer.write(frame[np.newaxis])
-                spent += time.perf_counter() - started
-            started = time.perf_counter()
-        spent += time.perf_counter() - started
+                writer.write(next(stream)[np.newaxis])
+        spent += writer.seconds
     return spent
 
 
@@ -177,6 +193,12 @@ def _report(console: Console, stream: VideoStream, paths: list[str], timings: di
     stages = {k: v for k, v in timings.items() if k not in ("steps", "total")}
     told = ", ".join(f"{stage} {seconds(value)}" for stage, value in stages.items())
     console.print(f"{seconds(timings['total'])} on {stream.backend}: {told}", style="dim", soft_wrap=True)
+    console.print(_memory_note(stream), style="dim", soft_wrap=True)
+
+
+def _memory_note(stream: VideoStream) -> str:
+    need = stream.memory.total_bytes
+    return f"memory: {stream.memory.words()}" + (f" (~{size_text(need)} of VRAM on a GPU)" if need else "")
 
 
 def _as_dict(pipe: VideoPipeline, stream: VideoStream, paths: list[str], timings: dict[str, Any]) -> dict[str, Any]:
@@ -187,5 +209,6 @@ def _as_dict(pipe: VideoPipeline, stream: VideoStream, paths: list[str], timings
         "parameters": stream.parameters.as_dict(),
         "backend": stream.backend,
         "precision": pipe.bundle.manifest.precision,
+        "memory": dataclasses.asdict(stream.memory),
         "timings_s": rounded,
     }

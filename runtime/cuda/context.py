@@ -1,0 +1,75 @@
+"""One GPU's primary context, made current wherever it is used, and an account of the memory that is taken in it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from svd_trt.engine.driver import Driver, Gpu
+from svd_trt.errors import DeviceMemoryError
+from svd_trt.runtime._released import Released
+
+__all__ = ["Context"]
+
+
+class Context(Released):
+    """The primary context of ``gpu``: shared with whatever else in this process uses the GPU (torch, say).
+
+    Attributes:
+        gpu: whose context it is.
+        taken: bytes of device memory that were taken through this object.
+        budget: the most that may be taken; None for no limit.
+    """
+
+    def __init__(self, driver: Driver, gpu: Gpu) -> None:
+        self.driver = driver
+        self.gpu = gpu
+        self.taken = 0
+        self.budget: int | None = None
+        self._device = driver.call("cuDeviceGet", gpu.index)
+        self._handle: Any = driver.call("cuDevicePrimaryCtxRetain", self._device, what=gpu.name)
+
+    @contextmanager
+    def current(self) -> Iterator[None]:
+        """Make the context current in this thread, and give the thread back the one that it had."""
+        before = self.driver.call("cuCtxGetCurrent")
+        if int(before) == int(self._handle):
+            yield
+            return
+        self.driver.call("cuCtxSetCurrent", self._handle)
+        try:
+            yield
+        finally:
+            self.driver.call("cuCtxSetCurrent", before)
+
+    def call(self, name: str, *arguments: Any, what: str = "", nbytes: int | None = None) -> Any:
+        """`Driver.call` in this context."""
+        with self.current():
+            return self.driver.call(name, *arguments, what=what, nbytes=nbytes)
+
+    def memory(self) -> tuple[int, int]:
+        """Bytes that are free, and in all, on the GPU."""
+        free, total = self.call("cuMemGetInfo")
+        return int(free), int(total)
+
+    def take(self, nbytes: int, what: str) -> None:
+        """Enter ``nbytes`` into the account before they are allocated.
+
+        Raises:
+            DeviceMemoryError: the budget does not allow it.
+        """
+        if self.budget is not None and self.taken + nbytes > self.budget:
+            left = max(self.budget - self.taken, 0)
+            raise DeviceMemoryError("staying in the budget", what, nbytes, left, self.budget)
+        self.taken += nbytes
+
+    def give(self, nbytes: int) -> None:
+        """Take ``nbytes`` out of the account after they were freed."""
+        self.taken -= nbytes
+
+    def close(self) -> None:
+        """Let go of the context; the driver keeps it while others use it."""
+        if self._handle is not None:
+            self._handle = None
+            self.driver.call("cuDevicePrimaryCtxRelease", self._device, what=self.gpu.name)

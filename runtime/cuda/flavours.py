@@ -1,0 +1,180 @@
+"""What differs between TensorRT and TensorRT for RTX when an engine runs. Everything else is one code path.
+
+| | TensorRT 10.12+, 11 | TensorRT for RTX |
+|---|---|---|
+| module | ``tensorrt`` | ``tensorrt_rtx``, or its bindings (`svd_trt.engine.flavour`) |
+| an engine fits | the version and compute capability that built it | the version, and what the runtime says of it |
+| kernels for a shape | chosen when the engine is built | compiled at the first run; kept in a cache file |
+| CUDA graphs | captured by us | captured by us where the context allows it, else by the runtime itself |
+"""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+
+from svd_trt.engine.bundle import Bundle
+from svd_trt.engine.driver import Gpu
+from svd_trt.engine.flavour import Flavour
+from svd_trt.errors import BackendError
+
+__all__ = ["Rtx", "Runtime", "RuntimeCache", "make_runtime", "refuse_misfit"]
+
+
+class Runtime:
+    """TensorRT. Engines are for the GPU and the version that built them, and have their kernels in them."""
+
+    def __init__(self, flavour: Flavour, logger: Any) -> None:
+        self.flavour = flavour
+        self.trt = flavour.trt
+        self.handle: Any = self.trt.Runtime(logger)
+
+    def misfit(self, gpu: Gpu, target: str, header: bytes) -> str | None:  # noqa: ARG002
+        """Why an engine for ``target`` with this header cannot run on ``gpu``; None where it can."""
+        return f"its engines are for {target}, and this GPU is {gpu.sm} ({gpu.name})" if target != gpu.sm else None
+
+    @property
+    def header_bytes(self) -> int:
+        """How much of a plan `misfit` wants to see."""
+        return 0
+
+    def configure(self, engine: Any, cache: RuntimeCache | None, *, own_graphs: bool) -> Any:  # noqa: ARG002
+        """How contexts of ``engine`` behave: we give them their memory."""
+        config = engine.create_runtime_config()
+        config.set_execution_context_allocation_strategy(self.trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+        return config
+
+    def capturable(self, context: Any, stream: int) -> bool:  # noqa: ARG002
+        """Whether runs of ``context`` may be part of a CUDA graph."""
+        return True
+
+    def cache(self, key: str, gpu: Gpu) -> RuntimeCache | None:  # noqa: ARG002
+        """Where to keep what is compiled at run time: nothing is."""
+        return None
+
+
+class Rtx(Runtime):
+    """TensorRT for RTX. Engines hold portable code that is compiled for the GPU and the shapes at their first run."""
+
+    def misfit(self, gpu: Gpu, target: str, header: bytes) -> str | None:  # noqa: ARG002
+        """What the runtime says of the header."""
+        validity, problems = self.handle.get_engine_validity(header)
+        if validity != self.trt.EngineValidity.INVALID:
+            return None
+        found = [_REASONS.get(name, name.lower()) for name in _diagnostics(self.trt, problems)]
+        reasons = ", ".join(found) or "the runtime does not say why"
+        return f"TensorRT for RTX {self.flavour.version} refuses its engines on {gpu.name} ({gpu.sm}): {reasons}"
+
+    @property
+    def header_bytes(self) -> int:
+        """As the runtime asks."""
+        return int(self.handle.engine_header_size)
+
+    def configure(self, engine: Any, cache: RuntimeCache | None, *, own_graphs: bool) -> Any:
+        """Compile for the shapes before the first run, so that all runs, and graphs of them, use the same kernels."""
+        config = super().configure(engine, cache, own_graphs=own_graphs)
+        config.dynamic_shapes_kernel_specialization_strategy = self.trt.DynamicShapesKernelSpecializationStrategy.EAGER
+        graphs = self.trt.CudaGraphStrategy
+        config.cuda_graph_strategy = graphs.WHOLE_GRAPH_CAPTURE if own_graphs else graphs.DISABLED
+        if cache is not None:
+            cache.attach(config)
+        return config
+
+    def capturable(self, context: Any, stream: int) -> bool:
+        """As the context says."""
+        return bool(context.is_stream_capturable(stream))
+
+    def cache(self, key: str, gpu: Gpu) -> RuntimeCache | None:
+        """A file for this engine on this kind of GPU."""
+        name = f"{key[:24]}-{gpu.sm}-{self.flavour.version}.bin"
+        return RuntimeCache(platformdirs.user_cache_path("svd-trt") / "runtime-cache" / name)
+
+
+class RuntimeCache:
+    """Kernels that TensorRT for RTX compiled, kept between processes. A cache that cannot be kept is no failure."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._cache: Any = None
+        self._loaded = b""
+
+    def attach(self, config: Any) -> None:
+        """Have contexts that are made with ``config`` use the file's content, and add to it."""
+        self._cache = config.create_runtime_cache()
+        with contextlib.suppress(OSError):
+            content = self.path.read_bytes()
+            if self._cache.deserialize(content):  # the runtime compares GPU, driver and version itself
+                self._loaded = content
+        config.set_runtime_cache(self._cache)
+
+    def save(self) -> None:
+        """Write what was compiled, by a rename: another process may read or write the file at the same time."""
+        if self._cache is None:
+            return
+        content = bytes(memoryview(self._cache.serialize()))
+        self._cache = None
+        if content == self._loaded:
+            return
+        partial = self.path.with_name(f"{self.path.name}.{secrets.token_hex(4)}")
+        with contextlib.suppress(OSError):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                partial.write_bytes(content)
+                partial.replace(self.path)
+            finally:
+                partial.unlink(missing_ok=True)
+
+
+def make_runtime(flavour: Flavour, logger: Any) -> Runtime:
+    """The runtime of ``flavour``."""
+    return (Rtx if flavour.name == "tensorrt-rtx" else Runtime)(flavour, logger)
+
+
+def refuse_misfit(runtime: Runtime, gpu: Gpu, bundle: Bundle) -> None:
+    """Check that the bundle's engines can run here, before anything is loaded.
+
+    Raises:
+        BackendError: they cannot; the message says why, and what builds them again.
+    """
+    built, flavour = bundle.manifest.flavour, runtime.flavour
+    if built is None:
+        reason = "it holds no engines"
+    elif built.name != flavour.name:
+        reason = f"its engines are for {built.name}, and {flavour.name} was asked for"
+    elif built.version != flavour.version:
+        reason = f"its engines are from {built.name} {built.version}, and {flavour.version} is installed"
+    else:
+        reason = runtime.misfit(gpu, built.target, _header(bundle, runtime.header_bytes)) or ""
+    if reason:
+        again = f"svd-trt build {bundle.manifest.source.model} -o {bundle.path} --backend {flavour.name}"
+        raise BackendError(f"{bundle.path} cannot run on cuda:{gpu.index}: {reason}; build it again: {again}")
+
+
+def _header(bundle: Bundle, nbytes: int) -> bytes:
+    path = bundle.plan_path("denoiser")
+    assert path is not None
+    with path.open("rb") as file:
+        return file.read(nbytes)
+
+
+_REASONS = {
+    "VERSION_MISMATCH": "they are from another version",
+    "UNSUPPORTED_CC": "they were not built for this compute capability",
+    "OLD_CUDA_DRIVER": "the driver is too old: update it",
+    "OLD_CUDA_RUNTIME": "the CUDA runtime is too old",
+    "INSUFFICIENT_GPU_MEMORY": "the GPU's memory is too small",
+    "MALFORMED_ENGINE": "the plan is damaged",
+    "CUDA_ERROR": "CUDA does not work here",
+}
+
+
+def _diagnostics(trt: Any, problems: Any) -> Iterator[str]:
+    """Names of what is set in the mask that came with a validity."""
+    for name, member in trt.EngineInvalidityDiagnostics.__members__.items():
+        if int(problems) & int(member.value):
+            yield name

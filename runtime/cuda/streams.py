@@ -1,0 +1,127 @@
+"""Streams, events, and graphs of captured work."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from svd_trt.runtime._released import Released
+from svd_trt.runtime.cuda.context import Context
+from svd_trt.runtime.device import Mark
+
+__all__ = ["Event", "Graph", "Stream"]
+
+
+class Stream(Released):
+    """A queue of work that never waits for the legacy default stream."""
+
+    def __init__(self, context: Context, name: str) -> None:
+        self.context = context
+        self.name = name
+        flags = context.driver.bindings.CUstream_flags.CU_STREAM_NON_BLOCKING
+        self._handle: Any = context.call("cuStreamCreate", int(flags), what=f"the {name} stream")
+
+    @property
+    def handle(self) -> int:
+        """The ``CUstream`` as TensorRT and ONNX Runtime take it."""
+        assert self._handle is not None, "the stream is closed"
+        return int(self._handle)
+
+    def wait_for(self, event: Event) -> None:
+        """Have what is enqueued from now on wait for ``event``; the host goes on."""
+        self.context.call("cuStreamWaitEvent", self._handle, event.handle, 0, what=f"the {self.name} stream")
+
+    def copy_in(self, target: int, source: int, nbytes: int, what: str) -> None:
+        """From pinned host memory to the device."""
+        self.context.call("cuMemcpyHtoDAsync", target, source, nbytes, self._handle, what=what, nbytes=nbytes)
+
+    def copy_out(self, target: int, source: int, nbytes: int, what: str) -> None:
+        """From the device to pinned host memory."""
+        self.context.call("cuMemcpyDtoHAsync", target, source, nbytes, self._handle, what=what, nbytes=nbytes)
+
+    def copy_within(self, target: int, source: int, nbytes: int, what: str) -> None:
+        """From the device to the device."""
+        self.context.call("cuMemcpyDtoDAsync", target, source, nbytes, self._handle, what=what, nbytes=nbytes)
+
+    def synchronize(self) -> None:
+        """Wait on the host until everything enqueued is done."""
+        self.context.call("cuStreamSynchronize", self._handle, what=f"the {self.name} stream")
+
+    def begin_capture(self) -> None:
+        """Let what is enqueued become a graph instead of running. Other threads' calls do not disturb it."""
+        mode = self.context.driver.bindings.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
+        self.context.call("cuStreamBeginCapture", self._handle, mode, what=f"the {self.name} stream")
+
+    def end_capture(self) -> Graph:
+        """The graph of what was enqueued since `begin_capture`.
+
+        Raises:
+            CudaError: something that was called cannot be part of a graph.
+        """
+        captured = self.context.call("cuStreamEndCapture", self._handle, what=f"the {self.name} stream")
+        try:
+            return Graph(self.context, self.context.call("cuGraphInstantiate", captured, 0))
+        finally:
+            self.context.call("cuGraphDestroy", captured)
+
+    def close(self) -> None:
+        """Destroy the stream, once what it was given is done."""
+        if self._handle is not None:
+            self.synchronize()
+            handle, self._handle = self._handle, None
+            self.context.call("cuStreamDestroy", handle)
+
+
+class Event(Released):
+    """A point in a stream, once recorded. Implements `svd_trt.runtime.device.Mark` for ``stream``."""
+
+    def __init__(self, stream: Stream) -> None:
+        self._stream = stream
+        flags = stream.context.driver.bindings.CUevent_flags.CU_EVENT_BLOCKING_SYNC  # waiting threads sleep
+        self._handle: Any = stream.context.call("cuEventCreate", int(flags))
+
+    @property
+    def handle(self) -> Any:
+        assert self._handle is not None, "the event is closed"
+        return self._handle
+
+    def record(self) -> None:
+        """Be the point after everything enqueued on the event's stream."""
+        self.record_on(self._stream)
+
+    def record_on(self, stream: Stream) -> None:
+        """Be a point of another stream, this once."""
+        stream.context.call("cuEventRecord", self.handle, int(stream.handle), what=f"the {stream.name} stream")
+
+    def wait(self) -> None:
+        """Wait on the host."""
+        self._stream.context.call("cuEventSynchronize", self.handle)
+
+    def seconds_since(self, earlier: Mark) -> float:
+        """Seconds between two events, both in the past."""
+        assert isinstance(earlier, Event)
+        milliseconds = self._stream.context.call("cuEventElapsedTime", earlier.handle, self.handle)
+        return float(milliseconds) / 1e3
+
+    def close(self) -> None:
+        """Destroy it."""
+        if self._handle is not None:
+            handle, self._handle = self._handle, None
+            self._stream.context.call("cuEventDestroy", handle)
+
+
+class Graph(Released):
+    """Captured work that is enqueued as a whole."""
+
+    def __init__(self, context: Context, executable: Any) -> None:
+        self._context = context
+        self._executable = executable
+
+    def launch(self, stream: Stream) -> None:
+        """Enqueue all of it."""
+        self._context.call("cuGraphLaunch", self._executable, stream.handle, what=f"the {stream.name} stream")
+
+    def close(self) -> None:
+        """Destroy it; no launch may be under way."""
+        if self._executable is not None:
+            executable, self._executable = self._executable, None
+            self._context.call("cuGraphExecDestroy", executable)

@@ -1,0 +1,91 @@
+"""The networks of a bundle on a device: all loaded and kept, or one after another."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from svd_trt.engine.bundle import Bundle
+from svd_trt.engine.manifest import read_manifest
+from svd_trt.engine.spec import NetworkName
+from svd_trt.engine.vram import MemoryPlan
+from svd_trt.errors import BackendError, BundleError
+from svd_trt.runtime._released import Released
+from svd_trt.runtime.device import Device, Session
+
+__all__ = ["Engines"]
+
+
+class Engines(Released):
+    """Loads networks when they are first used, and lends them, one at a time, to whoever enqueues work.
+
+    The denoising loop and the thread that decodes may both want the device; what one of them enqueues under a lease
+    is not interrupted by the other.
+    """
+
+    def __init__(self, bundle: Bundle, device: Device) -> None:
+        self._bundle = bundle
+        self._device = device
+        self._loaded: dict[NetworkName, Session] = {}
+        self._lock = threading.RLock()
+        self._closed = False
+        self._resident = True
+        self._streamed_bytes = 0
+
+    def follow(self, plan: MemoryPlan) -> None:
+        """Keep to ``plan`` from now on."""
+        with self._lock:
+            if plan.streamed_bytes != self._streamed_bytes:
+                self._drop("denoiser")
+            self._resident, self._streamed_bytes = plan.resident, plan.streamed_bytes
+
+    def load(self, network: NetworkName) -> None:
+        """Load ``network`` where it is not; see `lend` for what can go wrong."""
+        with self.lend(network):
+            pass
+
+    @contextmanager
+    def lend(self, network: NetworkName) -> Iterator[Session]:
+        """The loaded network, for as long as the block takes.
+
+        Raises:
+            BackendError: the pipeline is closed, or the device cannot run the network.
+            DeviceMemoryError: it does not fit.
+            BundleError: the bundle was built again since it was opened, so its networks no longer belong together.
+        """
+        with self._lock:
+            if self._closed:
+                raise BackendError("the pipeline is closed; open it again with VideoPipeline.open")
+            if not self._resident:
+                for other in [name for name in self._loaded if name != network]:
+                    self._drop(other)
+            if network not in self._loaded:
+                self._loaded[network] = self._open(network)
+            yield self._loaded[network]
+
+    def release(self) -> None:
+        """Let go of every network; they are loaded again when they are wanted."""
+        with self._lock:
+            for network in list(self._loaded):
+                self._drop(network)
+
+    def close(self) -> None:
+        """Let go of every network for good."""
+        with self._lock:
+            self._closed = True
+            self.release()
+
+    def _open(self, network: NetworkName) -> Session:
+        if read_manifest(self._bundle.path) != self._bundle.manifest:
+            raise BundleError(f"{self._bundle.path} was built again while it was open; open it again")
+        streamed = self._streamed_bytes if network == "denoiser" else 0
+        return self._device.open(self._bundle, network, streamed_bytes=streamed)
+
+    def _drop(self, network: NetworkName) -> None:
+        session = self._loaded.pop(network, None)
+        if session is not None:
+            self._device.synchronize()
+            session.close()
+            if not self._resident:
+                self._device.trim()

@@ -1,0 +1,38 @@
+"""Byte sizes on the command line: ``8GB``, ``7.5 GB``, ``8GiB``, ``800MB``."""
+
+from __future__ import annotations
+
+import re
+from decimal import Decimal
+from typing import Any
+
+import click
+
+__all__ = ["ByteSize"]
+
+_SIZE = re.compile(r"([+-]?)([0-9]{1,16}(?:\.[0-9]{1,16})?)\s*(?:([KMGT])(I?)B?|(B))?", re.IGNORECASE)
+_POWERS = {"K": 1, "M": 2, "G": 3, "T": 4}
+_SMALLEST_BARE = 1_000_000  # fewer bytes without a unit are a unit forgotten
+
+
+class ByteSize(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.5 on
+    """A number of bytes above 0. Units are decimal (GB is 10**9) or binary (GiB is 2**30); G is GB."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Bytes of ``value``; what is an int already is one."""
+        if isinstance(value, int):
+            return value
+        text = str(value).strip()
+        found = _SIZE.fullmatch(text)
+        if found is None:
+            self.fail(f"{text!r} is not a size such as 8GB, 7.5GB, 8GiB or 800MB", param, ctx)
+        sign, digits, prefix, binary, unit = found.groups()
+        factor = (1024 if binary else 1000) ** _POWERS[prefix.upper()] if prefix else 1
+        size = int(Decimal(digits) * factor)
+        if sign == "-" or size == 0:
+            self.fail(f"{text} is not more than 0 bytes", param, ctx)
+        if prefix is None and unit is None and size < _SMALLEST_BARE:
+            self.fail(f"{text} bytes? write {digits}{'GB' if size < 1000 else 'MB'}", param, ctx)
+        return size
