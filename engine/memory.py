@@ -26,8 +26,8 @@ class Footprint:
     """Bytes of device memory by part.
 
     Attributes:
-        weights: of all engines, or of the largest where one is loaded at a time.
-        activations: the block that all engines share: the most that one of them needs.
+        weights: of all engines, or, where one is loaded at a time, of the one that needs most in all.
+        activations: the block that engines compute in: the most that one of them needs, or what that one needs.
         buffers: inputs and outputs: the loop's, and those of the largest other network.
     """
 
@@ -100,7 +100,7 @@ def footprint(
 ) -> Footprint | None:
     """What a video needs at ``sizes`` of all symbols; None where the builder's figures are missing.
 
-    The block stays while engines come and go: the next video finds it as large as this one left it.
+    Resident engines share one block; where they come and go, it goes with them.
 
     Args:
         manifest: of the bundle.
@@ -117,12 +117,10 @@ def footprint(
             return None
         weights = entry.plan.weight_bytes - (streamed if name == "denoiser" else 0)
         needs.append((weights, math.ceil(activations / _ALIGNMENT) * _ALIGNMENT))
-    loaded = [weights for weights, _ in needs]
-    return Footprint(
-        weights=sum(loaded) if resident else max(loaded),
-        activations=max(activations for _, activations in needs),
-        buffers=_buffers(manifest, sizes, passes),
-    )
+    buffers = _buffers(manifest, sizes, passes)
+    if resident:
+        return Footprint(sum(w for w, _ in needs), max(a for _, a in needs), buffers)
+    return Footprint(*max(needs, key=sum), buffers)
 
 
 def _buffers(manifest: Manifest, sizes: Mapping[str, int], passes: int) -> int:

@@ -6,11 +6,16 @@ import json
 import shutil
 from pathlib import Path
 
+import click
+import msgspec
 import pytest
 
 from svd_trt import Bundle
+from svd_trt.cli.sizes import ByteSize
+from svd_trt.engine.manifest import Manifest, write_manifest
 from svd_trt.engine.memory import Mode, activation_bytes, modes, vram_bytes
 from svd_trt.engine.spec import NETWORKS
+from svd_trt.engine.vram import Request, plan_memory, smallest_budget
 from tests.cli.conftest import Run
 
 pytestmark = pytest.mark.xdist_group("small")
@@ -83,3 +88,124 @@ def test_memory_follows_frames_and_chunks(small_bundle: Path) -> None:
         assert need > 0
         assert need <= needs.get(Mode(mode.frames, mode.decode_chunk, resident=True), need)
         assert need <= needs.get(Mode(mode.frames, mode.frames, mode.resident), need)
+
+
+def whole_video(manifest: Manifest) -> Request:
+    return Request(manifest.ranges.frames.max, manifest.ranges.height.max, manifest.ranges.width.max)
+
+
+def test_plan_within_a_budget(run: Run, small_bundle: Path) -> None:
+    result = run("inspect", small_bundle, "--vram-budget", "1.5 GB")
+    assert result.returncode == 0, result.stderr
+    words = ("3 frames of 32x32", "all loaded", "together", "all frames together", "1.50 GB", "left over", "context")
+    for word in (*words, "weights", "activations", "buffers", "total", "budget"):
+        assert word in result.stdout, result.stdout
+    assert "previous_denoised" not in result.stdout, "the plan alone"
+    assert max(map(len, result.stdout.splitlines()[1:])) <= 80
+    fewer = run("inspect", small_bundle, "--vram-budget", "1.5 GB", "--num-frames", "2")
+    assert "2 frames of 32x32" in fewer.stdout
+
+
+def test_the_smallest_budget_works(run: Run, small_bundle: Path) -> None:
+    manifest = Bundle.open(small_bundle).manifest
+    request = whole_video(manifest)
+    smallest = smallest_budget(manifest, request)
+    assert smallest is not None
+    result = run("inspect", small_bundle, "--vram-budget", f"{smallest} B")
+    assert result.returncode == 0, result.stderr
+    for word in ("loaded one at a time", "one at a time, two runs a step", "left over     0.0 MB"):
+        assert word in result.stdout, result.stdout
+    result = run("inspect", small_bundle, "--vram-budget", f"{smallest - 1}B")
+    assert result.returncode == 1
+    assert "is not enough for 3 frames of 32x32: the smallest budget that works is" in result.stderr
+    assert "--split-guidance --ff-chunks 4" in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert not result.stdout
+
+
+def test_plan_as_json(run: Run, small_bundle: Path) -> None:
+    manifest = Bundle.open(small_bundle).manifest
+    found = json.loads(run("inspect", small_bundle, "--json", "--vram-budget", "1GiB").stdout)
+    plan = plan_memory(manifest, whole_video(manifest), 2**30)
+    assert found["plan"] == {
+        "resident": True,
+        "split_guidance": False,
+        "decode_chunk": 3,
+        "streamed_bytes": 0,
+        "activation_bytes": plan.activation_bytes,
+        "total_bytes": plan.total_bytes,
+        "budget": 2**30,
+    }
+    assert list(found["networks"]) == list(NETWORKS)
+    assert "plan" not in json.loads(run("inspect", small_bundle, "--json").stdout)
+
+
+def test_plan_needs_engines(run: Run, small_bundle: Path, tmp_path: Path) -> None:
+    bundle = tmp_path / "bundle"
+    shutil.copytree(small_bundle, bundle)
+    manifest = Bundle.open(bundle).manifest
+    networks = {name: msgspec.structs.replace(entry, plan=None) for name, entry in manifest.networks.items()}
+    write_manifest(msgspec.structs.replace(manifest, flavour=None, networks=networks), bundle)
+    result = run("inspect", bundle, "--vram-budget", "8GB")
+    assert result.returncode == 1
+    assert "has no engines" in result.stderr
+    assert "--backend tensorrt-rtx" in result.stderr
+    assert run("inspect", bundle).returncode == 0
+
+
+def test_refused_budgets(run: Run, small_bundle: Path) -> None:
+    for code, words, options in (
+        (2, "8 bytes? write 8GB", ("--vram-budget", "8")),
+        (2, "is not more than 0 bytes", ("--vram-budget", "-8GB")),
+        (2, "--num-frames is for --vram-budget", ("--num-frames", "2")),
+        (1, "frames 9 is outside what this bundle was built for", ("--vram-budget", "8GB", "--num-frames", "9")),
+    ):
+        result = run("inspect", small_bundle, *options)
+        assert result.returncode == code, result.stderr
+        assert words in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("8GB", 8 * 10**9),
+        ("7.5 GB", 7_500_000_000),
+        ("8G", 8 * 10**9),
+        ("8gb", 8 * 10**9),
+        (" 8GiB ", 8 * 2**30),
+        ("8Gi", 8 * 2**30),
+        ("800MB", 800_000_000),
+        ("1.5kB", 1500),
+        ("2TB", 2 * 10**12),
+        ("8000000000", 8 * 10**9),
+        ("+8GB", 8 * 10**9),
+        ("12 B", 12),
+    ],
+)
+def test_sizes(text: str, size: int) -> None:
+    assert ByteSize().convert(text, None, None) == size
+    assert ByteSize().convert(size, None, None) == size
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("8", "8 bytes[?] write 8GB"),
+        ("7.5", "write 7.5GB"),
+        ("8000", "write 8000MB"),
+        ("0", "more than 0"),
+        ("0GB", "more than 0"),
+        ("0.0000000001GB", "more than 0"),
+        ("-8GB", "more than 0"),
+        ("-1", "more than 0"),
+        ("eight", "is not a size such as 8GB"),
+        ("8 GBit", "is not a size"),
+        ("8,5GB", "is not a size"),
+        ("1e9", "is not a size"),
+        ("inf", "is not a size"),
+        ("", "is not a size"),
+    ],
+)
+def test_refused_sizes(text: str, words: str) -> None:
+    with pytest.raises(click.BadParameter, match=words):
+        ByteSize().convert(text, None, None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,12 @@ from rich.console import Console
 from rich.table import Table
 
 from svd_trt.cli.console import count_text, print_json, size_text, stdout
+from svd_trt.cli.sizes import ByteSize
 from svd_trt.engine.bundle import Bundle
 from svd_trt.engine.manifest import Manifest, NetworkEntry, precision_of
-from svd_trt.engine.memory import Mode, modes, vram_bytes
+from svd_trt.engine.memory import modes, vram_bytes
 from svd_trt.engine.spec import SYMBOLS
+from svd_trt.engine.vram import MemoryPlan, Request, plan_footprint, plan_memory
 
 __all__ = ["command"]
 
@@ -24,28 +27,61 @@ the builder reported. The driver's context, a few hundred MB, comes on top.
 Loading one engine at a time is what a TensorRT runtime can do; `svd-trt infer`
 runs on ONNX Runtime so far."""
 
+_PLAN_NOTES = """\
+In proportion to what the engine builder reported. The driver's context, a few
+hundred MB, comes on top."""
+
 
 @click.command("inspect")
 @click.argument("bundle", type=click.Path(path_type=Path))
+@click.option(
+    "--vram-budget",
+    type=ByteSize(),
+    help="Show how to make a video within so much VRAM, such as 8GB, instead of the tables.",
+)
+@click.option("--num-frames", type=click.IntRange(1), help="Frames of that video.  [default: as the checkpoint]")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON; sizes are in bytes.")
-def command(bundle: Path, as_json: bool) -> None:
+def command(bundle: Path, vram_budget: int | None, num_frames: int | None, as_json: bool) -> None:
     """Show what BUNDLE holds and what it needs, without loading its engines.
 
     Memory is what the engine builder reported, at the largest sizes of the ranges; arithmetic is counted from the
     graphs at the same sizes. VRAM is for one video, and is less with fewer frames, smaller decode chunks, and engines
     loaded one at a time.
 
+    With --vram-budget, the fastest way to make one video of the largest size, with guidance, that needs no more;
+    if there is none, the exit code is 1 and the message says the smallest budget that works.
+
     \b
     Examples:
         svd-trt inspect svd-xt
+        svd-trt inspect svd-xt --vram-budget 8GB --num-frames 14
         svd-trt inspect svd-xt --json | jq .networks.denoiser.activation_bytes
     """
+    if num_frames is not None and vram_budget is None:
+        raise click.UsageError("--num-frames is for --vram-budget; say how much")
     manifest = Bundle.open(bundle, verify=False).manifest
+    request = _request(manifest, num_frames)
+    plan = None if vram_budget is None else plan_memory(manifest, request, vram_budget)
     if as_json:
-        print_json(_as_dict(manifest))
+        chosen = {} if plan is None else {"plan": {**asdict(plan), "budget": vram_budget}}
+        print_json(_as_dict(manifest) | chosen)
         return
     console = stdout()
     _print_head(console, bundle, manifest)
+    if plan is not None and vram_budget is not None:
+        _print_plan(console, manifest, request, plan, vram_budget)
+    else:
+        _print_tables(console, manifest)
+
+
+def _request(manifest: Manifest, num_frames: int | None) -> Request:
+    """One video of the largest size."""
+    ranges = manifest.ranges
+    frames = num_frames or ranges.frames.clamp(manifest.model.num_frames)
+    return Request(frames, ranges.height.max, ranges.width.max)
+
+
+def _print_tables(console: Console, manifest: Manifest) -> None:
     console.print(_networks(manifest))
     console.print()
     console.print(_tensors(manifest))
@@ -57,6 +93,32 @@ def command(bundle: Path, as_json: bool) -> None:
     else:
         console.print(_vram(manifest))
         console.print(_NOTES)
+
+
+def _print_plan(console: Console, manifest: Manifest, request: Request, plan: MemoryPlan, budget: int) -> None:
+    chosen = _table("plan", f"{request.frames} frames of {request.width}x{request.height}", left=2)
+    chosen.add_row("engines", "all loaded" if plan.resident else "loaded one at a time")
+    split = "one at a time, two runs a step" if plan.split_guidance else "together"
+    chosen.add_row("guidance branches", split)
+    chosen.add_row("decoding", _chunk_text(plan.decode_chunk, request.frames))
+    if plan.streamed_bytes:
+        chosen.add_row("weights in host memory", f"{size_text(plan.streamed_bytes)} of the denoiser's, streamed")
+    console.print(chosen)
+    console.print()
+    need = plan_footprint(manifest, request, plan)
+    assert need is not None, "a plan within a budget has figures"
+    memory = _table("VRAM", "")
+    for name, size in {
+        "weights": need.weights,
+        "activations": need.activations,
+        "buffers": need.buffers,
+        "total": need.total,
+        "budget": budget,
+        "left over": budget - need.total,
+    }.items():
+        memory.add_row(name, size_text(size))
+    console.print(memory)
+    console.print(_PLAN_NOTES)
 
 
 def _print_head(console: Console, path: Path, manifest: Manifest) -> None:
@@ -126,7 +188,7 @@ def _vram(manifest: Manifest) -> Table:
     table = _table("VRAM for one video", *(f"{n} frames" for n in counts))
     rows: dict[tuple[bool, str], dict[int, str]] = {}
     for mode in found:
-        key = (mode.resident, _chunk_text(mode))
+        key = (mode.resident, _chunk_text(mode.decode_chunk, mode.frames))
         rows.setdefault(key, {})[mode.frames] = f"~{size_text(vram_bytes(manifest, mode))}"
     for (resident, chunk), cells in rows.items():
         label = f"{'all engines loaded' if resident else 'one engine at a time'}, decoding {chunk}"
@@ -134,10 +196,10 @@ def _vram(manifest: Manifest) -> Table:
     return table
 
 
-def _chunk_text(mode: Mode) -> str:
-    if mode.decode_chunk == mode.frames:
+def _chunk_text(chunk: int, frames: int) -> str:
+    if chunk == frames:
         return "all frames together"
-    return f"{mode.decode_chunk} frame{'s' if mode.decode_chunk > 1 else ''} at a time"
+    return f"{chunk} frame{'s' if chunk > 1 else ''} at a time"
 
 
 def _table(*headings: str, left: int = 1) -> Table:
