@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from svd_trt.engine.manifest import Manifest, NetworkEntry
-from svd_trt.engine.spec import NETWORKS, NetworkSpec
+from svd_trt.engine.spec import LARGEST_STEPS, NETWORKS, NetworkSpec
 
 __all__ = ["Footprint", "Mode", "activation_bytes", "footprint", "modes", "vram_bytes"]
 
@@ -126,9 +126,9 @@ def footprint(
 def _buffers(manifest: Manifest, sizes: Mapping[str, int], passes: int) -> int:
     """Bytes of the loop's buffers and of the tensors of the largest other network.
 
-    The loop holds the denoiser's tensors: five of latents, the conditions and the coefficients. A second pass has
-    conditions of its own, and one more buffer for what the first gave. The tables of coefficients, a row a step, are
-    less than a megabyte and not counted.
+    The loop holds the denoiser's tensors: five of latents, the conditions and the coefficients, and a table of these
+    with a row a step. A second pass has conditions and coefficients of its own, and one more buffer for what the
+    first gave.
     """
     specs = {name: entry.spec for name, entry in manifest.networks.items()}
     loop = _tensor_bytes(specs["denoiser"], sizes)
@@ -136,8 +136,10 @@ def _buffers(manifest: Manifest, sizes: Mapping[str, int], passes: int) -> int:
     conditions = sum(loop[name] for name in ("image_latents", "image_embeds", "added_time_ids", "guidance"))
     others = {name: sum(_tensor_bytes(spec, sizes).values()) for name, spec in specs.items() if name != "denoiser"}
     # One chunk is copied to the host while the next is decoded.
-    others["vae_decoder"] += _tensor_bytes(specs["vae_decoder"], sizes)["frames"]
-    return sum(loop.values()) + (passes - 1) * (conditions + latents) + max(others.values())
+    others["vae_decoder"] *= 2
+    tables = passes * LARGEST_STEPS * loop["coefficients"]
+    more = (passes - 1) * (conditions + loop["coefficients"] + latents)
+    return sum(loop.values()) + more + tables + max(others.values())
 
 
 def _tensor_bytes(spec: NetworkSpec, sizes: Mapping[str, int]) -> dict[str, int]:

@@ -21,6 +21,7 @@ __all__ = [
     "COEFFICIENTS",
     "LARGEST_COUNT",
     "LARGEST_SIDE",
+    "LARGEST_STEPS",
     "NETWORKS",
     "SYMBOLS",
     "ModelInfo",
@@ -36,6 +37,9 @@ __all__ = [
 
 LARGEST_COUNT = 1024
 """The most frames, decode chunk or batch that a bundle can be built for."""
+
+LARGEST_STEPS = 1000
+"""The most denoising steps of one run."""
 
 LARGEST_SIDE = 4096
 """The largest height or width, in pixels, that a bundle can be built for."""

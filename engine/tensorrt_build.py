@@ -164,7 +164,7 @@ def _parse(parser: Any, onnx_path: Path, weights: MappedWeights) -> bool:
 
 
 def make_config(flavour: Flavour, builder: Any, spec: NetworkSpec, monitor: Any, *, weight_streaming: bool) -> Any:
-    """The builder's configuration: who is told of progress, the profile of ``spec``, and where weights may lie."""
+    """The builder's configuration: who is told of progress, the profile of ``spec``, and who holds which memory."""
     config = builder.create_builder_config()
     config.progress_monitor = monitor
     profile = make_profile(builder, spec)
@@ -173,6 +173,10 @@ def make_config(flavour: Flavour, builder: Any, spec: NetworkSpec, monitor: Any,
     if weight_streaming:
         # TensorRT 10 takes it for strongly typed networks only, which ours are.
         config.set_flag(flavour.trt.BuilderFlag.WEIGHT_STREAMING)
+    user_allocation = getattr(flavour.trt.BuilderFlag, "REQUIRE_USER_ALLOCATION", None)
+    if user_allocation is not None:
+        # TensorRT for RTX would otherwise be free to allocate while running, which no CUDA graph can hold.
+        config.set_flag(user_allocation)
     return config
 
 

@@ -92,6 +92,8 @@ class ChunkedDecode(Released, Iterator[Frames]):
 
     def close(self) -> None:
         """Give up the rest, and free everything once nothing uses it."""
+        if self._stop.is_set():
+            return
         self._stop.set()
         self._ready.put(None)  # wakes whoever waits for a chunk
         self._free.put(-1)  # wakes the thread

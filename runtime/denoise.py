@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, suppress
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from svd_trt.engine.spec import COEFFICIENTS
-from svd_trt.errors import ArgumentError, BackendError
+from svd_trt.errors import ArgumentError
 from svd_trt.runtime._released import Released
-from svd_trt.runtime.device import Array, Buffer, Device, HostBuffer, Session
+from svd_trt.runtime.device import Array, Buffer, Device, HostBuffer, Session, settled
 
 if TYPE_CHECKING:
     from svd_trt.runtime.pipeline import VideoPipeline
@@ -135,7 +135,7 @@ class Loop(Released):
             callback: see `VideoPipeline.__call__`.
             on_step: called after each step with its seconds.
         """
-        try:
+        with settled(self._device):
             self._begin(latents, conditions, table)
             for step in self._finished(lease, len(table), fetch=callback is not None):
                 on_step(self._ends[step % 3].seconds_since(self._ends[(step - 1) % 3]))
@@ -148,10 +148,6 @@ class Loop(Released):
             self._fetch(len(table) - 1)
             self._fetched[(len(table) - 1) % 2].wait()
             return self._host[(len(table) - 1) % 2].array.copy()
-        except BaseException:
-            with suppress(BackendError):  # the failure that led here is the one worth reporting
-                self._device.synchronize()
-            raise
 
     def close(self) -> None:
         """Free everything."""

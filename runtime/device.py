@@ -9,8 +9,8 @@ fetch's mark first, on the host with `Mark.wait` or on the device with `Device.a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from types import TracebackType
 from typing import Any, Protocol, Self
 
@@ -19,8 +19,20 @@ import numpy.typing as npt
 
 from svd_trt.engine.bundle import Bundle
 from svd_trt.engine.spec import NetworkName, NetworkSpec
+from svd_trt.errors import BackendError
 
-__all__ = ["Array", "Buffer", "Device", "HostBuffer", "Mark", "Recording", "Session", "download", "upload", "write"]
+__all__ = [
+    "Array",
+    "Buffer",
+    "Device",
+    "HostBuffer",
+    "Mark",
+    "Recording",
+    "Session",
+    "download",
+    "settled",
+    "upload",
+]
 
 Array = npt.NDArray[Any]
 
@@ -138,6 +150,9 @@ class Device(_Released, Protocol):
     def synchronize(self) -> None:
         """Wait until all work is done."""
 
+    def reserve(self, nbytes: int) -> None:
+        """Make room at once for the working memory of all networks, where they share it."""
+
     def trim(self) -> None:
         """Give back working memory that no network needs just now."""
 
@@ -152,16 +167,16 @@ def upload(device: Device, array: Array, name: str) -> Buffer:
     """A new buffer with the content of ``array``; waits for the copy."""
     buffer = device.empty(array.shape, array.dtype, name)
     try:
-        write(device, array, buffer)
+        _write(device, array, buffer)
     except BaseException:
         buffer.close()
         raise
     return buffer
 
 
-def write(device: Device, array: Array, buffer: Buffer) -> None:
+def _write(device: Device, array: Array, buffer: Buffer) -> None:
     """Fill ``buffer`` from ``array`` and wait for the copy."""
-    with device.host(buffer.shape, buffer.dtype, "an upload") as host, device.mark() as done:
+    with device.host(buffer.shape, buffer.dtype, "an upload") as host, device.mark() as done, settled(device):
         host.array[...] = array
         device.send(host, buffer)
         done.record()
@@ -173,6 +188,18 @@ def download(device: Device, buffer: Buffer) -> Array:
     with ExitStack() as stack:
         host = stack.enter_context(device.host(buffer.shape, buffer.dtype, "a download"))
         done = stack.enter_context(device.mark())
+        stack.enter_context(settled(device))
         device.fetch(buffer, host, done)
         done.wait()
         return host.array.copy()
+
+
+@contextmanager
+def settled(device: Device) -> Iterator[None]:
+    """Where the block fails, wait for what it enqueued: it may use memory that is freed next."""
+    try:
+        yield
+    except BaseException:
+        with suppress(BackendError):  # the failure that led here is the one worth reporting
+            device.synchronize()
+        raise

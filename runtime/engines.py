@@ -39,6 +39,8 @@ class Engines(Released):
             if plan.streamed_bytes != self._streamed_bytes:
                 self._drop("denoiser")
             self._resident, self._streamed_bytes = plan.resident, plan.streamed_bytes
+            if plan.resident and plan.activation_bytes is not None:
+                self._device.reserve(plan.activation_bytes)
 
     def load(self, network: NetworkName) -> None:
         """Load ``network`` where it is not; see `lend` for what can go wrong."""

@@ -157,6 +157,9 @@ class CpuDevice(Released):
     def synchronize(self) -> None:
         """Nothing is ever under way."""
 
+    def reserve(self, nbytes: int) -> None:
+        """Networks share nothing here."""
+
     def trim(self) -> None:
         """Networks give their memory back themselves."""
 

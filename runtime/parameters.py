@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypedDict
 
 from svd_trt.engine.manifest import Manifest
-from svd_trt.engine.spec import Range, chunk_choices
+from svd_trt.engine.spec import LARGEST_STEPS, Range, chunk_choices
 from svd_trt.errors import ArgumentError
 from svd_trt.runtime.samplers import SAMPLERS, custom_sigmas
 
@@ -32,7 +32,7 @@ class Parameters:
     """
 
     num_frames: int | None = _option(None, "Frames to make.  [default: as the checkpoint was trained]", 1)
-    num_inference_steps: int = _option(25, "Denoising steps.", 1, 1000)
+    num_inference_steps: int = _option(25, "Denoising steps.", 1, LARGEST_STEPS)
     sigmas: tuple[float, ...] | None = _option(
         None, "Noise levels to step through instead of the checkpoint's, such as 700,100,10,1,0."
     )

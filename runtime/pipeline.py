@@ -94,6 +94,7 @@ class VideoPipeline(Released):
         self.device = device
         self.engines = Engines(bundle, device)
         self.vram_budget = vram_budget
+        device.set_budget(vram_budget)
         self._loop: tuple[object, Loop] | None = None
         self._decoding: weakref.WeakSet[ChunkedDecode] = weakref.WeakSet()
 

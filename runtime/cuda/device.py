@@ -30,6 +30,10 @@ class Engine(Protocol):
     def name(self) -> str:
         """With its version, for people."""
 
+    @property
+    def uses_block(self) -> bool:
+        """Networks compute in the device's activation block."""
+
     def load(self, device: CudaDevice, bundle: Bundle, network: NetworkName, streamed_bytes: int) -> Session:
         """See `svd_trt.runtime.device.Device.open`."""
 
@@ -44,6 +48,7 @@ class CudaDevice(Released):
         context: the GPU's context.
         compute: the stream of the networks.
         activations: the block that all networks compute in, one after another.
+        use_graphs: replay recordings as CUDA graphs; False runs every call as it comes.
         refusals: why recordings are replayed call by call, if any are.
     """
 
@@ -60,6 +65,7 @@ class CudaDevice(Released):
             self._held = stack.pop_all()
         self._engine = engine
         self.capturing = False
+        self.use_graphs = True
         self.refusals: list[str] = []
         self._recordings: weakref.WeakSet[Recording] = weakref.WeakSet()
 
@@ -128,6 +134,11 @@ class CudaDevice(Released):
         """Wait for both streams."""
         self.compute.synchronize()
         self._copies.synchronize()
+
+    def reserve(self, nbytes: int) -> None:
+        """The activation block, at its largest, so that it does not move while networks take turns."""
+        if self._engine.uses_block:
+            self.activations.reserve(nbytes, "activations")
 
     def trim(self) -> None:
         """Free the activation block; the next network to run has it again."""
@@ -201,7 +212,7 @@ class Recording(Released):
 
     def __call__(self) -> None:
         """Enqueue the work."""
-        if self._graph is None and self._warm and not self._refused:
+        if self._graph is None and self._warm and not self._refused and self._device.use_graphs:
             self._capture()
         if self._graph is not None:
             self._graph.launch(self._device.compute)

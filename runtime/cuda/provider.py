@@ -30,6 +30,8 @@ class OrtEngine:
         BackendError: the installed onnxruntime does not have the provider.
     """
 
+    uses_block = False
+
     def __init__(self, provider: GpuProvider) -> None:
         self._providers = [_PROVIDERS["tensorrt"]] if provider == "tensorrt" else []
         self._providers.append(_PROVIDERS["cuda"])

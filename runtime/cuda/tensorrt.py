@@ -24,6 +24,8 @@ __all__ = ["TensorRtEngine", "TensorRtSession"]
 class TensorRtEngine:
     """Loads plans. Implements `svd_trt.runtime.cuda.device.Engine` for both TensorRTs."""
 
+    uses_block = True
+
     def __init__(self, flavour: Flavour) -> None:
         self._flavour = flavour
         self._runtime: Runtime | None = make_runtime(flavour, _logger(flavour.trt))

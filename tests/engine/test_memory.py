@@ -265,11 +265,12 @@ def test_buffers() -> None:
     assert found is not None
     latents = 4 * 4 * 72 * 128
     loop = 5 * 25 * latents + 2 * latents + 2 * 1024 * 4 + 3 * 4 + 2 * 25 * 4 + 7 * 4
-    assert found.buffers == loop + 25 * latents + 2 * 25 * 3 * 576 * 1024
+    table = 1000 * 7 * 4
+    assert found.buffers == loop + table + 2 * (25 * latents + 25 * 3 * 576 * 1024)
     split = plan_footprint(default(), VIDEO, replace(plan, split_guidance=True))
     assert split is not None
-    # What the first pass gave; each branch has its conditions as before, and the times of its own.
-    assert split.buffers == found.buffers + 25 * latents + 3 * 4
+    # What the first pass gave; each branch has its conditions as before, and times and coefficients of its own.
+    assert split.buffers == found.buffers + 25 * latents + 3 * 4 + 7 * 4 + table
 
 
 def test_refusals_name_what_works() -> None:

@@ -1,0 +1,102 @@
+"""A GPU to test on: the stand-in, which computes on the CPU and checks every call, and a real one where there is one.
+
+The same tests run on both. What only one of them can show has its own tests: `test_leaf` looks into the stand-in,
+and `test_device` into the GPU.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from svd_trt import Bundle, VideoPipeline
+from svd_trt.engine.driver import list_gpus, load_driver
+from svd_trt.errors import SvdTrtError
+from tests.standin.cuda import StandInCuda
+from tests.standin.tensorrt import StandInTensorRT
+
+
+class Rig:
+    """A machine with a GPU. ``cuda`` is the stand-in for its driver, None where it is real."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, cuda: StandInCuda | None) -> None:
+        self._monkeypatch = monkeypatch
+        self.cuda = cuda
+        self.trt: StandInTensorRT | None = None
+        if cuda is not None:
+            monkeypatch.setitem(sys.modules, "cuda.bindings.driver", cuda)
+
+    def open(self, bundle: Bundle, **options: Any) -> VideoPipeline:
+        """A pipeline on the GPU."""
+        self.install(bundle)
+        return VideoPipeline.open(bundle, **({"device": "cuda"} | options))
+
+    def install(self, bundle: Bundle, **options: Any) -> None:
+        """Have the stand-in for the TensorRT that built ``bundle`` imported in its place."""
+        if self.cuda is None or (self.trt is not None and self.trt.bundle is bundle and not options):
+            return
+        assert bundle.manifest.flavour is not None
+        name = options.pop("flavour", bundle.manifest.flavour.name)
+        self.trt = StandInTensorRT(self.cuda, bundle, flavour=name, **options)
+        self._monkeypatch.setitem(sys.modules, name.replace("-", "_"), self.trt)
+
+    def used(self) -> int:
+        """Bytes of device memory in use by everyone."""
+        if self.cuda is not None:
+            return self.cuda.bytes_in_use
+        driver = load_driver()
+        handle = driver.call("cuDevicePrimaryCtxRetain", driver.call("cuDeviceGet", 0))
+        driver.call("cuCtxSetCurrent", handle)
+        free, total = driver.call("cuMemGetInfo")
+        driver.call("cuDevicePrimaryCtxRelease", driver.call("cuDeviceGet", 0))
+        return int(total) - int(free)
+
+    def check(self) -> None:
+        """Nothing is left, and no rule was broken."""
+        if self.cuda is not None:
+            self.cuda.assert_clean()
+
+
+def why_no_gpu() -> str | None:
+    """Why tests of a real GPU cannot run here; None where they can."""
+    try:
+        return None if list_gpus(load_driver()) else "the driver shows no GPU"
+    except SvdTrtError as error:
+        return str(error)
+
+
+@pytest.fixture
+def real_gpu() -> None:
+    """Skip where there is no GPU."""
+    if (reason := why_no_gpu()) is not None:
+        pytest.skip(reason)
+
+
+@pytest.fixture(autouse=True)
+def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Kernels that TensorRT for RTX compiles are kept apart from the user's."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture(params=["stand-in", pytest.param("gpu", marks=pytest.mark.gpu)])
+def rig(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Rig]:
+    """Both kinds, one after the other; the stand-in must be left clean."""
+    if request.param == "gpu":
+        request.getfixturevalue("real_gpu")
+        yield Rig(monkeypatch, None)
+        return
+    rig = Rig(monkeypatch, StandInCuda())
+    yield rig
+    rig.check()
+
+
+@pytest.fixture
+def standin(monkeypatch: pytest.MonkeyPatch) -> Iterator[Rig]:
+    """The stand-in alone, for what a real GPU cannot be made to do."""
+    rig = Rig(monkeypatch, StandInCuda())
+    yield rig
+    rig.check()

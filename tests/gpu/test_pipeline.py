@@ -1,0 +1,250 @@
+"""Videos made on a GPU against those made by ONNX Runtime on the CPU, from the same bundle."""
+
+from __future__ import annotations
+
+import gc
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from svd_trt import Bundle, VideoPipeline
+from svd_trt.engine.vram import Request, plan_memory, smallest_budget
+from svd_trt.errors import BackendError, BudgetError, DeviceMemoryError
+from tests.gpu.conftest import Rig
+
+pytestmark = pytest.mark.xdist_group("dynamic")
+
+FAST: dict[str, Any] = {
+    "num_frames": 4,
+    "num_inference_steps": 5,
+    "height": 72,
+    "width": 96,
+    "seed": 42,
+    "output_type": "np",
+}
+CASES: dict[str, dict[str, Any]] = {
+    "defaults": {},
+    "fewest": {"num_frames": 2, "num_inference_steps": 1},
+    "two-steps": {"num_inference_steps": 2},
+    "chunks": {"num_frames": 7, "decode_chunk_size": 2},
+    "odd-size": {"height": 40, "width": 136},
+    "unguided": {"max_guidance_scale": 1.0},
+    "videos-over-batches": {"num_frames": 3, "num_videos_per_prompt": 3, "decode_chunk_size": 4},
+}
+REQUEST = Request(frames=4, height=72, width=96)
+
+
+def furthest(ours: Any, theirs: Any) -> int:
+    """Largest difference of two videos in levels of 255. A real GPU rounds differently from the CPU; its own is 0."""
+    assert theirs.std() > 5, "flat frames would agree with anything"
+    return int(np.abs(ours.astype(int) - theirs).max())
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_frames_are_those_of_the_cpu(
+    case: str,
+    rig: Rig,
+    dynamic_bundle: Bundle,
+    dynamic_pipe: VideoPipeline,
+    picture: PIL.Image.Image,
+    record_property: Any,
+) -> None:
+    asked = FAST | CASES[case]
+    with rig.open(dynamic_bundle) as pipe:
+        first = pipe(picture, **asked).frames
+        again = pipe(picture, **asked).frames
+    theirs = dynamic_pipe(picture, **asked).frames
+    difference = furthest(first, theirs)
+    record_property("levels_from_cpu", difference)
+    assert difference <= (0 if rig.cuda else 2)
+    np.testing.assert_array_equal(again, first)
+
+
+@pytest.mark.parametrize("budget", ["smallest", "medium", "ample"])
+def test_a_budget_is_kept(
+    budget: str, rig: Rig, dynamic_bundle: Bundle, dynamic_pipe: VideoPipeline, picture: PIL.Image.Image
+) -> None:
+    """With the smallest budget engines come and go, branches run one at a time, and frames are decoded singly."""
+    least = smallest_budget(dynamic_bundle.manifest, REQUEST)
+    most = plan_memory(dynamic_bundle.manifest, REQUEST, None).total_bytes
+    assert least is not None
+    assert most is not None
+    allowed = {"smallest": least, "medium": (least + most) // 2, "ample": most}[budget]
+    before = rig.used()
+    with rig.open(dynamic_bundle, vram_budget=allowed) as pipe:
+        made = [pipe(picture, **FAST) for _ in range(2)]
+        if rig.cuda:
+            context = 300 * 10**6  # what the stand-in takes for a context, as a driver does
+            assert rig.cuda.peak_bytes - context <= allowed
+    plan = made[0].memory
+    assert (plan.resident, plan.split_guidance) == {
+        "smallest": (False, True),
+        "medium": (plan.resident, plan.split_guidance),
+        "ample": (True, False),
+    }[budget]
+    theirs = dynamic_pipe(picture, **FAST, decode_chunk_size=plan.decode_chunk).frames
+    for one in made:
+        assert furthest(one.frames, theirs) <= (1 if rig.cuda else 2)
+    gc.collect()
+    if rig.cuda:
+        assert rig.used() == before
+
+
+def test_too_small_a_budget_is_refused_before_anything_is_loaded(
+    rig: Rig, dynamic_bundle: Bundle, picture: PIL.Image.Image
+) -> None:
+    with rig.open(dynamic_bundle, vram_budget=1_000_000) as pipe:
+        with pytest.raises(BudgetError, match="smallest budget that works"):
+            pipe(picture, **FAST)
+        with pytest.raises(BudgetError):
+            pipe.stream(picture, **{k: v for k, v in FAST.items() if k != "output_type"})
+
+
+def test_graphs_change_nothing(
+    rig: Rig, dynamic_bundle: Bundle, picture: PIL.Image.Image, record_property: Any
+) -> None:
+    frames = {}
+    for graphs in (True, False):
+        with rig.open(dynamic_bundle) as pipe:
+            pipe.device.use_graphs = graphs  # type: ignore[attr-defined]
+            frames[graphs] = pipe(picture, **FAST, num_videos_per_prompt=2).frames
+            refused = pipe.device.refusals  # type: ignore[attr-defined]
+            record_property("graphs_refused", "; ".join(refused) or "none")
+            if rig.cuda and graphs:
+                groups = 1  # both videos together
+                assert rig.cuda.count("cuGraphLaunch") == groups * (FAST["num_inference_steps"] - 2)
+                assert not refused
+    np.testing.assert_array_equal(frames[True], frames[False])
+
+
+def test_a_callback_sees_and_changes_latents(
+    rig: Rig, dynamic_bundle: Bundle, dynamic_pipe: VideoPipeline, picture: PIL.Image.Image
+) -> None:
+    """Also where the next step was begun before it was known."""
+    seen: dict[str, list[Any]] = {"gpu": [], "cpu": []}
+
+    def changing(where: str) -> Any:
+        def call(pipe: Any, step: int, timestep: float, values: dict[str, Any]) -> dict[str, Any] | None:
+            seen[where].append((step, timestep, values["latents"].copy()))
+            return {"latents": values["latents"] * 0.9} if step in (1, 2, 4) else None
+
+        return call
+
+    with rig.open(dynamic_bundle) as pipe:
+        ours = [pipe(picture, callback_on_step_end=changing("gpu"), **FAST).frames for _ in range(2)]
+    theirs = dynamic_pipe(picture, callback_on_step_end=changing("cpu"), **FAST).frames
+    np.testing.assert_array_equal(ours[0], ours[1])
+    assert furthest(ours[0], theirs) <= (0 if rig.cuda else 2)
+    assert [entry[:2] for entry in seen["gpu"][:5]] == [entry[:2] for entry in seen["cpu"]]
+    for (_, _, gpu), (_, _, cpu) in zip(seen["gpu"], seen["cpu"], strict=False):
+        np.testing.assert_allclose(gpu, cpu, atol=0 if rig.cuda else 1e-2 * float(np.abs(cpu).max()))
+
+
+class EnoughError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("stage", ["encode", "denoise", "decode"])
+def test_a_run_can_be_cancelled_anywhere(
+    stage: str, rig: Rig, dynamic_bundle: Bundle, picture: PIL.Image.Image
+) -> None:
+    told = []
+
+    def stop(name: str, done: int, total: int) -> None:
+        told.append(name)
+        if name == stage and done >= min(2, total):
+            raise KeyboardInterrupt
+
+    asked = FAST | {"decode_chunk_size": 1}
+    with rig.open(dynamic_bundle) as pipe:
+        expected = pipe(picture, **asked).frames
+        with pytest.raises(KeyboardInterrupt):
+            pipe(picture, progress=stop, **asked)
+        assert told[-1] == stage
+        held = rig.used()
+        np.testing.assert_array_equal(pipe(picture, **asked).frames, expected)
+        if rig.cuda:
+            assert rig.used() == held
+
+
+def test_streams_can_be_interleaved_and_abandoned(rig: Rig, dynamic_bundle: Bundle, picture: PIL.Image.Image) -> None:
+    asked = {k: v for k, v in FAST.items() if k != "output_type"} | {"num_frames": 6, "decode_chunk_size": 2}
+    least = smallest_budget(dynamic_bundle.manifest, Request(frames=6, height=72, width=96, decode_chunk=2))
+    for budget in (None, least):
+        with rig.open(dynamic_bundle, vram_budget=budget) as pipe:
+            whole = list(pipe.stream(picture, **asked))
+            first, second = pipe.stream(picture, **asked), pipe.stream(picture, **(asked | {"seed": 7}))
+            pairs = list(zip(first, second, strict=True))
+            np.testing.assert_array_equal([a for a, _ in pairs], whole)
+            abandoned = pipe.stream(picture, **asked)
+            np.testing.assert_array_equal(next(abandoned), whole[0])
+            abandoned.close()
+            closed_under = pipe.stream(picture, **asked)
+            next(closed_under)
+        with pytest.raises(BackendError, match="closed"):
+            list(closed_under)
+
+
+def test_several_pipelines_at_once(rig: Rig, dynamic_bundle: Bundle, picture: PIL.Image.Image) -> None:
+    with rig.open(dynamic_bundle) as one, rig.open(dynamic_bundle) as two:
+        np.testing.assert_array_equal(one(picture, **FAST).frames, two(picture, **FAST).frames)
+        two.close()
+        one(picture, **FAST)
+
+
+def test_many_runs_take_no_more_memory(
+    rig: Rig, dynamic_bundle: Bundle, picture: PIL.Image.Image, record_property: Any
+) -> None:
+    runs = 12 if rig.cuda else 200
+    asked = FAST | {"num_inference_steps": 4, "num_frames": 2}
+    with rig.open(dynamic_bundle) as pipe:
+        pipe(picture, **asked)
+        pipe(picture, **asked)
+        held = rig.used()
+        live = rig.cuda.live if rig.cuda else None
+        for _ in range(runs):
+            pipe(picture, **asked)
+        record_property("bytes_grown_in_runs", f"{rig.used() - held} in {runs}")
+        assert rig.used() <= held
+        if rig.cuda:
+            assert rig.cuda.live == live
+
+
+def test_out_of_memory_says_what_to_do_and_leaves_nothing(
+    rig: Rig, dynamic_bundle: Bundle, picture: PIL.Image.Image
+) -> None:
+    """The GPU fills up after the plan was made, as when another program starts."""
+    with rig.open(dynamic_bundle) as pipe:
+        device: Any = pipe.device
+        pipe(picture, **FAST)
+        pipe.release()
+        free = device.context.memory()[0]
+        needed = plan_memory(dynamic_bundle.manifest, REQUEST, None).total_bytes or 0
+        before = rig.used()
+        hogs: list[Any] = []
+
+        def hog(stage: str, done: int, total: int) -> None:
+            if stage == "encode":
+                hogs.append(device.empty((device.context.memory()[0] - 4_000_000,), np.uint8, "a hog"))
+
+        with pytest.raises(DeviceMemoryError, match=r"bytes of .*free of .*GB; ") as caught:
+            pipe(picture, progress=hog, **FAST)
+        assert needed < free
+        assert caught.value.asked is not None
+        for held in hogs:
+            held.close()
+        assert rig.used() <= before + (0 if rig.cuda else 64 << 20)
+        pipe(picture, **FAST)
+
+
+def test_a_stale_plan_of_memory_is_not_kept(rig: Rig, dynamic_bundle: Bundle, picture: PIL.Image.Image) -> None:
+    """Another shape frees the memory of the shape before."""
+    with rig.open(dynamic_bundle) as pipe:
+        pipe(picture, **FAST)
+        live = rig.cuda.live if rig.cuda else None
+        pipe(picture, **(FAST | {"num_frames": 9}))
+        pipe(picture, **FAST)
+        if rig.cuda and live:
+            assert rig.cuda.live.allocations == live.allocations
