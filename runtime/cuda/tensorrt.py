@@ -156,21 +156,25 @@ class TensorRtSession(Released):
         return self._runtime.configure(self._engine, self._cache, own_graphs=self._own_graphs)
 
     def _set_shapes(self, buffers: Mapping[str, CudaBuffer]) -> None:
-        changed = [t.name for t in self.spec.inputs if self._shapes.get(t.name) != buffers[t.name].shape]
-        for name in changed:
-            shape = buffers[name].shape
-            if not self._context.set_input_shape(name, shape):
-                self._shapes.clear()
-                raise BackendError(f"{self.spec.name} does not take {name} of shape {list(shape)}: {self._reason()}")
-            self._shapes[name] = shape
+        shapes = {tensor.name: buffers[tensor.name].shape for tensor in self.spec.inputs}
+        changed = shapes != self._shapes
         if changed:
-            self._check_outputs(buffers)
-            self._needs = int(self._context.update_device_memory_size_for_shapes())
+            self._shapes = {}  # should one of them be refused, all are set again
+            self._needs = self._accept(shapes, buffers)
+            self._shapes = shapes
         block = self._device.activations
         block.reserve(self._needs, f"activations of {self.spec.name}")
         if changed or self._block_moves != block.moves:
             self._context.set_device_memory(block.address, block.nbytes)
             self._block_moves = block.moves
+
+    def _accept(self, shapes: Mapping[str, tuple[int, ...]], buffers: Mapping[str, CudaBuffer]) -> int:
+        """Set ``shapes`` of inputs; the bytes of activations that they need."""
+        for name, shape in shapes.items():
+            if not self._context.set_input_shape(name, shape):
+                raise BackendError(f"{self.spec.name} does not take {name} of shape {list(shape)}: {self._reason()}")
+        self._check_outputs(buffers)
+        return int(self._context.update_device_memory_size_for_shapes())
 
     def _check_outputs(self, buffers: Mapping[str, CudaBuffer]) -> None:
         missing = self._context.infer_shapes()

@@ -1,0 +1,101 @@
+"""Every name that the runtime uses of the CUDA driver and of TensorRT exists in the real modules."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+from cuda.bindings import driver
+
+import svd_trt.runtime.cuda
+from tests.standin.cuda import StandInCuda
+from tests.standin.rtx import real
+
+HERE = Path(svd_trt.runtime.cuda.__file__).resolve().parent
+SOURCES = [*HERE.glob("*.py"), HERE.parents[1] / "engine" / "driver.py"]
+TEXT = {path.name: path.read_text() for path in SOURCES}
+
+# What the leaf calls on objects of TensorRT, by the class that has it. The names of RTX alone are in `Rtx`.
+COMMON = {
+    "Runtime": ["deserialize_cuda_engine"],
+    "ICudaEngine": [
+        "create_runtime_config",
+        "create_execution_context",
+        "streamable_weights_size",
+        "weight_streaming_budget_v2",
+    ],
+    "IRuntimeConfig": ["set_execution_context_allocation_strategy"],
+    "ExecutionContextAllocationStrategy": ["USER_MANAGED"],
+    "IExecutionContext": [
+        "execute_async_v3",
+        "set_input_shape",
+        "set_tensor_address",
+        "get_tensor_shape",
+        "infer_shapes",
+        "update_device_memory_size_for_shapes",
+        "set_device_memory",
+    ],
+    "ILogger": ["ERROR", "INTERNAL_ERROR"],
+}
+RTX = {
+    "Runtime": ["get_engine_validity", "engine_header_size"],
+    "IRuntimeConfig": [
+        "dynamic_shapes_kernel_specialization_strategy",
+        "cuda_graph_strategy",
+        "create_runtime_cache",
+        "set_runtime_cache",
+    ],
+    "IRuntimeCache": ["serialize", "deserialize"],
+    "IExecutionContext": ["is_stream_capturable"],
+    "EngineValidity": ["INVALID"],
+    "CudaGraphStrategy": ["WHOLE_GRAPH_CAPTURE", "DISABLED"],
+    "DynamicShapesKernelSpecializationStrategy": ["EAGER"],
+    "EngineInvalidityDiagnostics": ["VERSION_MISMATCH", "UNSUPPORTED_CC", "MALFORMED_ENGINE"],
+}
+
+
+def test_calls_of_the_driver_exist() -> None:
+    called = {name for text in TEXT.values() for name in re.findall(r'call\(\s*"(cu[A-Z]\w+)"', text)}
+    assert len(called) > 25
+    assert called <= set(dir(driver))
+    assert {name for name in called if not hasattr(StandInCuda, name)} == set(), "and are modelled by the stand-in"
+
+
+def test_constants_of_the_driver_exist() -> None:
+    used = {name for text in TEXT.values() for name in re.findall(r"\b(?:CU|CUDA_ERROR)_(?!ERROR\b)[A-Z0-9_]+\b", text)}
+    members = {
+        name
+        for kind in ("CUresult", "CUdevice_attribute", "CUstream_flags", "CUevent_flags", "CUstreamCaptureMode")
+        for name in getattr(driver, kind).__members__
+    }
+    assert used
+    assert used <= members
+
+
+@pytest.mark.parametrize("owner", sorted({*COMMON, *RTX}))
+def test_names_of_tensorrt_for_rtx_exist(owner: str) -> None:
+    for name in COMMON.get(owner, []) + RTX.get(owner, []):
+        assert hasattr(getattr(real, owner), name), f"{owner}.{name}"
+
+
+def test_names_of_tensorrt_exist() -> None:
+    """Its bindings do not load without its libraries, but their names can be read from the file."""
+    found = importlib.util.find_spec("tensorrt_bindings")
+    assert found is not None, "the bindings of TensorRT are among the tools of development"
+    assert found.origin is not None
+    content = (Path(found.origin).parent / "tensorrt.so").read_bytes()
+    missing = [n for names in COMMON.values() for n in names if n.encode() + b"\0" not in content]
+    assert missing == []
+    assert b"is_stream_capturable\0" not in content, "what only RTX has would be found otherwise"
+
+
+def test_the_list_is_complete() -> None:
+    """Whatever the leaf says of an engine, a context, a configuration or the runtime is in the lists above."""
+    listed = {name for names in (*COMMON.values(), *RTX.values()) for name in names}
+    objects = r"(?:_engine|_context|\bcontext|\bengine|\bconfig|\.handle|_cache|\bgraphs)\.([a-z]\w+)"
+    own = {"current", "memory", "take", "give", "gpu", "call", "close", "driver", "budget", "taken", "load", "name"}
+    own |= {"uses_block", "save", "attach", "refuse_misfit", "spec", "flavour", "bundle"}
+    text = TEXT["tensorrt.py"] + TEXT["flavours.py"]
+    assert set(re.findall(objects, text)) - own <= listed
