@@ -1,4 +1,4 @@
-# make setup | demo | test | test-full | bench-build | lint | clean
+# make setup | demo | test | test-full | gpu-test | bench-build | lint | clean
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -8,7 +8,7 @@ JOBS ?= 2
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: setup demo test test-full bench-build lint clean
+.PHONY: setup demo test test-full gpu-test bench-build lint clean
 
 setup: $(READY)
 
@@ -27,6 +27,11 @@ test: lint
 # Full-size networks against torch: minutes, 16 GB of memory. Writes what it measured.
 test-full: $(READY)
 	$(BIN)/pytest -m slow tests/full --record benchmarks/results/full-size-parity.json
+
+# The tests of the runtime on this machine's GPU. Writes what ran and what it measured.
+gpu-test: $(READY)
+	$(BIN)/python -m svd_trt.benchmarks.machine --need-gpu
+	$(BIN)/pytest -m gpu tests/gpu --record 'benchmarks/results/gpu-tests-{gpu}.json'
 
 # What a full-size build costs: three builds, ten minutes, 20 GB of disk for a while.
 bench-build: $(READY)

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import os
 import platform
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 import svd_trt
+from svd_trt.engine.driver import list_gpus, load_driver
+from svd_trt.errors import SvdTrtError
 
 __all__ = ["describe_machine"]
 
@@ -22,6 +26,8 @@ _PACKAGES = (
     "onnx",
     "onnxscript",
     "onnxruntime",
+    "onnxruntime-gpu",
+    "cuda-bindings",
     "tensorrt",
     "tensorrt-rtx-cu13-bindings",
     "numpy",
@@ -82,3 +88,17 @@ def _version(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+def main() -> None:
+    """Print the description; with ``--need-gpu``, end with 1 and the reason where there is no usable GPU."""
+    if "--need-gpu" in sys.argv[1:]:
+        try:
+            list_gpus(load_driver())
+        except SvdTrtError as error:
+            sys.exit(str(error))
+    print(json.dumps(describe_machine(), indent=1))  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()

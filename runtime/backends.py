@@ -14,13 +14,15 @@ from svd_trt.runtime.device import Device
 if TYPE_CHECKING:
     from svd_trt.runtime.cuda.device import Engine
 
-__all__ = ["PROVIDERS", "RUN_BACKENDS", "Provider", "RunBackend", "open_device"]
+__all__ = ["CPU_NAME", "PROVIDERS", "RUN_BACKENDS", "Provider", "RunBackend", "open_device"]
 
 RunBackend: TypeAlias = Literal["auto", "onnxruntime", "tensorrt", "tensorrt-rtx"]
 Provider: TypeAlias = Literal["cpu", "cuda", "tensorrt"]
 
 RUN_BACKENDS: tuple[RunBackend, ...] = ("auto", "onnxruntime", "tensorrt", "tensorrt-rtx")
 PROVIDERS: tuple[Provider, ...] = ("cpu", "cuda", "tensorrt")
+
+CPU_NAME = "onnxruntime (CPU)"
 
 _DEVICE = re.compile(r"cpu|cuda(?::(\d{1,3}))?")
 
@@ -86,7 +88,10 @@ def _flavour_of(bundle: Bundle) -> FlavourName:
 def _open_gpu(bundle: Bundle, backend: RunBackend, device: str | None, provider: Provider | None) -> Device:
     from svd_trt.runtime.cuda.device import CudaDevice
 
-    driver = load_driver()
+    try:
+        driver = load_driver()
+    except BackendError as error:
+        raise BackendError(f"{error}; --device cpu runs on the CPU, slowly") from error
     gpu = _choose_gpu(driver, device)
     return CudaDevice(driver, gpu, _open_engine(bundle, gpu, backend, provider))
 

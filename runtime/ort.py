@@ -15,6 +15,7 @@ from svd_trt.engine.bundle import Bundle
 from svd_trt.engine.spec import NetworkName, NetworkSpec
 from svd_trt.errors import BackendError, first_line
 from svd_trt.runtime._released import Released
+from svd_trt.runtime.backends import CPU_NAME
 from svd_trt.runtime.device import Array, Buffer, HostBuffer, Mark
 
 __all__ = ["CpuBuffer", "CpuDevice", "CpuMark", "CpuSession", "load_onnx", "run_bound"]
@@ -113,7 +114,7 @@ class CpuSession(Released):
 class CpuDevice(Released):
     """The CPU, through ONNX Runtime. Implements `svd_trt.runtime.device.Device`."""
 
-    name = "onnxruntime (CPU)"
+    name = CPU_NAME
     steps_in_flight = 1
 
     def open(self, bundle: Bundle, network: NetworkName, *, streamed_bytes: int = 0) -> CpuSession:  # noqa: ARG002

@@ -44,7 +44,9 @@ class Parameters:
     motion_bucket_id: int = _option(127, "Amount of motion, 1 to 255 in training.", 0, 10000)
     noise_aug_strength: float = _option(0.02, "Noise on the picture; more moves away from it.", 0, 100)
     decode_chunk_size: int | None = _option(
-        None, "Frames decoded together; fewer need less memory.  [default: all, or as many as the bundle takes]", 1
+        None,
+        "Frames decoded together; fewer need less memory.  [default: all, or what bundle and memory take]",
+        1,
     )
     num_videos_per_prompt: int = _option(1, "Videos to make of each picture.", 1, 1000)
     seed: int | None = _option(

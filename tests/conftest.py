@@ -21,6 +21,8 @@ from svd_trt.engine.spec import Range
 # Two test processes share two cores, and idle spinning threads of one would take time from the other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+TINY = Path(__file__).parent.parent / "examples" / "tiny"
+
 DYNAMIC = BuildOptions(
     height=Range(40, 72, 136),
     width=Range(48, 96, 160),
@@ -125,6 +127,20 @@ def small_bundle(once: Any, small_checkpoint: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_bundle(once: Any) -> Callable[[str], Bundle]:
+    """``tiny_bundle(precision)``: the trained miniature of examples/tiny, 2 to 8 frames of 32x32."""
+
+    def get(precision: Any) -> Bundle:
+        size = Range.parse("32")
+        options = BuildOptions(
+            height=size, width=size, frames=Range(2, 8, 8), precision=precision, backend="tensorrt-rtx"
+        )
+        return Bundle.open(once(f"tiny-{precision}", lambda path: build_bundle(TINY / "checkpoint", path, options)))
+
+    return get
+
+
+@pytest.fixture(scope="session")
 def dynamic_pipe(dynamic_bundle: Bundle) -> Iterator[VideoPipeline]:
     with VideoPipeline.open(dynamic_bundle) as pipe:
         yield pipe
@@ -163,7 +179,9 @@ def psnr(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> float:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--record", type=Path, metavar="FILE", help="Write what the tests measured as JSON.")
+    parser.addoption(
+        "--record", metavar="FILE", help="Write what the tests measured as JSON; {gpu} stands for the GPU's name."
+    )
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
@@ -183,15 +201,20 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
         write_record(record, rows, terminalreporter.stats)
 
 
-def write_record(path: Path, rows: list[tuple[str, str, Any]], stats: dict[str, Any]) -> None:
+def write_record(name: str, rows: list[tuple[str, str, Any]], stats: dict[str, Any]) -> None:
     from svd_trt.benchmarks.machine import describe_machine
 
+    machine = describe_machine()
+    gpu = "-".join(machine["gpu"][0].partition(",")[0].lower().split()) if machine["gpu"] else "none"
+    path = Path(name.format(gpu=gpu))
     outcomes = {name: len(stats.get(name, [])) for name in ("passed", "failed", "skipped")}
     measured = [{"test": test, "name": name, "value": value} for test, name, value in rows]
     content = {
         "date": dt.date.today().isoformat(),
-        "machine": describe_machine(),
+        "machine": machine,
         "outcomes": outcomes,
+        "failed": [report.nodeid for report in stats.get("failed", [])],
+        "tests": sorted(report.nodeid for report in stats.get("passed", [])),
         "measured": measured,
     }
     path.parent.mkdir(parents=True, exist_ok=True)

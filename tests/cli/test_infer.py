@@ -15,6 +15,7 @@ import PIL.Image
 import pytest
 
 from svd_trt import Bundle, VideoPipeline
+from svd_trt.engine.driver import gpu_count
 from svd_trt.runtime.parameters import ParameterArguments, Parameters
 from svd_trt.runtime.video import read_metadata
 from tests.cli.conftest import Run, start
@@ -225,3 +226,41 @@ def test_defaults_are_diffusers() -> None:
         # theirs: a generator, 576x1024 (which here the bundle decides), and a scheduler object
         if name not in ("seed", "height", "width", "sampler"):
             assert theirs[name].default == spec.default, name
+
+
+def test_a_budget_chooses_how_to_run(
+    run: Run, fixed_bundle: Bundle, picture_file: Path, tmp_path: Path, expected: np.ndarray
+) -> None:
+    """On the CPU the same way is taken as on a GPU; the frames are those of every other way."""
+    out = tmp_path / "o.npy"
+    asked = ("infer", fixed_bundle.path, picture_file, "-o", out, *FAST, "--decode-chunk-size", "3")
+    refused = run(*asked, "--vram-budget", "1MB")
+    assert_refused(refused, "smallest budget that works is")
+    smallest = re.search(r"works is ([0-9.]+ MB)", refused.stderr)
+    assert smallest is not None
+    result = run(*asked, "--vram-budget", smallest[1], "--json")
+    assert result.returncode == 0, result.stderr
+    memory = json.loads(result.stdout)["memory"]
+    assert (memory["resident"], memory["decode_chunk"]) == (False, 3)
+    assert memory["total_bytes"] <= float(smallest[1].removesuffix(" MB")) * 1e6
+    assert "one engine at a time" in result.stderr
+    assert np.abs(np.load(out).astype(int) - expected).max() <= 2
+    assert "memory:" not in run(*asked).stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        (("--device", "cuda"), "no NVIDIA driver"),
+        (("--provider", "cuda"), "--device cpu"),
+        (("--device", "gpu"), "write cpu, cuda, or cuda:1"),
+        (("--backend", "tensorrt", "--provider", "cuda"), "part of ONNX Runtime"),
+    ],
+)
+@pytest.mark.skipif(gpu_count() > 0, reason="this machine has a GPU")
+def test_devices_that_are_not_here(
+    options: tuple[str, ...], problem: str, run: Run, fixed_bundle: Bundle, picture_file: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "o.gif"
+    assert_refused(run("infer", fixed_bundle.path, picture_file, "-o", out, *FAST, *options), problem)
+    assert list(tmp_path.iterdir()) == []

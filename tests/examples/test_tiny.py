@@ -11,8 +11,6 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from svd_trt import BuildOptions, build_bundle
-from svd_trt.engine.spec import Range
 from tests.conftest import psnr
 
 TINY = Path(__file__).parent.parent.parent / "examples" / "tiny"
@@ -34,14 +32,8 @@ def score() -> Any:
 
 
 @pytest.fixture(scope="module", params=["fp32", "fp16"])
-def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
-    path = tmp_path_factory.mktemp("tiny") / "bundle"
-    size = Range.parse("32")
-    options = BuildOptions(
-        height=size, width=size, frames=Range(2, 8, 8), precision=request.param, backend="onnxruntime"
-    )
-    build_bundle(TINY / "checkpoint", path, options)
-    return request.param, path
+def bundle(request: pytest.FixtureRequest, tiny_bundle: Any) -> tuple[str, Path]:
+    return request.param, tiny_bundle(request.param).path
 
 
 @pytest.fixture(scope="module")

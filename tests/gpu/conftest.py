@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import cuda.bindings.nvrtc
+import cuda.bindings.runtime  # noqa: F401  # torch imports these, and needs the real driver beneath them
 import pytest
 
 from svd_trt import Bundle, VideoPipeline

@@ -16,7 +16,7 @@ from rich.progress import TaskID
 from svd_trt.cli.console import Bars, print_json, seconds, size_text, stderr
 from svd_trt.cli.sizes import ByteSize
 from svd_trt.errors import OutputError
-from svd_trt.runtime.backends import PROVIDERS, RUN_BACKENDS, Provider, RunBackend
+from svd_trt.runtime.backends import CPU_NAME, PROVIDERS, RUN_BACKENDS, Provider, RunBackend
 from svd_trt.runtime.parameters import Parameters
 from svd_trt.runtime.pipeline import VideoPipeline, VideoStream
 from svd_trt.runtime.video import FORMATS, WriteBehind, check_output, numbered, open_writer
@@ -138,6 +138,8 @@ def command(
             written = _write(stream, paths)
     timings = {"open": opened, **stream.timings, "write": written, "total": time.perf_counter() - started}
     _report(console, stream, paths, timings)
+    if vram_budget is not None or pipe.device.name != CPU_NAME:
+        console.print(_memory_note(stream), style="dim", soft_wrap=True)
     if as_json:
         print_json(_as_dict(pipe, stream, paths, timings))
 
@@ -193,7 +195,6 @@ def _report(console: Console, stream: VideoStream, paths: list[str], timings: di
     stages = {k: v for k, v in timings.items() if k not in ("steps", "total")}
     told = ", ".join(f"{stage} {seconds(value)}" for stage, value in stages.items())
     console.print(f"{seconds(timings['total'])} on {stream.backend}: {told}", style="dim", soft_wrap=True)
-    console.print(_memory_note(stream), style="dim", soft_wrap=True)
 
 
 def _memory_note(stream: VideoStream) -> str:

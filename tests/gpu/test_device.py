@@ -1,0 +1,116 @@
+"""What `make gpu-test` measures beside passing: fidelity in fp16, what graphs bring, and whether plans of memory hold.
+
+The stand-in runs the same bodies, so that they are known to work; its figures mean nothing and are not recorded.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from svd_trt import Bundle
+from svd_trt.engine.vram import Request, plan_memory
+from tests.conftest import TINY, psnr
+from tests.gpu.conftest import Rig
+
+pytestmark = pytest.mark.xdist_group("tiny")
+
+ROUNDS = 5
+REQUEST = Request(frames=8, height=32, width=32)
+
+
+@pytest.fixture(scope="module")
+def rocket() -> PIL.Image.Image:
+    return PIL.Image.open(TINY / "picture.png").convert("RGB")
+
+
+def test_fp16_frames_are_those_of_diffusers_in_fp16(
+    rig: Rig, tiny_bundle: Callable[[str], Bundle], rocket: PIL.Image.Image, record_property: Any
+) -> None:
+    import torch
+    from diffusers import StableVideoDiffusionPipeline
+
+    asked: dict[str, Any] = {
+        "num_frames": 8,
+        "num_inference_steps": 10,
+        "height": 32,
+        "width": 32,
+        "motion_bucket_id": 200,
+        "decode_chunk_size": 8,
+        "output_type": "np",
+    }
+    reference = StableVideoDiffusionPipeline.from_pretrained(TINY / "checkpoint", dtype=torch.float16)
+    reference.set_progress_bar_config(disable=True)
+    theirs = reference(rocket, generator=torch.manual_seed(42), **asked).frames
+    with rig.open(tiny_bundle("fp16")) as pipe:
+        ours = pipe(rocket, seed=42, **asked).frames
+    worst = min(psnr(a, (b * 255).round().astype(np.uint8)) for a, b in zip(ours[0], theirs[0], strict=True))
+    record_property("worst_frame_psnr_db", worst)
+    assert worst >= 35
+
+
+def test_steps_as_graphs_or_the_loop_as_one(
+    rig: Rig, tiny_bundle: Callable[[str], Bundle], rocket: PIL.Image.Image, record_property: Any
+) -> None:
+    """Seconds a step: call by call, a graph a step (what is used), and one graph of all steps."""
+    steps = 10
+    asked: dict[str, Any] = {"num_inference_steps": steps, "seed": 1, "output_type": "latent"}
+    with rig.open(tiny_bundle("fp16")) as pipe:
+        pipe(rocket, **asked)
+        device: Any = pipe.device
+        assert pipe._loop is not None
+        loop = pipe._loop[1]
+
+        def by_graphs() -> None:
+            for step in range(steps):
+                loop._enqueue(lambda: pipe.engines.lend("denoiser"), step, fetch=False)
+
+        def by_calls() -> None:
+            with pipe.engines.lend("denoiser") as loop._session:
+                for step in range(steps):
+                    for rows, row in zip(loop._tables, loop._coefficients, strict=True):
+                        device.copy(rows.rows(step, step + 1), row)
+                    loop._passes(step % 2)
+
+        seconds: dict[str, list[float]] = {"calls": [], "step_graphs": [], "loop_graph": []}
+        with device.record(by_calls) as whole, device.mark() as start, device.mark() as end:
+            ways = {"calls": by_calls, "step_graphs": by_graphs, "loop_graph": whole}
+            for way in ways.values():  # the first calls run as they are, or record
+                way()
+                way()
+            for _ in range(ROUNDS):
+                for name, way in ways.items():
+                    start.record()
+                    way()
+                    end.record()
+                    end.wait()
+                    seconds[name].append(end.seconds_since(start) / steps)
+            assert whole.captured or rig.cuda is None
+    if rig.cuda is None:
+        for name, values in seconds.items():
+            record_property(f"median_seconds_a_step_{name}", statistics.median(values))
+    assert all(value > 0 for values in seconds.values() for value in values)
+
+
+def test_memory_is_what_was_planned(
+    rig: Rig, tiny_bundle: Callable[[str], Bundle], rocket: PIL.Image.Image, record_property: Any
+) -> None:
+    """What the driver says is taken, beside the plan; on a GPU, engines also take what no builder reports."""
+    bundle = tiny_bundle("fp16")
+    with rig.open(bundle) as pipe:
+        before = rig.used()
+        plan = pipe(rocket, num_inference_steps=4, seed=1).memory
+        taken = rig.used() - before
+        accounted = pipe.device.context.taken  # type: ignore[attr-defined]
+    assert plan.total_bytes == plan_memory(bundle.manifest, REQUEST, None).total_bytes
+    record_property("bytes_planned", plan.total_bytes)
+    record_property("bytes_accounted", accounted)
+    record_property("bytes_taken", taken)
+    assert accounted <= (plan.total_bytes or 0)
+    if rig.cuda:
+        assert taken <= (plan.total_bytes or 0)
