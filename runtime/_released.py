@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from types import TracebackType
 from typing import Self
+
+from svd_trt.errors import BackendError
 
 __all__ = ["Released"]
 
@@ -20,4 +23,8 @@ class Released:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        if error is None:
+            self.close()
+            return
+        with suppress(BackendError):  # the failure that led here is the one worth reporting
+            self.close()

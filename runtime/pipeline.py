@@ -33,6 +33,7 @@ __all__ = ["Frames", "OutputType", "Progress", "VideoOutput", "VideoPipeline"]
 
 OutputType: TypeAlias = Literal["pil", "np", "latent"]
 
+_OURS = 0.95  # of what is free; the rest is for what engines take beside what their builder reports
 _LESS = 0.9  # of what was too much, to try next
 
 
@@ -116,8 +117,8 @@ class VideoPipeline(Released):
             backend: where to run; ``auto`` takes the fastest that works here.
             device: ``cpu``, ``cuda`` or ``cuda:N``.
             provider: of ONNX Runtime: ``cpu``, ``cuda`` or ``tensorrt``.
-            vram_budget: bytes of device memory to stay in; None is what is free on a GPU, and no limit on the CPU.
-                The CUDA context's own few hundred megabytes come on top. On the CPU a budget chooses the same way to
+            vram_budget: bytes of device memory to stay in; None is 95 % of what is free on a GPU, and no limit on the
+                CPU. The CUDA context's own few hundred megabytes come on top. On the CPU a budget chooses the same way to
                 run as on a GPU.
             verify: check contents against their hashes, which reads the whole bundle.
 
@@ -206,7 +207,8 @@ class VideoPipeline(Released):
         manifest = self.bundle.manifest
         budget = self.vram_budget
         if budget is None and plan_memory(manifest, request, None).total_bytes is not None:
-            budget = self.device.free_bytes()
+            free = self.device.free_bytes()
+            budget = None if free is None else int(free * _OURS)
         return plan_memory(manifest, request, budget)
 
     def loop(self, passes: list[dict[str, Floats]], shape: tuple[int, ...], steps: int) -> Loop:

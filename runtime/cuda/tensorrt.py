@@ -106,15 +106,18 @@ class TensorRtSession(Released):
         """Release the engine once it is not running."""
         if self._taken < 0:
             return
+        taken, self._taken = self._taken, -1
         with self._device.context.current():
-            if self._context is not None:
-                self._device.forget_recordings()
-                self._device.synchronize()
-                if self._cache is not None:
-                    self._cache.save()
-            self._context = self._engine = None  # in this order: a context must not outlive its engine
-        self._device.context.give(self._taken)
-        self._taken = -1
+            try:
+                if self._context is not None:
+                    self._device.forget_recordings()
+                    self._device.synchronize()
+                    if self._cache is not None:
+                        self._cache.save()
+            finally:
+                self._context = None
+                self._engine = None  # last: a context must not outlive its engine
+                self._device.context.give(taken)
 
     def _deserialize(self, bundle: Bundle) -> Any:
         name = self.spec.name
@@ -164,7 +167,7 @@ class TensorRtSession(Released):
             self._shapes = shapes
         block = self._device.activations
         block.reserve(self._needs, f"activations of {self.spec.name}")
-        if changed or self._block_moves != block.moves:
+        if self._needs and (changed or self._block_moves != block.moves):
             self._context.set_device_memory(block.address, block.nbytes)
             self._block_moves = block.moves
 

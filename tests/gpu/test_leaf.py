@@ -304,11 +304,11 @@ def test_a_gpu_that_is_full_at_the_start(
     """What is free is the budget, so the refusal comes before the first allocation."""
     least = smallest_budget(dynamic_bundle.manifest, Request(frames=4, height=72, width=96)) or 0
     context = 300 * 10**6
-    rig = Rig(monkeypatch, StandInCuda(total_bytes=context + least - 1))
+    rig = Rig(monkeypatch, StandInCuda(total_bytes=context + least))
     with rig.open(dynamic_bundle) as pipe, pytest.raises(BudgetError, match="smallest budget that works"):
         pipe(picture, **FAST)
     rig.check()
-    rig = Rig(monkeypatch, StandInCuda(total_bytes=context + least + 100_000))
+    rig = Rig(monkeypatch, StandInCuda(total_bytes=context + int(least / 0.95) + 1))
     with rig.open(dynamic_bundle) as pipe:
         assert not pipe(picture, **FAST).memory.resident
     rig.check()

@@ -106,7 +106,7 @@ def _formats() -> str:
     "--vram-budget",
     type=ByteSize(),
     help="Device memory to stay in, such as 8GB; `svd-trt inspect BUNDLE --vram-budget 8GB` shows how.  "
-    "[default: what is free]",
+    "[default: 95 % of what is free]",
 )
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
 @click.option("--json", "as_json", is_flag=True, help="Print timings, seed, parameters and backend as JSON.")

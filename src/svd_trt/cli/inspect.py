@@ -24,8 +24,7 @@ __all__ = ["command"]
 _NOTES = """\
 FLOP and memory are for one run at the largest sizes; ~ is in proportion to what
 the builder reported. The driver's context, a few hundred MB, comes on top.
-Loading one engine at a time is what a TensorRT runtime can do; `svd-trt infer`
-runs on ONNX Runtime so far."""
+`--vram-budget 8GB` shows how `svd-trt infer` would run in so much."""
 
 _PLAN_NOTES = """\
 In proportion to what the engine builder reported. The driver's context, a few
