@@ -118,8 +118,8 @@ class VideoPipeline(Released):
             device: ``cpu``, ``cuda`` or ``cuda:N``.
             provider: of ONNX Runtime: ``cpu``, ``cuda`` or ``tensorrt``.
             vram_budget: bytes of device memory to stay in; None is 95 % of what is free on a GPU, and no limit on the
-                CPU. The CUDA context's own few hundred megabytes come on top. On the CPU a budget chooses the same way to
-                run as on a GPU.
+                CPU. The CUDA context's own few hundred megabytes come on top. On the CPU a budget chooses the same
+                way to run as on a GPU.
             verify: check contents against their hashes, which reads the whole bundle.
 
         Raises:

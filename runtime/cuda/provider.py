@@ -23,7 +23,7 @@ GpuProvider: TypeAlias = Literal["cuda", "tensorrt"]
 _PROVIDERS: dict[str, str] = {"cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
 
 
-class OrtEngine:
+class OrtEngine(Released):
     """Loads ONNX graphs. Implements `svd_trt.runtime.cuda.device.Engine`.
 
     Raises:

@@ -21,7 +21,7 @@ from svd_trt.runtime.device import Buffer
 __all__ = ["TensorRtEngine", "TensorRtSession"]
 
 
-class TensorRtEngine:
+class TensorRtEngine(Released):
     """Loads plans. Implements `svd_trt.runtime.cuda.device.Engine` for both TensorRTs."""
 
     uses_block = True

@@ -19,7 +19,7 @@ from svd_trt.runtime.cuda.context import Context
 from svd_trt.runtime.cuda.memory import DeviceMemory, PinnedBuffer
 from svd_trt.runtime.cuda.streams import Event, Stream
 from tests.gpu.conftest import Rig
-from tests.gpu.test_pipeline import FAST
+from tests.gpu.test_pipeline import FAST, furthest
 from tests.standin.cuda import StandInCuda
 
 pytestmark = pytest.mark.xdist_group("dynamic")
@@ -405,3 +405,39 @@ def test_without_a_driver_the_reason_is_told(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setitem(sys.modules, "cuda.bindings.driver", SimpleNamespace(cuInit=missing))
     with pytest.raises(BackendError, match="no NVIDIA driver"):
         load_driver()
+
+
+def test_weights_are_streamed_where_nothing_else_fits(
+    standin: Rig,
+    dynamic_bundle: Bundle,
+    dynamic_pipe: VideoPipeline,
+    picture: PIL.Image.Image,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A bundle built with --weight-streaming, as if its builder had been told so."""
+    import msgspec
+
+    asked = FAST | {"decode_chunk_size": 1}
+    theirs = dynamic_pipe(picture, **asked).frames
+    manifest = dynamic_bundle.manifest
+    entry = manifest.networks["denoiser"]
+    assert entry.plan is not None
+    streamed = msgspec.structs.replace(entry, plan=msgspec.structs.replace(entry.plan, weight_streaming=True))
+    networks = manifest.networks | {"denoiser": streamed}
+    bundle = Bundle(dynamic_bundle.path, msgspec.structs.replace(manifest, networks=networks))
+    monkeypatch.setattr("svd_trt.runtime.engines.read_manifest", lambda path: bundle.manifest)
+    request = Request(frames=4, height=72, width=96, decode_chunk=1)
+    least = smallest_budget(bundle.manifest, request)
+    without = smallest_budget(manifest, request)
+    assert least is not None
+    assert without is not None
+    assert least < without
+    assert standin.cuda is not None
+    with standin.open(bundle, vram_budget=least) as pipe:
+        made = pipe(picture, **asked)
+        assert made.memory.streamed_bytes > 0
+        assert standin.cuda.peak_bytes - 300 * 10**6 <= least
+        pipe.vram_budget = without
+        pipe.device.set_budget(without)
+        assert pipe(picture, **asked).memory.streamed_bytes == 0, "the engine is loaded again with all its weights"
+    assert furthest(made.frames, theirs) <= 1
