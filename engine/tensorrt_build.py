@@ -173,10 +173,10 @@ def make_config(flavour: Flavour, builder: Any, spec: NetworkSpec, monitor: Any,
     if weight_streaming:
         # TensorRT 10 takes it for strongly typed networks only, which ours are.
         config.set_flag(flavour.trt.BuilderFlag.WEIGHT_STREAMING)
-    user_allocation = getattr(flavour.trt.BuilderFlag, "REQUIRE_USER_ALLOCATION", None)
-    if user_allocation is not None:
-        # TensorRT for RTX would otherwise be free to allocate while running, which no CUDA graph can hold.
-        config.set_flag(user_allocation)
+    elif hasattr(flavour.trt.BuilderFlag, "REQUIRE_USER_ALLOCATION"):
+        # TensorRT for RTX would otherwise be free to allocate while running, which no CUDA graph can hold. Both flags
+        # together need a CUDA driver to build with (seen with 1.7.1), and streamed weights are slow anyway.
+        config.set_flag(flavour.trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
     return config
 
 
