@@ -15,7 +15,7 @@ from fractions import Fraction
 from svd_trt.engine.manifest import Manifest, NetworkEntry
 from svd_trt.engine.spec import LARGEST_STEPS, NETWORKS, NetworkSpec
 
-__all__ = ["Footprint", "Mode", "activation_bytes", "footprint", "modes", "vram_bytes"]
+__all__ = ["Footprint", "Mode", "activation_bytes", "footprint", "modes", "streaming_scratch", "vram_bytes"]
 
 _BYTES = {"float32": 4, "uint8": 1}
 _ALIGNMENT = 256  # bytes; TensorRT rounds the memory of a context up to it
@@ -95,6 +95,14 @@ def activation_bytes(entry: NetworkEntry, sizes: Mapping[str, int]) -> int | Non
     return math.ceil(entry.plan.activation_bytes * share)
 
 
+def streaming_scratch(weight_bytes: int) -> int:
+    """Bytes of activations to allow for the buffers that streamed weights arrive in.
+
+    Only a loaded engine tells how many they are; an eighth of the weights is more than the largest layers of SVD have.
+    """
+    return math.ceil(weight_bytes / 8)
+
+
 def footprint(
     manifest: Manifest, sizes: Mapping[str, int], *, resident: bool, passes: int = 1, streamed: int = 0
 ) -> Footprint | None:
@@ -115,7 +123,10 @@ def footprint(
         activations = activation_bytes(entry, sizes)
         if entry.plan is None or entry.plan.weight_bytes is None or activations is None:
             return None
-        weights = entry.plan.weight_bytes - (streamed if name == "denoiser" else 0)
+        weights = entry.plan.weight_bytes
+        if name == "denoiser" and streamed:
+            activations += streaming_scratch(weights)
+            weights -= streamed
         needs.append((weights, math.ceil(activations / _ALIGNMENT) * _ALIGNMENT))
     buffers = _buffers(manifest, sizes, passes)
     if resident:

@@ -72,8 +72,7 @@ class MemoryPlan:
         activation_bytes: the block that all engines share, at its largest. None where the bundle has no engines, or
             their builder did not say.
         total_bytes: all of it: weights, block, the loop's buffers, inputs and outputs of the largest other network.
-            The CUDA context's own few hundred megabytes are not in it, nor is the scratch space that TensorRT may
-            take to stream weights, which only a loaded engine tells. None as above.
+            The CUDA context's own few hundred megabytes are not in it. None as above.
     """
 
     resident: bool
@@ -122,10 +121,7 @@ def smallest_budget(manifest: Manifest, request: Request) -> int | None:
     Raises:
         ArgumentError: the bundle was not built for the request.
     """
-    most = _streamable(manifest)
-    totals = [_with_streamed(manifest, request, plan, most).total_bytes for plan in _candidates(manifest, request)]
-    known = [total for total in totals if total is not None]
-    return min(known) if known else None
+    return _leanest(manifest, request).total_bytes
 
 
 def plan_footprint(manifest: Manifest, request: Request, plan: MemoryPlan) -> Footprint | None:
@@ -161,13 +157,26 @@ def _with_streamed(manifest: Manifest, request: Request, plan: MemoryPlan, strea
     return replace(plan, activation_bytes=found.activations, total_bytes=found.total) if found else plan
 
 
+def _leanest(manifest: Manifest, request: Request) -> MemoryPlan:
+    """The plan that needs least; the fastest where what engines need is not known."""
+    amounts = (0, _streamable(manifest))  # what streaming takes for itself can be more than it saves
+    plans = [_with_streamed(manifest, request, plan, n) for n in amounts for plan in _candidates(manifest, request)]
+    return min(plans, key=lambda plan: plan.total_bytes or 0)
+
+
 def _streaming(manifest: Manifest, request: Request, plan: MemoryPlan, budget: int) -> MemoryPlan | None:
-    """``plan`` with as little streamed as fits; None where streaming cannot make it fit."""
-    excess = _total(plan) - budget
-    if excess > _streamable(manifest):
+    """``plan`` with as little streamed as fits; None where streaming cannot make it fit.
+
+    The first byte that is streamed costs buffers; from then on each saves one, while the denoiser needs most.
+    """
+    most = _streamable(manifest)
+    if most == 0:
         return None
-    found = _with_streamed(manifest, request, plan, excess)
-    # It does not help where engines are loaded alone and another has the most weights by then.
+    excess = _total(_with_streamed(manifest, request, plan, 1)) - budget
+    if excess >= most:
+        return None
+    found = _with_streamed(manifest, request, plan, 1 + max(excess, 0))
+    # It does not help where engines are loaded alone and another needs most by then.
     return found if _total(found) <= budget else None
 
 
@@ -227,9 +236,8 @@ def _unknown(manifest: Manifest) -> str:
 
 def _too_small(manifest: Manifest, request: Request, budget: int) -> str:
     """What to do where no plan fits, on one line."""
-    smallest = smallest_budget(manifest, request)
-    assert smallest is not None, "figures are known"
-    works = plan_memory(manifest, request, smallest)
+    works = _leanest(manifest, request)
+    smallest = _total(works)
     videos = "" if request.videos == 1 else f"{request.videos} videos of "
     told = [
         f"{_size(budget)} is not enough for {videos}{request.frames} frames of {request.width}x{request.height}: "

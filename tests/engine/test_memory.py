@@ -105,14 +105,14 @@ WITH_ROOM: list[Choice] = [(True, False, n, 0) for n in (6, 8, 12, 21, 25, 25, 2
 CHOICES: dict[str, list[Choice]] = {
     "default": [None, None, (False, True, 6, 0), (True, True, 3, 0), *WITH_ROOM],
     "default, streaming": [
-        (False, True, 1, 1113),
-        (False, True, 1, 113),
+        (False, True, 1, 1461),
+        (False, True, 1, 461),
         (False, True, 6, 0),
         (True, True, 3, 0),
         *WITH_ROOM,
     ],
     "low memory": [None, *((False, True, n, 0) for n in (5, 6)), *((True, True, n, 0) for n in (3, 6, 8, 12, 21))],
-    "low memory, streaming": [(False, True, 1, 931)],
+    "low memory, streaming": [(False, True, 1, 1278)],
 }
 CHOICES["low memory"] += [(True, True, 25, 0)] * 3
 CHOICES["low memory, streaming"] += CHOICES["low memory"][1:]
@@ -188,7 +188,7 @@ def test_words_of_the_slowest_plan() -> None:
     words = plan_memory(default(streaming=True), VIDEO, 4 * GB).words()
     assert words == (
         "one engine at a time, guidance branches one at a time, decoding 1 frame at a time, "
-        "1.12 GB of weights streamed from host memory"
+        "1.47 GB of weights streamed from host memory"
     )
 
 
