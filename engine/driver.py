@@ -10,7 +10,7 @@ import importlib
 from dataclasses import dataclass
 from typing import Any
 
-from svd_trt.errors import BackendError, CudaError, DeviceMemoryError, MissingDependencyError
+from svd_trt.errors import CudaError, DeviceMemoryError, MissingDependencyError, NoGpuError
 
 __all__ = ["Driver", "Gpu", "gpu_count", "list_gpus", "load_driver"]
 
@@ -74,7 +74,8 @@ def load_driver() -> Driver:
 
     Raises:
         MissingDependencyError: cuda-python is not installed.
-        BackendError: there is no NVIDIA driver, or it shows no GPU.
+        NoGpuError: there is no NVIDIA driver, or it shows no GPU.
+        CudaError: there is one, and it does not work.
     """
     try:
         bindings = importlib.import_module("cuda.bindings.driver")
@@ -84,19 +85,23 @@ def load_driver() -> Driver:
     try:
         driver.call("cuInit", 0)
     except RuntimeError as error:  # cuda-python's own, where libcuda is missing
-        raise BackendError("there is no NVIDIA driver on this machine (libcuda is missing)") from error
+        raise NoGpuError("there is no NVIDIA driver on this machine (libcuda is missing)") from error
     except CudaError as error:
         if error.status in _NO_GPU:
-            raise BackendError(f"the NVIDIA driver shows no GPU ({error.status})") from error
+            raise NoGpuError(f"the NVIDIA driver shows no GPU ({error.status})") from error
         raise
     return driver
 
 
 def gpu_count() -> int:
-    """Number of NVIDIA GPUs that the driver shows; 0 without a driver or without cuda-python."""
+    """Number of NVIDIA GPUs that the driver shows; 0 without a driver or without cuda-python.
+
+    Raises:
+        CudaError: there is a driver, and it does not work.
+    """
     try:
         return int(load_driver().call("cuDeviceGetCount"))
-    except (BackendError, MissingDependencyError):
+    except (NoGpuError, MissingDependencyError):
         return 0
 
 

@@ -21,7 +21,7 @@ from svd_trt.engine.memory import Footprint, footprint
 from svd_trt.engine.spec import Range, chunk_choices, chunk_sizes
 from svd_trt.errors import ArgumentError, BudgetError
 
-__all__ = ["MemoryPlan", "Request", "plan_footprint", "plan_memory", "smallest_budget"]
+__all__ = ["MemoryPlan", "Request", "plan_footprint", "plan_memory", "size_words", "smallest_budget"]
 
 _LEAST_RESIDENT = 4  # at least one part in so many of the denoiser's weights stays on the device
 _LIGHT_FF_CHUNKS = 4
@@ -90,7 +90,7 @@ class MemoryPlan:
             f"decoding {self.decode_chunk} frame{'s' if self.decode_chunk > 1 else ''} at a time",
         ]
         if self.streamed_bytes:
-            parts.append(f"{_size(self.streamed_bytes, up=True)} of weights streamed from host memory")
+            parts.append(f"{size_words(self.streamed_bytes, up=True)} of weights streamed from host memory")
         return ", ".join(parts)
 
 
@@ -101,18 +101,15 @@ def plan_memory(manifest: Manifest, request: Request, budget: int | None) -> Mem
         ArgumentError: the bundle was not built for the request.
         BudgetError: no plan needs so little, or what the engines need is not known.
     """
-    candidates = list(_candidates(manifest, request))
+    fastest = next(_candidates(manifest, request))
     if budget is None:
-        return candidates[0]
-    if candidates[0].total_bytes is None:
+        return fastest
+    if fastest.total_bytes is None:
         raise BudgetError(_unknown(manifest))
-    for plan in candidates:
-        if _total(plan) <= budget:
-            return plan
-    streamed = [found for plan in candidates if (found := _streaming(manifest, request, plan, budget)) is not None]
-    if not streamed:
+    found = _choose(manifest, request, budget)
+    if found is None:
         raise BudgetError(_too_small(manifest, request, budget))
-    return min(streamed, key=lambda plan: plan.streamed_bytes)  # of equals the first, the fastest
+    return found
 
 
 def smallest_budget(manifest: Manifest, request: Request) -> int | None:
@@ -155,6 +152,16 @@ def _with_streamed(manifest: Manifest, request: Request, plan: MemoryPlan, strea
     plan = replace(plan, streamed_bytes=streamed)
     found = plan_footprint(manifest, request, plan)
     return replace(plan, activation_bytes=found.activations, total_bytes=found.total) if found else plan
+
+
+def _choose(manifest: Manifest, request: Request, budget: int) -> MemoryPlan | None:
+    """The fastest plan within ``budget``, where figures are known."""
+    candidates = list(_candidates(manifest, request))
+    for plan in candidates:
+        if _total(plan) <= budget:
+            return plan
+    streamed = [found for plan in candidates if (found := _streaming(manifest, request, plan, budget)) is not None]
+    return min(streamed, key=lambda plan: plan.streamed_bytes, default=None)  # of equals the first, the fastest
 
 
 def _leanest(manifest: Manifest, request: Request) -> MemoryPlan:
@@ -236,12 +243,13 @@ def _unknown(manifest: Manifest) -> str:
 
 def _too_small(manifest: Manifest, request: Request, budget: int) -> str:
     """What to do where no plan fits, on one line."""
-    works = _leanest(manifest, request)
-    smallest = _total(works)
+    smallest = _total(_leanest(manifest, request))
+    works = _choose(manifest, request, _rounded_up(smallest))  # what the figure that is shown gives
+    assert works is not None, "more than the smallest is enough"
     videos = "" if request.videos == 1 else f"{request.videos} videos of "
     told = [
-        f"{_size(budget)} is not enough for {videos}{request.frames} frames of {request.width}x{request.height}: "
-        f"the smallest budget that works is {_size(smallest, up=True)} ({works.words()})"
+        f"{size_words(budget)} is not enough for {videos}{request.frames} frames of {request.width}x{request.height}: "
+        f"the smallest budget that works is {size_words(smallest, up=True)} ({works.words()})"
     ]
     told += _smaller_chunk(manifest, request, budget, smallest)
     if manifest.graph.ff_chunks < _LIGHT_FF_CHUNKS:
@@ -261,13 +269,22 @@ def _smaller_chunk(manifest: Manifest, request: Request, budget: int, smallest: 
     chunk = plan_memory(manifest, free, max(least, budget)).decode_chunk
     if least <= budget:
         return [f"decode_chunk_size {chunk} instead of {request.decode_chunk} fits"]
-    return [f"with decode_chunk_size {chunk} instead of {request.decode_chunk}, {_size(least, up=True)} is enough"]
+    return [f"with decode_chunk_size {chunk} instead of {request.decode_chunk}, {size_words(least, up=True)} is enough"]
 
 
-def _size(count: int, *, up: bool = False) -> str:
+def size_words(count: int, *, up: bool = False) -> str:
     """``8 GB``, ``4.93 GB``, ``800 MB``: two decimals at most, rounded down, or up so that what is named works."""
-    factor, unit = next(
-        (f, u) for f, u in ((10**9, "GB"), (10**6, "MB"), (10**3, "kB"), (1, "bytes")) if count >= f or f == 1
-    )
-    hundredths = -(-count * 100 // factor) if up else count * 100 // factor
+    factor, unit = _unit(count)
+    hundredths = _rounded_up(count) * 100 // factor if up else count * 100 // factor
     return f"{hundredths / 100:.2f}".rstrip("0").rstrip(".") + f" {unit}"
+
+
+def _rounded_up(count: int) -> int:
+    """The bytes that `size_words` names when it rounds up."""
+    step = max(_unit(count)[0] // 100, 1)
+    return -(-count // step) * step
+
+
+def _unit(count: int) -> tuple[int, str]:
+    units = ((10**9, "GB"), (10**6, "MB"), (10**3, "kB"), (1, "bytes"))
+    return next(unit for unit in units if count >= unit[0] or unit[0] == 1)

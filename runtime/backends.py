@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from contextlib import ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from svd_trt.engine.bundle import Bundle
-from svd_trt.engine.driver import Driver, Gpu, gpu_count, list_gpus, load_driver
-from svd_trt.engine.flavour import FlavourName, find_flavour
-from svd_trt.errors import ArgumentError, BackendError, MissingDependencyError
+from svd_trt.engine.driver import Driver, Gpu, list_gpus, load_driver
+from svd_trt.engine.flavour import Flavour, FlavourName, find_flavour
+from svd_trt.errors import ArgumentError, BackendError, MissingDependencyError, NoGpuError
 from svd_trt.runtime.device import Device
 
 if TYPE_CHECKING:
@@ -24,7 +26,8 @@ PROVIDERS: tuple[Provider, ...] = ("cpu", "cuda", "tensorrt")
 
 CPU_NAME = "onnxruntime (CPU)"
 
-_DEVICE = re.compile(r"cpu|cuda(?::(\d{1,3}))?")
+_DEVICE = re.compile(r"cpu|cuda(?::(\d{1,9}))?")
+_DEVICE_NODE = Path("/dev/nvidiactl")  # there where an NVIDIA driver is loaded
 
 
 def open_device(
@@ -51,7 +54,7 @@ def open_device(
     if backend == "onnxruntime":
         provider = provider or ("cuda" if wants_gpu else "cpu")
     elif backend == "auto":
-        if device == "cpu" or not (wants_gpu or gpu_count()) or (bundle.manifest.flavour is None and not wants_gpu):
+        if device == "cpu" or not (wants_gpu or _has_gpu()) or (bundle.manifest.flavour is None and not wants_gpu):
             provider = "cpu"
         else:
             backend = _flavour_of(bundle)
@@ -62,12 +65,29 @@ def open_device(
     return _open_gpu(bundle, backend, device, provider)
 
 
+def _has_gpu() -> bool:
+    """Whether there is a GPU to run on.
+
+    Raises:
+        BackendError: there is one, and its driver does not work, or cuda-python is not installed to use it.
+    """
+    try:
+        load_driver()
+    except NoGpuError:
+        return False
+    except MissingDependencyError as error:
+        if _DEVICE_NODE.exists():
+            raise BackendError(f"{error}, or choose --device cpu, which is slow") from error
+        return False
+    return True
+
+
 def _check(backend: str, device: str | None, provider: str | None) -> None:
     if backend not in RUN_BACKENDS:
         raise BackendError(f"there is no backend {backend!r}; choose one of: {', '.join(RUN_BACKENDS)}")
     if provider is not None and provider not in PROVIDERS:
         raise BackendError(f"there is no provider {provider!r}; choose one of: {', '.join(PROVIDERS)}")
-    if device is not None and not _DEVICE.fullmatch(device):
+    if device is not None and not (isinstance(device, str) and _DEVICE.fullmatch(device)):
         raise ArgumentError(f"{device!r} is not a device; write cpu, cuda, or cuda:1 for the second GPU")
     if provider is not None and backend not in ("auto", "onnxruntime"):
         raise ArgumentError(f"a provider is a part of ONNX Runtime, and the backend asked for is {backend}")
@@ -86,14 +106,21 @@ def _flavour_of(bundle: Bundle) -> FlavourName:
 
 
 def _open_gpu(bundle: Bundle, backend: RunBackend, device: str | None, provider: Provider | None) -> Device:
+    from svd_trt.runtime.cuda.context import Context
     from svd_trt.runtime.cuda.device import CudaDevice
 
     try:
         driver = load_driver()
-    except BackendError as error:
-        raise BackendError(f"{error}; --device cpu runs on the CPU, slowly") from error
+    except NoGpuError as error:
+        raise NoGpuError(f"{error}; without --backend, --provider and --device it runs on the CPU, slowly") from error
     gpu = _choose_gpu(driver, device)
-    return CudaDevice(driver, gpu, _open_engine(bundle, gpu, backend, provider))
+    flavour = None if backend == "onnxruntime" else _fitting(bundle, gpu, backend)
+    with ExitStack() as stack:
+        context = stack.enter_context(Context(driver, gpu))
+        with context.current():  # what asks which GPU this is must not see another one
+            engine = stack.enter_context(_make_engine(bundle, gpu, flavour, provider))
+        stack.pop_all()  # the device closes them
+        return CudaDevice(context, engine)
 
 
 def _choose_gpu(driver: Driver, device: str | None) -> Gpu:
@@ -106,19 +133,25 @@ def _choose_gpu(driver: Driver, device: str | None) -> Gpu:
     return gpus[index]
 
 
-def _open_engine(bundle: Bundle, gpu: Gpu, backend: RunBackend, provider: Provider | None) -> Engine:
-    if backend == "onnxruntime":
-        from svd_trt.runtime.cuda.provider import OrtEngine
-
-        assert provider == "cuda" or provider == "tensorrt", "the CPU is another device"
-        return OrtEngine(provider)
-    from svd_trt.runtime.cuda.tensorrt import TensorRtEngine
+def _fitting(bundle: Bundle, gpu: Gpu, backend: RunBackend) -> Flavour:
+    """The TensorRT that was asked for, where it and ``gpu`` are what the engines were built with and for."""
+    from svd_trt.runtime.cuda.flavours import refuse_misfit
 
     assert backend == "tensorrt" or backend == "tensorrt-rtx"
     try:
         flavour = find_flavour(backend)
     except MissingDependencyError as error:
         raise BackendError(f"{error}, or choose --device cpu, which is slow") from error
-    engine = TensorRtEngine(flavour)
-    engine.refuse_misfit(gpu, bundle)
-    return engine
+    refuse_misfit(flavour, gpu, bundle)
+    return flavour
+
+
+def _make_engine(bundle: Bundle, gpu: Gpu, flavour: Flavour | None, provider: Provider | None) -> Engine:
+    if flavour is None:
+        from svd_trt.runtime.cuda.provider import OrtEngine
+
+        assert provider == "cuda" or provider == "tensorrt", "the CPU is another device"
+        return OrtEngine(provider)
+    from svd_trt.runtime.cuda.tensorrt import TensorRtEngine
+
+    return TensorRtEngine(flavour, gpu, bundle)

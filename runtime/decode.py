@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from typing import TypeAlias
 
 import numpy as np
@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from svd_trt.errors import BackendError
 from svd_trt.runtime._released import Released
-from svd_trt.runtime.denoise import Floats, Lease
+from svd_trt.runtime.denoise import Floats
 from svd_trt.runtime.device import Device, Session
 
 __all__ = ["AHEAD", "ChunkedDecode", "Frames"]
@@ -33,7 +33,7 @@ class ChunkedDecode(Released, Iterator[Frames]):
 
     Args:
         device: where.
-        lease: lends the decoder.
+        lease: lends the decoder; gives up waiting for it once the event is set.
         latents: of all frames, ``[N, C, h, w]``.
         chunks: sizes of the chunks; their sum is N.
         size: height and width of the frames.
@@ -43,7 +43,7 @@ class ChunkedDecode(Released, Iterator[Frames]):
     def __init__(
         self,
         device: Device,
-        lease: Lease,
+        lease: Callable[[threading.Event], AbstractContextManager[Session]],
         latents: Floats,
         chunks: Sequence[int],
         size: tuple[int, int],
@@ -55,21 +55,23 @@ class ChunkedDecode(Released, Iterator[Frames]):
         self._chunks = chunks
         self._on_chunk = on_chunk
         self._session: Session | None = None
+        self._session_lock = threading.Lock()
         self._stop = threading.Event()
+        # Not Thread.join: in Python 3.11 one that a signal interrupts takes the thread for finished.
+        self._ended = threading.Event()
         self._free: queue.SimpleQueue[int] = queue.SimpleQueue()
         self._ready: queue.SimpleQueue[int | BaseException | None] = queue.SimpleQueue()
+        self._taken = 0
+        self._error: BackendError | None = None
         with ExitStack() as stack:
             slots = min(AHEAD, len(chunks))
             shape = (max(chunks), *latents.shape[1:])
             self._slots = [stack.enter_context(_Slot(device, shape, size)) for _ in range(slots)]
+            for index in range(slots):
+                self._free.put(index)
+            # A daemon, so that a stream that nobody closed does not keep the interpreter from ending.
+            threading.Thread(target=self._decode_all, name="decode", daemon=True).start()
             self._held = stack.pop_all()
-        for index in range(slots):
-            self._free.put(index)
-        self._taken = 0
-        self._error: BackendError | None = None
-        # A daemon, so that a stream that nobody closed does not keep the interpreter from ending.
-        self._thread = threading.Thread(target=self._decode_all, name="decode", daemon=True)
-        self._thread.start()
 
     def __next__(self) -> Frames:
         got = None if self._stop.is_set() else self._ready.get()
@@ -91,17 +93,14 @@ class ChunkedDecode(Released, Iterator[Frames]):
         self.close()
 
     def close(self) -> None:
-        """Give up the rest, and free everything once nothing uses it."""
-        if self._stop.is_set():
-            return
+        """Give up the rest, and free everything once nothing uses it. To be repeated where it was interrupted."""
         self._stop.set()
         self._ready.put(None)  # wakes whoever waits for a chunk
         self._free.put(-1)  # wakes the thread
-        session = self._session
-        if session is not None:
-            session.cancel()
-        if self._thread is not threading.current_thread():
-            self._thread.join()
+        with self._session_lock:
+            if self._session is not None:
+                self._session.cancel()
+        self._ended.wait()
         with suppress(BackendError):  # reported where it happened
             self._device.synchronize()
         self._held.close()
@@ -119,18 +118,29 @@ class ChunkedDecode(Released, Iterator[Frames]):
             self._ready.put(None)
         except BaseException as error:  # raised again by whoever waits for the chunk
             self._ready.put(error)
+        finally:
+            self._ended.set()
 
     def _decode(self, slot: _Slot, latents: Floats) -> None:
         size = len(latents)
         slot.host_latents.array[:size] = latents
-        with self._lease() as session:
-            # Enqueued together with the network, so that no other stream's work comes between on a shared device.
-            self._session = session
+        # All of it under one lease, so that no other stream's work comes between.
+        with self._lease(self._stop) as session, self._cancellable(session):
             slot.started.record()
             self._device.send(slot.host_latents, slot.latents.rows(0, size))
             session.enqueue({"latents": slot.latents.rows(0, size), "frames": slot.frames.rows(0, size)})
             self._device.fetch(slot.frames.rows(0, size), slot.host_frames, slot.fetched)
-            self._session = None
+
+    @contextmanager
+    def _cancellable(self, session: Session) -> Iterator[None]:
+        """Closing cancels what ``session`` runs in the block, and nothing that it runs for others."""
+        with self._session_lock:
+            self._session = session
+        try:
+            yield
+        finally:
+            with self._session_lock:
+                self._session = None
 
 
 class _Slot(Released):

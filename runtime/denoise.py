@@ -88,6 +88,7 @@ class Loop(Released):
 
     def __init__(self, device: Device, passes: list[dict[str, Floats]], shape: tuple[int, ...], steps: int) -> None:
         self.steps = steps
+        self.shape = shape
         self._device = device
         self._session: Session | None = None
         with ExitStack() as stack:
@@ -243,7 +244,10 @@ def _call_back(
     changed = (answer or {}).get("latents")
     if changed is None:
         return None
-    replacement = np.ascontiguousarray(changed, np.float32)
+    try:
+        replacement = np.ascontiguousarray(changed, np.float32)
+    except (TypeError, ValueError):
+        raise ArgumentError("callback_on_step_end returned latents that are not an array of numbers") from None
     if replacement.shape != latents.shape:
         raise ArgumentError(f"callback_on_step_end returned latents of shape {replacement.shape}, not {latents.shape}")
     return replacement

@@ -24,6 +24,7 @@ from svd_trt.errors import BackendError
 __all__ = [
     "Array",
     "Buffer",
+    "Closeable",
     "Device",
     "HostBuffer",
     "Mark",
@@ -37,7 +38,7 @@ __all__ = [
 Array = npt.NDArray[Any]
 
 
-class _Released(Protocol):
+class Closeable(Protocol):
     """Holds something of the device until it is closed; a ``with`` block closes it."""
 
     def close(self) -> None:
@@ -50,7 +51,7 @@ class _Released(Protocol):
     ) -> None: ...
 
 
-class Buffer(_Released, Protocol):
+class Buffer(Closeable, Protocol):
     """Memory on the device that holds one tensor."""
 
     @property
@@ -61,14 +62,14 @@ class Buffer(_Released, Protocol):
         """Rows ``start`` to ``stop`` of the first axis, in place."""
 
 
-class HostBuffer(_Released, Protocol):
+class HostBuffer(Closeable, Protocol):
     """Memory of the host that the device copies from and to."""
 
     @property
     def array(self) -> Array: ...
 
 
-class Mark(_Released, Protocol):
+class Mark(Closeable, Protocol):
     """A point in the order of the work, once it was recorded."""
 
     def record(self) -> None:
@@ -81,7 +82,7 @@ class Mark(_Released, Protocol):
         """Seconds between two marks that were waited for."""
 
 
-class Session(_Released, Protocol):
+class Session(Closeable, Protocol):
     """One network, loaded and ready to run."""
 
     @property
@@ -94,19 +95,23 @@ class Session(_Released, Protocol):
         """Ask a run that goes on in another thread to end early, where the device can; it then raises."""
 
 
-class Recording(_Released, Protocol):
+class Recording(Closeable, Protocol):
     """Work that is enqueued again at every call."""
 
     def __call__(self) -> None:
         """Enqueue it."""
 
 
-class Device(_Released, Protocol):
+class Device(Closeable, Protocol):
     """A place where networks run."""
 
     @property
     def name(self) -> str:
         """For people: ``onnxruntime (CPU)``."""
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """What does not work as well as it could, for people."""
 
     @property
     def steps_in_flight(self) -> int:
@@ -160,7 +165,11 @@ class Device(_Released, Protocol):
         """Memory that is free for tensors and networks; None where it is not counted."""
 
     def set_budget(self, nbytes: int | None) -> None:
-        """Never allocate more than so many bytes on the device, where they are counted."""
+        """Never allocate more than so many bytes on the device, where they are counted.
+
+        Raises:
+            ArgumentError: this device cannot keep a budget.
+        """
 
 
 def upload(device: Device, array: Array, name: str) -> Buffer:

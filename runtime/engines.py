@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 from svd_trt.engine.bundle import Bundle
 from svd_trt.engine.manifest import read_manifest
@@ -15,6 +15,8 @@ from svd_trt.runtime._released import Released
 from svd_trt.runtime.device import Device, Session
 
 __all__ = ["Engines"]
+
+_PATIENCE = 0.1  # seconds between looks at whether to give up waiting
 
 
 class Engines(Released):
@@ -38,6 +40,8 @@ class Engines(Released):
         with self._lock:
             if plan.streamed_bytes != self._streamed_bytes:
                 self._drop("denoiser")
+            if plan.resident != self._resident:
+                self._device.trim()
             self._resident, self._streamed_bytes = plan.resident, plan.streamed_bytes
             if plan.resident and plan.activation_bytes is not None:
                 self._device.reserve(plan.activation_bytes)
@@ -48,15 +52,19 @@ class Engines(Released):
             pass
 
     @contextmanager
-    def lend(self, network: NetworkName) -> Iterator[Session]:
-        """The loaded network, for as long as the block takes.
+    def lend(self, network: NetworkName, stop: threading.Event | None = None) -> Iterator[Session]:
+        """The loaded network, for as long as the block takes; waits while another thread has one.
+
+        Args:
+            network: which.
+            stop: give up waiting once this is set.
 
         Raises:
-            BackendError: the pipeline is closed, or the device cannot run the network.
+            BackendError: the pipeline is closed, the device cannot run the network, or the waiting was given up.
             DeviceMemoryError: it does not fit.
             BundleError: the bundle was built again since it was opened, so its networks no longer belong together.
         """
-        with self._lock:
+        with self._locked(stop):
             if self._closed:
                 raise BackendError("the pipeline is closed; open it again with VideoPipeline.open")
             if not self._resident:
@@ -66,11 +74,21 @@ class Engines(Released):
                 self._loaded[network] = self._open(network)
             yield self._loaded[network]
 
+    @contextmanager
+    def _locked(self, stop: threading.Event | None) -> Iterator[None]:
+        while not self._lock.acquire(timeout=_PATIENCE):
+            if stop is not None and stop.is_set():
+                raise BackendError("the stream was given up")
+        try:
+            yield
+        finally:
+            self._lock.release()
+
     def release(self) -> None:
         """Let go of every network; they are loaded again when they are wanted."""
-        with self._lock:
+        with self._lock, ExitStack() as stack:
             for network in list(self._loaded):
-                self._drop(network)
+                stack.callback(self._drop, network)
 
     def close(self) -> None:
         """Let go of every network for good."""
@@ -87,7 +105,8 @@ class Engines(Released):
     def _drop(self, network: NetworkName) -> None:
         session = self._loaded.pop(network, None)
         if session is not None:
-            self._device.synchronize()
-            session.close()
-            if not self._resident:
-                self._device.trim()
+            with ExitStack() as stack:  # the later ones are done even if an earlier one fails
+                if not self._resident:
+                    stack.callback(self._device.trim)
+                stack.callback(session.close)
+                self._device.synchronize()

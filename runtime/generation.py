@@ -18,7 +18,7 @@ from svd_trt.engine.vram import MemoryPlan, Request
 from svd_trt.errors import ArgumentError, BackendError
 from svd_trt.runtime.decode import ChunkedDecode, Frames
 from svd_trt.runtime.denoise import Conditions, Floats, Lease, StepCallback
-from svd_trt.runtime.device import Array, download, upload
+from svd_trt.runtime.device import Array, download, settled, upload
 from svd_trt.runtime.noise import TorchGenerator
 from svd_trt.runtime.parameters import Parameters
 from svd_trt.runtime.preprocess import clip_pixels, vae_image
@@ -90,7 +90,7 @@ class Generation:
             self.progress("denoise", len(steps), total)
 
         results: list[Array] = []
-        with self._timed("denoise"):
+        with self._timed("denoise"), self.pipe.denoising():
             for group in self.groups:
                 latents = np.ascontiguousarray(start[group], np.float32)
                 passes = conditions.part(group).passes(1 if self.plan.split_guidance else 2)
@@ -110,7 +110,8 @@ class Generation:
         Chunks run on over the end of a video into the next, as diffusers' do.
         """
         flat = latents.reshape(-1, *latents.shape[2:])
-        lease = self._loaded("vae_decoder")
+        self._loaded("vae_decoder")
+        lease = partial(self.pipe.engines.lend, "vae_decoder")
         size = (self.height, self.width)
         done = 0
         with ChunkedDecode(self.pipe.device, lease, flat, self.chunks, size, self._count_decode) as chunks:
@@ -155,7 +156,8 @@ class Generation:
             self._timed(network),
             upload(device, array, source.name) as given,
             device.empty(shape, np.float32, result.name) as output,
-        ):
+            settled(device),
+        ):  # before the buffers are freed
             with lease() as session:
                 session.enqueue({source.name: given, result.name: output})
             return download(device, output)
@@ -163,10 +165,12 @@ class Generation:
     def _draw_latents(self, noise: TorchGenerator) -> Floats:
         # An fp16 pipeline draws in half precision, which rounds and, for some lengths, orders the draws differently.
         precision = self.pipe.bundle.manifest.precision
-        drawn = noise.randn(self._latent_shape(), np.float16 if precision == "fp16" else np.float32)
+        drawn = noise.randn(self.latent_shape, np.float16 if precision == "fp16" else np.float32)
         return drawn.astype(np.float32)
 
-    def _latent_shape(self) -> tuple[int, ...]:
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        """Of all videos: ``[B, F, C, h, w]``."""
         channels = self.pipe.bundle.manifest.model.latent_channels
         return (self.num_videos, self.frames, channels, *self.latent_size)
 
@@ -177,8 +181,8 @@ class Generation:
             latents = np.asarray(self.given_latents, np.float32)
         except (TypeError, ValueError):
             raise ArgumentError("latents must be an array of numbers") from None
-        if latents.shape != self._latent_shape() or not np.isfinite(latents).all():
-            raise ArgumentError(f"latents must be finite and of shape {self._latent_shape()}, not {latents.shape}")
+        if latents.shape != self.latent_shape or not np.isfinite(latents).all():
+            raise ArgumentError(f"latents must be finite and of shape {self.latent_shape}, not {latents.shape}")
         return latents
 
     def _loaded(self, network: NetworkName) -> Lease:

@@ -116,6 +116,7 @@ class CpuDevice(Released):
 
     name = CPU_NAME
     steps_in_flight = 1
+    notes = ()
 
     def open(self, bundle: Bundle, network: NetworkName, *, streamed_bytes: int = 0) -> CpuSession:  # noqa: ARG002
         """Load the ONNX form of one network; weights are in host memory anyway."""

@@ -7,7 +7,7 @@ import os
 import secrets
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Literal, Self, TypeAlias, Unpack, cast
 
@@ -17,7 +17,7 @@ import PIL.Image
 
 import svd_trt
 from svd_trt.engine.bundle import Bundle
-from svd_trt.engine.vram import MemoryPlan, Request, plan_memory
+from svd_trt.engine.vram import MemoryPlan, Request, plan_memory, size_words
 from svd_trt.errors import ArgumentError, BackendError, BudgetError, DeviceMemoryError, OutputError
 from svd_trt.runtime._released import Released
 from svd_trt.runtime.backends import Provider, RunBackend, open_device
@@ -33,6 +33,7 @@ __all__ = ["Frames", "OutputType", "Progress", "VideoOutput", "VideoPipeline"]
 
 OutputType: TypeAlias = Literal["pil", "np", "latent"]
 
+_CLOSED = "the pipeline is closed; open it again with VideoPipeline.open"
 _OURS = 0.95  # of what is free; the rest is for what engines take beside what their builder reports
 _LESS = 0.9  # of what was too much, to try next
 
@@ -96,6 +97,8 @@ class VideoPipeline(Released):
         self.engines = Engines(bundle, device)
         self.vram_budget = vram_budget
         device.set_budget(vram_budget)
+        self._closed = False
+        self._denoising = False
         self._loop: tuple[object, Loop] | None = None
         self._decoding: weakref.WeakSet[ChunkedDecode] = weakref.WeakSet()
 
@@ -127,10 +130,15 @@ class VideoPipeline(Released):
             BackendError: the backend cannot run here, or the bundle's engines cannot.
             ArgumentError: the device or the budget is malformed.
         """
-        if vram_budget is not None and (not isinstance(vram_budget, int) or vram_budget < 1):
-            raise ArgumentError(f"vram_budget must be a number of bytes above 0, not {vram_budget!r}")
+        if vram_budget is not None and (type(vram_budget) is not int or vram_budget < 1):
+            raise ArgumentError(f"vram_budget must be a whole number of bytes above 0, not {vram_budget!r}")
         opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle, verify=verify)
-        return cls(opened, open_device(opened, backend, device, provider), vram_budget)
+        where = open_device(opened, backend, device, provider)
+        try:
+            return cls(opened, where, vram_budget)
+        except BaseException:
+            where.close()
+            raise
 
     def __call__(
         self,
@@ -161,7 +169,7 @@ class VideoPipeline(Released):
             raise ArgumentError(f"output_type must be pil, np or latent, not {output_type!r}")
         run = self._prepare(image, parameters, latents, progress)
         with self.explaining(run):
-            self.engines.follow(run.plan)
+            self.begin(run)
             made: Any = run.denoise(callback_on_step_end)
             if output_type != "latent":
                 made = np.concatenate(list(run.decode(made)))
@@ -187,16 +195,50 @@ class VideoPipeline(Released):
         return VideoStream(run, callback_on_step_end, self._about(run))
 
     def close(self) -> None:
-        """Release networks and device; harmless when repeated, and final."""
-        self._abandon(BackendError("the pipeline was closed; open it again with VideoPipeline.open"))
-        self.engines.close()
-        self.device.close()
+        """Release networks and device; harmless when repeated, and final.
+
+        Raises:
+            ArgumentError: called from a callback of a run that goes on.
+        """
+        self._require_idle("close")
+        self._closed = True
+        with ExitStack() as stack:  # the later ones are done even if an earlier one fails
+            stack.callback(self.device.close)
+            stack.callback(self.engines.close)
+            self._abandon(BackendError(_CLOSED))
 
     def release(self) -> None:
-        """Give the device's memory back: networks and buffers come again when they are needed. Ends open streams."""
-        self._abandon(BackendError("the pipeline's memory was released; ask for the video again"))
-        self.engines.release()
-        self.device.trim()
+        """Give the device's memory back: networks and buffers come again when they are needed. Ends open streams.
+
+        Raises:
+            ArgumentError: called from a callback of a run that goes on.
+        """
+        self._require_idle("release")
+        with ExitStack() as stack:
+            stack.callback(self.device.trim)
+            stack.callback(self.engines.release)
+            self._abandon(BackendError("the pipeline's memory was released; ask for the video again"))
+
+    @contextmanager
+    def denoising(self) -> Iterator[None]:
+        """A run of the loop, whose memory nothing else may use until it ends.
+
+        Raises:
+            ArgumentError: called from a callback of such a run.
+        """
+        self._require_idle("start another video with")
+        self._denoising = True
+        try:
+            yield
+        finally:
+            self._denoising = False
+
+    def _require_idle(self, verb: str) -> None:
+        if self._denoising:
+            raise ArgumentError(
+                f"a callback cannot {verb} the pipeline that calls it; raise an exception to end the run, "
+                "or open another pipeline"
+            )
 
     def plan(self, request: Request) -> MemoryPlan:
         """How ``request`` would be run now, within the budget.
@@ -221,6 +263,13 @@ class VideoPipeline(Released):
         self._loop = (key, made)
         return made
 
+    def begin(self, run: Generation) -> None:
+        """Follow the plan of ``run``; what an earlier run of another shape holds is given back."""
+        self._require_idle("start another video with")
+        if self._loop is not None and self._loop[1].shape[1:] != run.latent_shape[1:]:
+            self._drop_loop()
+        self.engines.follow(run.plan)
+
     def watch(self, decoding: ChunkedDecode) -> None:
         """Have ``decoding`` end when the pipeline does."""
         self._decoding.add(decoding)
@@ -244,20 +293,21 @@ class VideoPipeline(Released):
             plan = plan_memory(self.bundle.manifest, run.request, within)
         except BudgetError as unfit:
             return str(unfit)
-        assert within is not None, "without figures there is no plan"
-        size = f"{within // 10**7 / 100:g}"
-        return f"try --vram-budget {size}GB (vram_budget={within}): {plan.words()}"
+        assert plan.total_bytes is not None, "without figures there is no plan within a budget"
+        size = size_words(plan.total_bytes, up=True)
+        return f"try --vram-budget '{size}' (vram_budget={plan.total_bytes}): {plan.words()}"
 
     def _abandon(self, error: BackendError) -> None:
-        for decoding in list(self._decoding):
-            decoding.abort(error)
-        self._drop_loop()
+        with ExitStack() as stack:
+            stack.callback(self._drop_loop)
+            for decoding in list(self._decoding):
+                stack.callback(decoding.abort, error)
 
     def _drop_loop(self) -> None:
         if self._loop is not None:
-            loop, self._loop = self._loop[1], None
             self.device.synchronize()
-            loop.close()
+            self._loop[1].close()
+            self._loop = None
 
     def _about(self, run: Generation) -> dict[str, Any]:
         manifest = self.bundle.manifest
@@ -276,6 +326,8 @@ class VideoPipeline(Released):
         latents: npt.ArrayLike | None,
         progress: Progress | None,
     ) -> Generation:
+        if self._closed:
+            raise BackendError(_CLOSED)
         unknown = set(parameters) - set(Parameters.fields())
         if unknown:
             raise TypeError(f"unexpected keyword argument {unknown.pop()!r}")
@@ -321,7 +373,7 @@ class VideoStream(Iterator[Frames]):
     @staticmethod
     def _generate(run: Generation, callback: StepCallback | None) -> Any:
         with run.pipe.explaining(run):
-            run.pipe.engines.follow(run.plan)
+            run.pipe.begin(run)
             for chunk in run.decode(run.denoise(callback)):
                 yield from chunk
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from svd_trt.engine.driver import Driver, Gpu
-from svd_trt.errors import DeviceMemoryError
+from svd_trt.errors import BackendError, DeviceMemoryError
 from svd_trt.runtime._released import Released
 
 __all__ = ["Context"]
@@ -32,7 +32,13 @@ class Context(Released):
 
     @contextmanager
     def current(self) -> Iterator[None]:
-        """Make the context current in this thread, and give the thread back the one that it had."""
+        """Make the context current in this thread, and give the thread back the one that it had.
+
+        Raises:
+            BackendError: the context is closed.
+        """
+        if self._handle is None:
+            raise BackendError(f"{self.gpu.name} was released; open the pipeline again")
         before = self.driver.call("cuCtxGetCurrent")
         if int(before) == int(self._handle):
             yield

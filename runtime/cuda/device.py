@@ -11,19 +11,18 @@ import numpy as np
 import numpy.typing as npt
 
 from svd_trt.engine.bundle import Bundle
-from svd_trt.engine.driver import Driver, Gpu
 from svd_trt.engine.spec import NetworkName
-from svd_trt.errors import BackendError
+from svd_trt.errors import ArgumentError, BackendError
 from svd_trt.runtime._released import Released
 from svd_trt.runtime.cuda.context import Context
 from svd_trt.runtime.cuda.memory import CudaBuffer, DeviceMemory, PinnedBuffer, as_cuda
 from svd_trt.runtime.cuda.streams import Event, Graph, Stream
-from svd_trt.runtime.device import Buffer, HostBuffer, Mark, Session
+from svd_trt.runtime.device import Buffer, Closeable, HostBuffer, Mark, Session
 
 __all__ = ["ActivationBlock", "CudaDevice", "Engine", "Recording"]
 
 
-class Engine(Protocol):
+class Engine(Closeable, Protocol):
     """What runs networks on the GPU: TensorRT, or ONNX Runtime."""
 
     @property
@@ -36,9 +35,6 @@ class Engine(Protocol):
 
     def load(self, device: CudaDevice, bundle: Bundle, network: NetworkName, streamed_bytes: int) -> Session:
         """See `svd_trt.runtime.device.Device.open`."""
-
-    def close(self) -> None:
-        """Release what is shared between networks."""
 
 
 class CudaDevice(Released):
@@ -54,9 +50,10 @@ class CudaDevice(Released):
 
     steps_in_flight = 2  # one runs, one waits, so the GPU is never idle and a cancelled run stops after two
 
-    def __init__(self, driver: Driver, gpu: Gpu, engine: Engine) -> None:
+    def __init__(self, context: Context, engine: Engine) -> None:
+        """``context`` and ``engine`` are the device's from now on, and closed with it."""
         with ExitStack() as stack:
-            self.context = stack.enter_context(Context(driver, gpu))
+            self.context = stack.enter_context(context)
             self.compute = stack.enter_context(Stream(self.context, "compute"))
             self._copies = stack.enter_context(Stream(self.context, "copy"))
             self._computed = stack.enter_context(Event(self.compute))
@@ -136,20 +133,37 @@ class CudaDevice(Released):
         self._copies.synchronize()
 
     def reserve(self, nbytes: int) -> None:
-        """The activation block, at its largest, so that it does not move while networks take turns."""
-        if self._engine.uses_block:
-            self.activations.reserve(nbytes, "activations")
+        """The activation block, at its largest, so that it does not move while networks take turns.
+
+        One that is larger, from another plan, is given back: its rest belongs to the engines of this one.
+        """
+        if not self._engine.uses_block:
+            return
+        if self.activations.nbytes > nbytes:
+            self.activations.close()
+        self.activations.reserve(nbytes, "activations")
 
     def trim(self) -> None:
         """Free the activation block; the next network to run has it again."""
         self.activations.close()
 
-    def free_bytes(self) -> int:
-        """What the driver has left, and what this pipeline holds already."""
-        return self.context.memory()[0] + self.context.taken
+    def free_bytes(self) -> int | None:
+        """What the driver has left, and what this pipeline holds already; None where the engine allocates by itself."""
+        return self.context.memory()[0] + self.context.taken if self._engine.uses_block else None
+
+    @property
+    def notes(self) -> list[str]:
+        """That work is not replayed as CUDA graphs, and why."""
+        return [f"CUDA graphs are not used: {reason}" for reason in dict.fromkeys(self.refusals)]
 
     def set_budget(self, nbytes: int | None) -> None:
-        """Enforced at every allocation."""
+        """Enforced at every allocation.
+
+        Raises:
+            ArgumentError: the engine allocates by itself.
+        """
+        if nbytes is not None and not self._engine.uses_block:
+            raise ArgumentError(f"{self._engine.name} allocates by itself and keeps no budget; leave the budget out")
         self.context.budget = nbytes
 
     def close(self) -> None:
@@ -191,6 +205,7 @@ class ActivationBlock(Released):
     def close(self) -> None:
         """Free the block."""
         if self._memory is not None:
+            self._device.synchronize()
             self._device.forget_recordings()
             memory, self._memory = self._memory, None
             memory.close()
@@ -236,9 +251,9 @@ class Recording(Released):
     def _capture(self) -> None:
         device = self._device
         try:
-            device.compute.begin_capture()
-            device.capturing = True
             try:
+                device.compute.begin_capture()
+                device.capturing = True
                 self._work()
             except BaseException:
                 self._abandon_capture()

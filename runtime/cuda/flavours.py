@@ -23,7 +23,7 @@ from svd_trt.engine.driver import Gpu
 from svd_trt.engine.flavour import Flavour
 from svd_trt.errors import BackendError
 
-__all__ = ["Rtx", "Runtime", "RuntimeCache", "make_runtime", "refuse_misfit"]
+__all__ = ["Rtx", "Runtime", "RuntimeCache", "make_runtime", "refuse_invalid", "refuse_misfit"]
 
 
 class Runtime:
@@ -34,13 +34,13 @@ class Runtime:
         self.trt = flavour.trt
         self.handle: Any = self.trt.Runtime(logger)
 
-    def misfit(self, gpu: Gpu, target: str, header: bytes) -> str | None:  # noqa: ARG002
-        """Why an engine for ``target`` with this header cannot run on ``gpu``; None where it can."""
-        return f"its engines are for {target}, and this GPU is {gpu.sm} ({gpu.name})" if target != gpu.sm else None
+    def invalidity(self, gpu: Gpu, header: bytes) -> str | None:  # noqa: ARG002
+        """Why an engine with this header cannot run on ``gpu``, as far as the runtime can tell; None where it can."""
+        return None
 
     @property
     def header_bytes(self) -> int:
-        """How much of a plan `misfit` wants to see."""
+        """How much of a plan `invalidity` wants to see."""
         return 0
 
     def configure(self, engine: Any, cache: RuntimeCache | None, *, own_graphs: bool) -> Any:  # noqa: ARG002
@@ -61,7 +61,7 @@ class Runtime:
 class Rtx(Runtime):
     """TensorRT for RTX. Engines hold portable code that is compiled for the GPU and the shapes at their first run."""
 
-    def misfit(self, gpu: Gpu, target: str, header: bytes) -> str | None:  # noqa: ARG002
+    def invalidity(self, gpu: Gpu, header: bytes) -> str | None:
         """What the runtime says of the header."""
         validity, problems = self.handle.get_engine_validity(header)
         if validity != self.trt.EngineValidity.INVALID:
@@ -112,12 +112,15 @@ class RuntimeCache:
                 self._loaded = content
         config.set_runtime_cache(self._cache)
 
+    def close(self) -> None:
+        """Let go of it, after the contexts that use it."""
+        self._cache = None
+
     def save(self) -> None:
         """Write what was compiled, by a rename: another process may read or write the file at the same time."""
         if self._cache is None:
             return
         content = bytes(memoryview(self._cache.serialize()))
-        self._cache = None
         if content == self._loaded:
             return
         partial = self.path.with_name(f"{self.path.name}.{secrets.token_hex(4)}")
@@ -135,24 +138,40 @@ def make_runtime(flavour: Flavour, logger: Any) -> Runtime:
     return (Rtx if flavour.name == "tensorrt-rtx" else Runtime)(flavour, logger)
 
 
-def refuse_misfit(runtime: Runtime, gpu: Gpu, bundle: Bundle) -> None:
-    """Check that the bundle's engines can run here, before anything is loaded.
+def refuse_misfit(flavour: Flavour, gpu: Gpu, bundle: Bundle) -> None:
+    """Check that ``flavour`` and ``gpu`` are what the bundle's engines were built with and for.
 
     Raises:
-        BackendError: they cannot; the message says why, and what builds them again.
+        BackendError: they are not; the message says why, and what builds them again.
     """
-    built, flavour = bundle.manifest.flavour, runtime.flavour
+    built = bundle.manifest.flavour
     if built is None:
         reason = "it holds no engines"
     elif built.name != flavour.name:
         reason = f"its engines are for {built.name}, and {flavour.name} was asked for"
     elif built.version != flavour.version:
         reason = f"its engines are from {built.name} {built.version}, and {flavour.version} is installed"
+    elif built.target not in ("", gpu.sm):
+        reason = f"its engines are for {built.target}, and this GPU is {gpu.sm} ({gpu.name})"
     else:
-        reason = runtime.misfit(gpu, built.target, _header(bundle, runtime.header_bytes)) or ""
-    if reason:
-        again = f"svd-trt build {bundle.manifest.source.model} -o {bundle.path} --backend {flavour.name}"
-        raise BackendError(f"{bundle.path} cannot run on cuda:{gpu.index}: {reason}; build it again: {again}")
+        return
+    raise BackendError(_misfit(flavour, gpu, bundle, reason))
+
+
+def refuse_invalid(runtime: Runtime, gpu: Gpu, bundle: Bundle) -> None:
+    """Ask ``runtime`` whether the engines can run on the GPU whose context is current; nothing of them is loaded.
+
+    Raises:
+        BackendError: they cannot; the message says why, and what builds them again.
+    """
+    reason = runtime.invalidity(gpu, _header(bundle, runtime.header_bytes))
+    if reason is not None:
+        raise BackendError(_misfit(runtime.flavour, gpu, bundle, reason))
+
+
+def _misfit(flavour: Flavour, gpu: Gpu, bundle: Bundle, reason: str) -> str:
+    again = f"svd-trt build {bundle.manifest.source.model} -o {bundle.path} --backend {flavour.name}"
+    return f"{bundle.path} cannot run on cuda:{gpu.index}: {reason}; build it again: {again}"
 
 
 def _header(bundle: Bundle, nbytes: int) -> bytes:

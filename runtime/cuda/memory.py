@@ -36,7 +36,7 @@ class DeviceMemory(Released):
         self.address = int(self._pointer)
 
     def close(self) -> None:
-        """Free it; the driver waits for work that uses it."""
+        """Free it. No work that uses it may be under way."""
         if self._pointer is not None:
             pointer, self._pointer = self._pointer, None
             self._context.call("cuMemFree", pointer)

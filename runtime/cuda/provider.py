@@ -51,6 +51,12 @@ class OrtEngine(Released):
         del streamed_bytes  # ONNX Runtime does not stream weights
         options = {"device_id": str(device.context.gpu.index), "user_compute_stream": str(device.compute.handle)}
         session = load_onnx(bundle, network, self._providers, [options] * len(self._providers))
+        used = session.get_providers()[0]
+        if used != self._providers[0]:  # it only logs that a library is missing, and takes the next
+            raise BackendError(
+                f"onnxruntime cannot use its {self._providers[0]} here and takes {used}; "
+                "install the CUDA, cuDNN or TensorRT libraries that it names when it starts"
+            )
         return OrtSession(device, bundle.network(network).spec, session)
 
     def close(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import re
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
@@ -11,37 +12,38 @@ from svd_trt.engine.bundle import Bundle
 from svd_trt.engine.driver import Gpu
 from svd_trt.engine.flavour import Flavour
 from svd_trt.engine.spec import NetworkName, NetworkSpec
-from svd_trt.errors import BackendError, DeviceMemoryError
+from svd_trt.errors import BackendError, DeviceMemoryError, first_line
 from svd_trt.runtime._released import Released
 from svd_trt.runtime.cuda.device import CudaDevice
-from svd_trt.runtime.cuda.flavours import Runtime, make_runtime, refuse_misfit
+from svd_trt.runtime.cuda.flavours import Runtime, RuntimeCache, make_runtime, refuse_invalid
 from svd_trt.runtime.cuda.memory import CudaBuffer, as_cuda
 from svd_trt.runtime.device import Buffer
 
 __all__ = ["TensorRtEngine", "TensorRtSession"]
 
 
+_OUT_OF_MEMORY = re.compile(r"out ?of ?memory|amount of (gpu )?memory|insufficient (gpu )?memory", re.IGNORECASE)
+
+
 class TensorRtEngine(Released):
-    """Loads plans. Implements `svd_trt.runtime.cuda.device.Engine` for both TensorRTs."""
+    """Loads plans. Implements `svd_trt.runtime.cuda.device.Engine` for both TensorRTs.
+
+    Made with the GPU's context current, and with nothing of ``bundle`` loaded.
+
+    Raises:
+        BackendError: the runtime says that the bundle's engines cannot run on ``gpu``.
+    """
 
     uses_block = True
 
-    def __init__(self, flavour: Flavour) -> None:
+    def __init__(self, flavour: Flavour, gpu: Gpu, bundle: Bundle) -> None:
         self._flavour = flavour
         self._runtime: Runtime | None = make_runtime(flavour, _logger(flavour.trt))
+        refuse_invalid(self._runtime, gpu, bundle)
 
     @property
     def name(self) -> str:
         return f"{self._flavour.name} {self._flavour.version}"
-
-    def refuse_misfit(self, gpu: Gpu, bundle: Bundle) -> None:
-        """Check that the bundle's engines can run on ``gpu``, before anything is allocated on it.
-
-        Raises:
-            BackendError: they cannot; the message says why, and what builds them again.
-        """
-        assert self._runtime is not None, "the engine is closed"
-        refuse_misfit(self._runtime, gpu, bundle)
 
     def load(self, device: CudaDevice, bundle: Bundle, network: NetworkName, streamed_bytes: int) -> TensorRtSession:
         """Load the plan of one network."""
@@ -75,6 +77,8 @@ class TensorRtSession(Released):
         self._needs = 0
         self._block_moves = -1
         self._own_graphs = False
+        self._wants_own_graphs = False
+        self._cache: RuntimeCache | None = None
         device.context.take(self._taken, f"the weights of {network}")
         try:
             self._engine = self._deserialize(bundle)
@@ -92,12 +96,13 @@ class TensorRtSession(Released):
         buffers = {tensor.name: as_cuda(tensors[tensor.name]) for tensor in self.spec.tensors}
         stream = self._device.compute.handle
         with self._device.context.current():
+            if self._wants_own_graphs and not self._own_graphs and not self._device.capturing:
+                self._capture_itself()
             self._set_shapes(buffers)
             self._set_addresses(buffers)
-            if self._device.capturing and (self._own_graphs or not self._runtime.capturable(self._context, stream)):
-                raise BackendError(f"TensorRT does not let {self.spec.name} be captured")
+            self._require_capturable(stream)
             if not self._context.execute_async_v3(stream):
-                raise BackendError(f"TensorRT failed in {self.spec.name}: {self._reason()}")
+                raise self._failure("running an engine", "TensorRT failed in {name}: {reason}")
 
     def cancel(self) -> None:
         """What is enqueued runs; it takes no longer than a step or a chunk."""
@@ -115,16 +120,16 @@ class TensorRtSession(Released):
                     if self._cache is not None:
                         self._cache.save()
             finally:
-                self._context = None
-                self._engine = None  # last: a context must not outlive its engine
+                self._context = None  # first: a context must not outlive its engine or its cache
+                if self._cache is not None:
+                    self._cache.close()
+                self._engine = None
                 self._device.context.give(taken)
 
     def _deserialize(self, bundle: Bundle) -> Any:
-        name = self.spec.name
-        path = bundle.plan_path(name)
+        path = bundle.plan_path(self.spec.name)
         assert path is not None
-        logger = _logger(self._runtime.trt)
-        logger.errors.clear()
+        _logger(self._runtime.trt).errors.clear()
         # Mapped, not read: the engine copies what it needs, and the plan is never in our memory as a whole.
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as plan:
             view = memoryview(plan)
@@ -132,31 +137,44 @@ class TensorRtSession(Released):
                 engine = self._runtime.handle.deserialize_cuda_engine(view)
             finally:
                 view.release()
-        if engine is not None:
-            return engine
-        if any("memory" in message.lower() for message in logger.errors):
-            free, total = self._device.context.memory()
-            raise DeviceMemoryError("loading an engine", f"the weights of {name}", self._taken, free, total)
-        raise BackendError(f"TensorRT cannot load {path}: {self._reason()}; run `svd-trt build` again")
+        if engine is None:
+            message = f"TensorRT cannot load {path}: {{reason}}; run `svd-trt build` again"
+            raise self._failure("loading an engine", message, "the weights of ", self._taken)
+        return engine
 
     def _stream_weights(self, streamed_bytes: int) -> None:
         """Have TensorRT keep so many bytes of the weights in host memory; before there is a context."""
         streamable = int(self._engine.streamable_weights_size)
         if streamable:
             self._engine.weight_streaming_budget_v2 = max(streamable - streamed_bytes, 0)
+        more = streamed_bytes - min(streamed_bytes, streamable)  # than can be streamed
+        self._device.context.take(more, f"the weights of {self.spec.name}")
+        self._taken += more
 
     def _make_context(self) -> Any:
-        context = self._engine.create_execution_context(self._configuration())
-        if context is not None and not self._runtime.capturable(context, self._device.compute.handle):
-            self._own_graphs = True
-            context = None  # the old one first: two would need more memory
-            context = self._engine.create_execution_context(self._configuration())
+        errors = _logger(self._runtime.trt).errors
+        errors.clear()
+        config = self._runtime.configure(self._engine, self._cache, own_graphs=self._own_graphs)
+        context = self._engine.create_execution_context(config)
         if context is None:
-            raise BackendError(f"TensorRT makes no context for {self.spec.name}: {self._reason()}")
+            raise self._failure("making a context", "TensorRT makes no context for {name}: {reason}")
         return context
 
-    def _configuration(self) -> Any:
-        return self._runtime.configure(self._engine, self._cache, own_graphs=self._own_graphs)
+    def _require_capturable(self, stream: int) -> None:
+        """While a graph is captured, refuse what it cannot hold; from the next run on TensorRT makes its own."""
+        if not self._device.capturing:
+            return
+        if self._own_graphs or not self._runtime.capturable(self._context, stream):
+            self._wants_own_graphs = True
+            raise BackendError(f"TensorRT does not let {self.spec.name} be captured")
+
+    def _capture_itself(self) -> None:
+        """Have TensorRT for RTX capture graphs itself, which takes another context."""
+        self._device.synchronize()
+        self._own_graphs = True
+        self._context = None  # the old one first: two would need more memory
+        self._context = self._make_context()
+        self._shapes, self._addresses, self._block_moves = {}, {}, -1
 
     def _set_shapes(self, buffers: Mapping[str, CudaBuffer]) -> None:
         shapes = {tensor.name: buffers[tensor.name].shape for tensor in self.spec.inputs}
@@ -180,7 +198,10 @@ class TensorRtSession(Released):
         return int(self._context.update_device_memory_size_for_shapes())
 
     def _check_outputs(self, buffers: Mapping[str, CudaBuffer]) -> None:
-        missing = self._context.infer_shapes()
+        try:
+            missing = self._context.infer_shapes()
+        except RuntimeError as error:
+            raise BackendError(f"TensorRT cannot infer the shapes of {self.spec.name}: {first_line(error)}") from error
         if missing:
             raise BackendError(f"TensorRT does not know the shapes of {', '.join(missing)} in {self.spec.name}")
         for tensor in self.spec.outputs:
@@ -194,6 +215,15 @@ class TensorRtSession(Released):
                 if not self._context.set_tensor_address(name, buffer.address):
                     raise BackendError(f"{self.spec.name} does not take an address for {name}: {self._reason()}")
                 self._addresses[name] = buffer.address
+
+    def _failure(self, call: str, message: str, what: str = "", nbytes: int | None = None) -> BackendError:
+        """What TensorRT's log says of a call that failed: that memory ran out, or ``message`` with the reason."""
+        errors = _logger(self._runtime.trt).errors
+        name = self.spec.name
+        if any(_OUT_OF_MEMORY.search(line) for line in errors):
+            free, total = self._device.context.memory()
+            return DeviceMemoryError(call, f"{what}{name}", nbytes, free, total)
+        return BackendError(message.format(name=name, reason=self._reason()))
 
     def _reason(self) -> str:
         errors = _logger(self._runtime.trt).errors

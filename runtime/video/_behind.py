@@ -16,7 +16,7 @@ from svd_trt.runtime.video._writer import VideoWriter
 
 # How long leaving by an exception waits, in seconds, for the frame that is being written. A frame takes well under a
 # second; what takes longer hangs, on a reader of standard output that stalls, say, and must not hold up Ctrl-C.
-_PATIENCE_S = 10.0
+_PATIENCE_S = 3.0
 
 
 class WriteBehind:

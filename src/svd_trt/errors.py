@@ -9,6 +9,7 @@
     ├── EngineBuildError           TensorRT refused a network or failed to build it
     ├── BundleError                a bundle is missing, incomplete, altered, or of a newer schema
     ├── BackendError               no backend on this machine can run the bundle
+    │   ├── NoGpuError             there is no NVIDIA driver here, or it shows no GPU
     │   └── CudaError              a call of the CUDA driver failed; the message names the call, the tensor, the bytes
     │       └── DeviceMemoryError  the GPU has too little free memory, or the budget does not allow more
     ├── ImageError                 an input picture could not be read
@@ -37,6 +38,7 @@ __all__ = [
     "ImageError",
     "LockedError",
     "MissingDependencyError",
+    "NoGpuError",
     "OutputError",
     "RoomError",
     "SvdTrtError",
@@ -70,6 +72,10 @@ class BundleError(SvdTrtError):
 
 class BackendError(SvdTrtError):
     """No backend on this machine can run the bundle, or the one asked for cannot."""
+
+
+class NoGpuError(BackendError):
+    """There is no NVIDIA driver on this machine, or it shows no GPU."""
 
 
 class CudaError(BackendError):

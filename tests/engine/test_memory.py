@@ -278,7 +278,7 @@ def test_refusals_name_what_works() -> None:
         plan_memory(default(), VIDEO, 4 * GB)
     assert str(error.value) == (
         "4 GB is not enough for 25 frames of 1024x576: the smallest budget that works is 5.12 GB (one engine at a "
-        "time, guidance branches one at a time, decoding 1 frame at a time); "
+        "time, guidance branches one at a time, decoding 3 frames at a time); "
         "a bundle built with --split-guidance --ff-chunks 4 needs less"
     )
     with pytest.raises(BudgetError) as error:

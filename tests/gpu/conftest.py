@@ -30,7 +30,12 @@ class Rig:
         self.cuda = cuda
         self.trt: StandInTensorRT | None = None
         if cuda is not None:
-            monkeypatch.setitem(sys.modules, "cuda.bindings.driver", cuda)
+            self.use(cuda)
+
+    def use(self, cuda: StandInCuda) -> None:
+        """Have ``cuda`` imported in the driver's place."""
+        self.cuda, self.trt = cuda, None
+        self._monkeypatch.setitem(sys.modules, "cuda.bindings.driver", cuda)
 
     def open(self, bundle: Bundle, **options: Any) -> VideoPipeline:
         """A pipeline on the GPU."""
@@ -71,11 +76,12 @@ def why_no_gpu() -> str | None:
         return str(error)
 
 
-@pytest.fixture
-def real_gpu() -> None:
-    """Skip where there is no GPU."""
-    if (reason := why_no_gpu()) is not None:
-        pytest.skip(reason)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what needs a GPU where there is none, before bundles are built for it."""
+    if any(item.get_closest_marker("gpu") for item in items) and (reason := why_no_gpu()) is not None:
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.fixture(autouse=True)
@@ -88,7 +94,6 @@ def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def rig(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Rig]:
     """Both kinds, one after the other; the stand-in must be left clean."""
     if request.param == "gpu":
-        request.getfixturevalue("real_gpu")
         yield Rig(monkeypatch, None)
         return
     rig = Rig(monkeypatch, StandInCuda())

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 import threading
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import numpy as np
 import PIL.Image
 import pytest
 
 from svd_trt import Bundle, VideoPipeline
-from svd_trt.engine.driver import Driver, gpu_count, list_gpus, load_driver
+from svd_trt.engine.driver import gpu_count, list_gpus, load_driver
 from svd_trt.engine.vram import Request, smallest_budget
 from svd_trt.errors import ArgumentError, BackendError, BudgetError, CudaError, DeviceMemoryError
 from svd_trt.runtime.cuda.context import Context
-from svd_trt.runtime.cuda.memory import DeviceMemory, PinnedBuffer
+from svd_trt.runtime.cuda.memory import CudaBuffer, DeviceMemory, PinnedBuffer
 from svd_trt.runtime.cuda.streams import Event, Stream
 from tests.gpu.conftest import Rig
 from tests.gpu.test_pipeline import FAST, furthest
@@ -34,6 +37,17 @@ IN_A_STEP = {
     "cuEventSynchronize",
     "cuEventElapsedTime",
 }
+
+
+def altered(bundle: Bundle, plans: dict[str, dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> Bundle:
+    """``bundle`` as if its builder had reported other things of its plans."""
+    networks: dict[Any, Any] = dict(bundle.manifest.networks)
+    for name, changes in plans.items():
+        plan = msgspec.structs.replace(networks[name].plan, **changes)
+        networks[name] = msgspec.structs.replace(networks[name], plan=plan)
+    changed = Bundle(bundle.path, msgspec.structs.replace(bundle.manifest, networks=networks))
+    monkeypatch.setattr("svd_trt.runtime.engines.read_manifest", lambda path: changed.manifest)
+    return changed
 
 
 def test_a_step_allocates_nothing_and_waits_for_nothing_but_events(
@@ -176,8 +190,6 @@ def test_both_tensorrts_run_by_the_same_code(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Plain TensorRT lacks all that only RTX has; a bundle for it is written as if it had built the plans."""
-    import msgspec
-
     theirs = dynamic_pipe(picture, **FAST).frames
     built = dynamic_bundle.manifest.flavour
     assert built is not None
@@ -260,6 +272,7 @@ def test_what_the_runtime_says_of_an_engine_is_told(standin: Rig, dynamic_bundle
     standin.trt.validity = (rtx.real.EngineValidity.SUBOPTIMAL, 0)
     VideoPipeline.open(dynamic_bundle).close()
     assert standin.cuda.count("cuMemAlloc") == 0
+    assert standin.cuda.live.contexts == 0
 
 
 def test_machines_without_what_it_takes(standin: Rig, dynamic_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -289,8 +302,10 @@ def test_machines_without_what_it_takes(standin: Rig, dynamic_bundle: Bundle, mo
         ({"backend": "tensorrt", "device": "cpu"}, "does not run on cpu"),
         ({"provider": "cpu", "device": "cuda"}, "does not run on cuda"),
         ({"provider": "cuda", "device": "cpu"}, "does not run on cpu"),
-        ({"vram_budget": 0}, "number of bytes above 0"),
-        ({"vram_budget": "8GB"}, "number of bytes above 0"),
+        ({"vram_budget": 0}, "whole number of bytes above 0"),
+        ({"vram_budget": "8GB"}, "whole number of bytes above 0"),
+        ({"vram_budget": True}, "whole number of bytes above 0"),
+        ({"device": 0}, "write cpu, cuda, or cuda:1"),
     ],
 )
 def test_contradictions(options: dict[str, Any], problem: str, dynamic_bundle: Bundle) -> None:
@@ -355,13 +370,11 @@ def test_opening_that_fails_half_way_leaves_nothing(standin: Rig, dynamic_bundle
         cuda.assert_clean()
 
 
-def test_wrappers() -> None:
+def test_wrappers(rig: Rig) -> None:
     """Each alone: what it makes, how it fails, and that it can be closed twice."""
-    cuda = StandInCuda()
-    driver = Driver(cuda)
-    driver.call("cuInit", 0)
-    (gpu,) = list_gpus(driver)
-    assert gpu.sm == "sm89"
+    driver = load_driver()
+    gpu = list_gpus(driver)[0]
+    assert gpu.sm == "sm89" if rig.cuda else gpu.sm.startswith("sm")
     with Context(driver, gpu) as context:
         with DeviceMemory(context, 1000, "a tensor") as memory:
             assert memory.address % 256 == 0
@@ -373,29 +386,42 @@ def test_wrappers() -> None:
                 DeviceMemory(context, 600, "another")
             memory.close()
             assert context.taken == 0
-        with Stream(context, "test") as stream, Event(stream) as first, Event(stream) as second:
-            with (
-                PinnedBuffer(context, (4, 4), np.float32, "host") as source,
-                PinnedBuffer(context, (4, 4), np.float32, "host") as target,
-                DeviceMemory(context, 64, "device") as memory,
-            ):
-                source.array[...] = np.arange(16).reshape(4, 4)
-                first.record()
-                stream.copy_in(memory.address, source.address, 64, "a tensor")
-                stream.copy_out(target.address, memory.address, 64, "a tensor")
-                second.record()
-                second.wait()
-                np.testing.assert_array_equal(target.array, source.array)
-                assert second.seconds_since(first) >= 0
-                cuda.fail("cuMemcpyHtoDAsync", cuda.CUresult.CUDA_ERROR_INVALID_VALUE)
-                with pytest.raises(CudaError, match=r"cuMemcpyHtoDAsync \(64 bytes of a tensor\) failed: CUDA_ERROR_"):
-                    stream.copy_in(memory.address, source.address, 64, "a tensor")
+        context.budget = None
+        with (
+            Stream(context, "test") as stream,
+            Event(stream) as first,
+            Event(stream) as second,
+            PinnedBuffer(context, (4, 4), np.float32, "host") as source,
+            PinnedBuffer(context, (4, 4), np.float32, "host") as target,
+            CudaBuffer.allocate(context, (4, 4), np.float32, "device") as one,
+            CudaBuffer.allocate(context, (4, 4), np.float32, "device") as two,
+        ):
+            source.array[...] = np.arange(16).reshape(4, 4)
+            first.record()
+            stream.copy_in(one.address, source.address, 64, "a tensor")
+            stream.copy_within(two.rows(0, 1).address, one.rows(2, 3).address, 16, "a row")
+            stream.copy_within(two.rows(1, 4).address, one.rows(1, 4).address, 48, "rows")
+            stream.copy_out(target.address, two.address, 64, "a tensor")
+            second.record()
+            second.wait()
+            np.testing.assert_array_equal(target.array, source.array[[2, 1, 2, 3]])
+            assert second.seconds_since(first) >= 0
             stream.begin_capture()
-            stream.end_capture().close()
+            stream.copy_within(two.address, one.address, 64, "a tensor")
+            with stream.end_capture() as graph:
+                graph.launch(stream)
+                stream.copy_out(target.address, two.address, 64, "a tensor")
+                stream.synchronize()
+            np.testing.assert_array_equal(target.array, source.array)
+            if rig.cuda:  # a real driver refuses the address itself
+                rig.cuda.fail("cuMemcpyHtoDAsync", rig.cuda.CUresult.CUDA_ERROR_INVALID_VALUE)
+            with pytest.raises(CudaError, match=r"cuMemcpyHtoDAsync \(64 bytes of a tensor\) failed: CUDA_ERROR_"):
+                stream.copy_in(0, source.address, 64, "a tensor")
         stream.close()
         first.close()
     context.close()
-    cuda.assert_clean()
+    with pytest.raises(BackendError, match="was released"):
+        context.memory()
 
 
 def test_without_a_driver_the_reason_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -415,17 +441,10 @@ def test_weights_are_streamed_where_nothing_else_fits(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A bundle built with --weight-streaming, as if its builder had been told so."""
-    import msgspec
-
     asked = FAST | {"decode_chunk_size": 1}
     theirs = dynamic_pipe(picture, **asked).frames
     manifest = dynamic_bundle.manifest
-    entry = manifest.networks["denoiser"]
-    assert entry.plan is not None
-    streamed = msgspec.structs.replace(entry, plan=msgspec.structs.replace(entry.plan, weight_streaming=True))
-    networks = manifest.networks | {"denoiser": streamed}
-    bundle = Bundle(dynamic_bundle.path, msgspec.structs.replace(manifest, networks=networks))
-    monkeypatch.setattr("svd_trt.runtime.engines.read_manifest", lambda path: bundle.manifest)
+    bundle = altered(dynamic_bundle, {"denoiser": {"weight_streaming": True}}, monkeypatch)
     request = Request(frames=4, height=72, width=96, decode_chunk=1)
     least = smallest_budget(bundle.manifest, request)
     without = smallest_budget(manifest, request)
@@ -441,3 +460,113 @@ def test_weights_are_streamed_where_nothing_else_fits(
         pipe.device.set_budget(without)
         assert pipe(picture, **asked).memory.streamed_bytes == 0, "the engine is loaded again with all its weights"
     assert furthest(made.frames, theirs) <= 1
+
+
+@pytest.mark.parametrize("counts", [(9, 2), (2, 9, 2), (9, 4, 9)])
+def test_a_budget_is_kept_over_videos_of_different_lengths(
+    counts: tuple[int, ...],
+    standin: Rig,
+    dynamic_bundle: Bundle,
+    picture: PIL.Image.Image,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A long video may need engines one at a time where a short one keeps them all: what the one left must go."""
+    assert standin.cuda is not None
+    # Encoders that need little, as at full size: here they would decide at every length.
+    less = {"image_encoder": {"activation_bytes": 1 << 20}, "vae_encoder": {"activation_bytes": 1 << 20}}
+    bundle = altered(dynamic_bundle, less, monkeypatch)
+    least = smallest_budget(bundle.manifest, Request(frames=9, height=72, width=96)) or 0
+    budgets = range(least, 2 * least, least // 6)
+    residency = set()
+    for budget in budgets:
+        standin.cuda = StandInCuda()
+        standin.use(standin.cuda)
+        with standin.open(bundle, vram_budget=budget) as pipe:
+            for frames in counts:
+                residency.add(pipe(picture, **(FAST | {"num_frames": frames})).memory.resident)
+        assert standin.cuda.peak_bytes - 300 * 10**6 <= budget
+        standin.check()
+    assert residency == {True, False}
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("what", ["another video", "a longer video", "release", "close"])
+def test_a_callback_cannot_take_the_memory_that_it_runs_in(
+    what: str, device: str, standin: Rig, dynamic_bundle: Bundle, picture: PIL.Image.Image
+) -> None:
+    def meddle(pipe: VideoPipeline, step: int, timestep: float, values: dict[str, Any]) -> None:
+        if what == "another video":
+            pipe(picture, **FAST)
+        elif what == "a longer video":
+            pipe(picture, **(FAST | {"num_frames": 9}))
+        else:
+            getattr(pipe, what)()
+
+    with standin.open(dynamic_bundle, device=device) as pipe:
+        expected = pipe(picture, **FAST).frames
+        with pytest.raises(ArgumentError, match="open another pipeline"):
+            pipe(picture, callback_on_step_end=meddle, **FAST)
+        np.testing.assert_array_equal(pipe(picture, **FAST).frames, expected)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_closed_pipeline_says_so(device: str, standin: Rig, dynamic_bundle: Bundle, picture: PIL.Image.Image) -> None:
+    pipe = standin.open(dynamic_bundle, device=device)
+    pipe(picture, **FAST)
+    pipe.close()
+    pipe.close()
+    with pytest.raises(BackendError, match="is closed; open it again"):
+        pipe(picture, **FAST)
+    with pytest.raises(BackendError, match="is closed; open it again"):
+        pipe.stream(picture)
+
+
+def test_a_driver_that_does_not_work_is_not_passed_over(standin: Rig, dynamic_bundle: Bundle) -> None:
+    """Or a video would take hours on the CPU, and nobody would know why."""
+    assert standin.cuda is not None
+    standin.cuda.fail("cuInit", standin.cuda.CUresult.CUDA_ERROR_UNKNOWN)
+    with pytest.raises(CudaError, match="cuInit failed: CUDA_ERROR_UNKNOWN"):
+        VideoPipeline.open(dynamic_bundle)
+
+
+def test_a_gpu_without_cuda_python_is_not_passed_over(
+    dynamic_bundle: Bundle, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(sys.modules, "cuda.bindings.driver", None)
+    monkeypatch.setattr("svd_trt.runtime.backends._DEVICE_NODE", tmp_path)
+    with pytest.raises(BackendError, match=r"svd-trt\[gpu\]', or choose --device cpu"):
+        VideoPipeline.open(dynamic_bundle)
+    monkeypatch.setattr("svd_trt.runtime.backends._DEVICE_NODE", tmp_path / "none")
+    VideoPipeline.open(dynamic_bundle).close()
+
+
+def test_ctrl_c_while_a_graph_is_captured(
+    standin: Rig, dynamic_bundle: Bundle, picture: PIL.Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = Stream.begin_capture
+
+    def interrupted(self: Stream) -> None:
+        original(self)
+        monkeypatch.setattr(Stream, "begin_capture", original)
+        raise KeyboardInterrupt
+
+    with standin.open(dynamic_bundle) as pipe:
+        monkeypatch.setattr(Stream, "begin_capture", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            pipe(picture, **FAST)
+        pipe(picture, **FAST)
+
+
+def test_a_stream_in_a_reference_cycle_does_not_hang(
+    standin: Rig, dynamic_bundle: Bundle, picture: PIL.Image.Image
+) -> None:
+    """The collector may close it while this thread has a network that the stream's thread waits for."""
+    asked = {k: v for k, v in FAST.items() if k != "output_type"} | {"num_frames": 9, "decode_chunk_size": 1}
+    with standin.open(dynamic_bundle) as pipe:
+        holder: list[Any] = [pipe.stream(picture, **asked)]
+        next(holder[0])
+        holder.append(holder)
+        with pipe.engines.lend("denoiser"):
+            del holder
+            gc.collect()
+        assert pipe(picture, **FAST).frames.std() > 5

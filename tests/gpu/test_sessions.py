@@ -10,7 +10,7 @@ import pytest
 
 from svd_trt import Bundle, VideoPipeline
 from svd_trt.engine.spec import NETWORKS, NetworkName, NetworkSpec
-from svd_trt.errors import BackendError
+from svd_trt.errors import ArgumentError, BackendError
 from svd_trt.runtime.device import Array, Device, download, upload
 from svd_trt.runtime.ort import CpuDevice
 from tests.gpu.conftest import Rig
@@ -97,7 +97,11 @@ class _OnStream:
         self._spec = bundle.network(network).spec
         self._stream = int(options["user_compute_stream"])
         self.device_id = options["device_id"]
+        self.providers: list[str] = []
         self.bound: dict[str, tuple[int, tuple[int, ...]]] = {}
+
+    def get_providers(self) -> list[str]:
+        return self.providers
 
     def io_binding(self) -> _OnStream:
         self.bound = {}
@@ -132,7 +136,9 @@ def with_provider(standin: Rig, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
     def load(bundle: Bundle, network: NetworkName, providers: Any, provider_options: Any) -> Any:
         asked.append((network, list(providers)))
-        return _OnStream(standin, bundle, network, provider_options[0])
+        session = _OnStream(standin, bundle, network, provider_options[0])
+        session.providers = [*providers, "CPUExecutionProvider"]
+        return session
 
     names = ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
     monkeypatch.setattr("onnxruntime.get_available_providers", lambda: names)
@@ -166,6 +172,23 @@ def test_onnxruntime_on_our_stream_and_memory(
     assert {name for name, _ in with_provider} == set(NETWORKS)
     first = {"cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}[provider]
     assert all(providers[0] == first for _, providers in with_provider)
+
+
+def test_a_provider_keeps_no_budget(standin: Rig, with_provider: list[Any], dynamic_bundle: Bundle) -> None:
+    with pytest.raises(ArgumentError, match="keeps no budget"):
+        VideoPipeline.open(dynamic_bundle, provider="cuda", vram_budget=10**9)
+
+
+def test_a_provider_that_falls_back_to_the_cpu(
+    standin: Rig, with_provider: list[Any], dynamic_bundle: Bundle, picture: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ONNX Runtime only logs that a library is missing."""
+    monkeypatch.setattr(_OnStream, "get_providers", lambda self: ["CPUExecutionProvider"])
+    with (
+        VideoPipeline.open(dynamic_bundle, provider="cuda") as pipe,
+        pytest.raises(BackendError, match="cannot use its CUDAExecutionProvider here and takes CPUExecutionProvider"),
+    ):
+        pipe(picture, height=72, width=96)
 
 
 def test_a_provider_that_is_not_installed(standin: Rig, dynamic_bundle: Bundle) -> None:

@@ -98,10 +98,10 @@ def pipeline(
     device: CpuDevice,
     session: Any,
     chunks: Sequence[int],
-    lease: Callable[[], AbstractContextManager[Any]] | None = None,
+    lease: Callable[[threading.Event], AbstractContextManager[Any]] | None = None,
     on_chunk: Callable[[float], object] = lambda seconds: None,
 ) -> ChunkedDecode:
-    lent = lease or (lambda: nullcontext(session))
+    lent = lease or (lambda stop: nullcontext(session))
     return ChunkedDecode(device, lent, latents_of(sum(chunks)), chunks, (32, 32), on_chunk)
 
 
@@ -113,7 +113,7 @@ def until(condition: Callable[[], bool]) -> None:
 
 
 def finished(decode: ChunkedDecode) -> bool:
-    return not decode._thread.is_alive()
+    return decode._ended.is_set()
 
 
 @pytest.mark.parametrize("chunks", [[1], [3], [2, 2, 1], [1] * 7, [3, 3, 3, 2]])
@@ -183,7 +183,7 @@ def test_a_failure_to_decode_comes_after_the_chunks_before_it(
 
 def test_a_network_that_cannot_be_lent(device: CountingDevice, decoder: CpuSession) -> None:
     @contextmanager
-    def lease() -> Iterator[Any]:
+    def lease(stop: threading.Event) -> Iterator[Any]:
         raise BackendError("it does not load")
         yield
 

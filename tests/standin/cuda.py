@@ -59,6 +59,11 @@ class StandInCuda(Devices):
 
     @resembles(unsafe=True)
     def cuMemFree(self, dptr: Any) -> None:
+        # The real one may synchronise first, and does not promise to: whoever frees must have waited.
+        allocation = self._memory.at(number(dptr))
+        busy = allocation.accesses.unfinished(self._host) if allocation else []
+        if busy:
+            raise self.violation(f"{allocation} was freed while {busy[0].what} may be using it")
         self._finish_device(self._check_context().device)
         self._free("device", dptr)
 

@@ -61,6 +61,8 @@ class Runtime:
     def __init__(self, module: StandInTensorRT, logger: Any) -> None:
         if not isinstance(logger, real.ILogger):
             raise TypeError("Runtime takes an ILogger")
+        if not module.cuda.has_context():
+            raise module.cuda.violation("a runtime was made without a current context: it would be of GPU 0")
         self._module = module
         self._logger = logger
 

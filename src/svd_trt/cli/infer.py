@@ -140,6 +140,8 @@ def command(
     _report(console, stream, paths, timings)
     if vram_budget is not None or pipe.device.name != CPU_NAME:
         console.print(_memory_note(stream), style="dim", soft_wrap=True)
+    for note in pipe.device.notes:
+        console.print(note, style="dim", soft_wrap=True)
     if as_json:
         print_json(_as_dict(pipe, stream, paths, timings))
 
@@ -211,5 +213,6 @@ def _as_dict(pipe: VideoPipeline, stream: VideoStream, paths: list[str], timings
         "backend": stream.backend,
         "precision": pipe.bundle.manifest.precision,
         "memory": dataclasses.asdict(stream.memory),
+        "notes": list(pipe.device.notes),
         "timings_s": rounded,
     }
