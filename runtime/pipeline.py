@@ -167,7 +167,7 @@ class VideoPipeline(Released):
         """
         if output_type not in ("pil", "np", "latent"):
             raise ArgumentError(f"output_type must be pil, np or latent, not {output_type!r}")
-        run = self._prepare(image, parameters, latents, progress)
+        run = self._prepare(image, parameters, latents, progress, callback_on_step_end)
         with self.explaining(run):
             self.begin(run)
             made: Any = run.denoise(callback_on_step_end)
@@ -191,7 +191,7 @@ class VideoPipeline(Released):
 
         Arguments are checked at once; the work starts with the first frame that is asked for.
         """
-        run = self._prepare(image, parameters, latents, progress)
+        run = self._prepare(image, parameters, latents, progress, callback_on_step_end)
         return VideoStream(run, callback_on_step_end, self._about(run))
 
     def close(self) -> None:
@@ -325,6 +325,7 @@ class VideoPipeline(Released):
         parameters: ParameterArguments,
         latents: npt.ArrayLike | None,
         progress: Progress | None,
+        callback: StepCallback | None,
     ) -> Generation:
         if self._closed:
             raise BackendError(_CLOSED)
@@ -334,6 +335,8 @@ class VideoPipeline(Released):
         images: list[ImageInput] = [*image] if isinstance(image, list | tuple) else [cast(ImageInput, image)]
         if not images:
             raise ArgumentError("no picture was given")
+        if callback is not None and not callable(callback):
+            raise ArgumentError(f"callback_on_step_end must be a function, not {callback!r}")
         checked = Parameters(**parameters)  # type: ignore[arg-type]  # sigmas may come as a list
         resolved = resolve(checked, self.bundle.manifest, pictures=len(images), seed=secrets.randbits(32))
         request = _request(resolved, len(images), checked.decode_chunk_size)

@@ -7,7 +7,9 @@ and `test_device` into the GPU.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +63,24 @@ class Rig:
         free, total = driver.call("cuMemGetInfo")
         driver.call("cuDevicePrimaryCtxRelease", driver.call("cuDeviceGet", 0))
         return int(total) - int(free)
+
+    @contextmanager
+    def watching(self) -> Iterator[Callable[[], int]]:
+        """The most bytes in use while the block runs, looked at a thousand times a second."""
+        seen = [self.used()]
+        done = threading.Event()
+
+        def look() -> None:
+            while not done.wait(0.001):
+                seen.append(self.used())
+
+        thread = threading.Thread(target=look)
+        thread.start()
+        try:
+            yield lambda: max(seen)
+        finally:
+            done.set()
+            thread.join()
 
     def check(self) -> None:
         """Nothing is left, and no rule was broken."""

@@ -175,6 +175,10 @@ def test_contexts_that_cannot_be_captured_capture_themselves(
     with standin.open(dynamic_bundle) as pipe:
         pipe(picture, **FAST)
         refused = pipe.device.refusals  # type: ignore[attr-defined]
+        with pipe.engines.lend("denoiser") as session:
+            strategy = session._context.get_runtime_config().cuda_graph_strategy  # type: ignore[attr-defined]
+        assert strategy == standin.trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+        assert pipe.device.notes[0].startswith("CUDA graphs are not used: ")
     assert standin.cuda.count("cuGraphLaunch") == 0
     assert refused
     assert all("captured" in reason for reason in refused)

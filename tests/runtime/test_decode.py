@@ -316,3 +316,47 @@ def test_a_pipeline_that_is_forgotten_ends(device: CountingDevice, decoder: CpuS
         break
     gc.collect()
     assert device.live == 0
+
+
+def test_closing_that_is_interrupted_can_be_done_again(device: CountingDevice, decoder: CpuSession) -> None:
+    """Ctrl-C while a chunk of minutes is waited for: nothing is freed under it, and all of it later."""
+    gated = Gated(decoder, open_gate=False)
+    gated.cancel = lambda: None  # type: ignore[method-assign]  # as a device that cannot cancel
+    decode = pipeline(device, gated, [1] * 3)
+    until(lambda: gated.begun == 1)
+
+    def interrupt() -> None:
+        until(decode._stop.is_set)
+        time.sleep(0.1)
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    with pytest.raises(KeyboardInterrupt):
+        decode.close()
+    thread.join()
+    assert device.live > 0
+    gated.gate.release(10)
+    decode.close()
+    assert device.live == 0
+
+
+def test_closing_a_stream_that_failed_cancels_nothing_of_others(device: CountingDevice, decoder: CpuSession) -> None:
+    gated = Gated(decoder)
+    gated.fail_at = 0
+    decode = pipeline(device, gated, [1] * 3)
+    until(lambda: finished(decode))
+    decode.close()
+    assert not gated.cancelled.is_set()
+
+
+def test_a_thread_that_cannot_be_started_leaves_nothing(
+    device: CountingDevice, decoder: CpuSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with pytest.raises(RuntimeError, match="start new thread"):
+        pipeline(device, decoder, [1] * 3)
+    assert device.live == 0

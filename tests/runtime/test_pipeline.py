@@ -104,6 +104,9 @@ def test_an_exception_in_a_callback_stops_the_run(dynamic_pipe: VideoPipeline, p
         {"latents": [[1.0], [1.0, 2.0]]},
         {"sampler": "magic"},
         {"callback_on_step_end": lambda *_: [1]},
+        {"callback_on_step_end": lambda *_: {"latents": "x"}},
+        {"callback_on_step_end": lambda *_: {"latents": [[1.0], [1.0, 2.0]]}},
+        {"callback_on_step_end": 3},
         {"motion_bucket_id": None},
     ],
 )

@@ -22,6 +22,7 @@ class IExecutionContext:
     """One way to run an engine: shapes, addresses, and a block for activations."""
 
     def __init__(self, plan: Plan, engine: Any, config: IRuntimeConfig) -> None:
+        self._config = config
         self._plan = plan
         self._engine = engine  # as the real one keeps it
         self._shapes = {t.name: t.resolve({}) for t in plan.spec.inputs if not t.dynamic}
@@ -41,6 +42,9 @@ class IExecutionContext:
         return self._own_block
 
     # Before a run.
+
+    def get_runtime_config(self) -> IRuntimeConfig:
+        return self._config
 
     def set_optimization_profile_async(self, profile_index: int, stream_handle: Any) -> bool:
         if profile_index != 0:
