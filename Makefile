@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 JOBS ?= 2
+BACKEND ?= tensorrt-rtx
 # Pins what is installed and, through the environment, what builds are made with.
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -28,10 +29,12 @@ test: lint
 test-full: $(READY)
 	$(BIN)/pytest -m slow tests/full --record benchmarks/results/full-size-parity.json
 
-# The tests of the runtime on this machine's GPU. Writes what ran and what it measured.
+# The tests of the runtime on this machine's GPU, with engines of BACKEND (tensorrt-rtx or tensorrt). Writes what ran
+# and what it measured.
 gpu-test: $(READY)
 	$(BIN)/python -m svd_trt.benchmarks.machine --need-gpu
-	$(BIN)/pytest -m gpu tests/gpu --record 'benchmarks/results/gpu-tests-{gpu}.json'
+	SVD_TRT_TEST_BACKEND=$(BACKEND) $(BIN)/pytest -m gpu tests/gpu \
+		--record 'benchmarks/results/gpu-tests-{gpu}-$(BACKEND).json'
 
 # What a full-size build costs: three builds, ten minutes, 20 GB of disk for a while.
 bench-build: $(READY)

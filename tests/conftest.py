@@ -21,6 +21,9 @@ from svd_trt.engine.spec import Range
 # Two test processes share two cores, and idle spinning threads of one would take time from the other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# What builds the engines of the tests' bundles: `make gpu-test BACKEND=tensorrt` where that is installed.
+BACKEND: Any = os.environ.get("SVD_TRT_TEST_BACKEND", "tensorrt-rtx")
+
 TINY = Path(__file__).parent.parent / "examples" / "tiny"
 
 DYNAMIC = BuildOptions(
@@ -30,7 +33,7 @@ DYNAMIC = BuildOptions(
     decode_chunk=Range(1, 4, 9),
     batch=Range(1, 1, 2),
     precision="fp32",
-    backend="tensorrt-rtx",
+    backend=BACKEND,
 )
 FIXED = BuildOptions(
     height=Range.parse("72"),
@@ -38,7 +41,7 @@ FIXED = BuildOptions(
     frames=Range(2, 4, 6),
     decode_chunk=Range(1, 3, 6),
     precision="fp16",
-    backend="tensorrt-rtx",
+    backend=BACKEND,
 )
 
 
@@ -122,7 +125,7 @@ def fixed_bundle(once: Any, checkpoint: Path) -> Bundle:
 @pytest.fixture(scope="session")
 def small_bundle(once: Any, small_checkpoint: Path) -> Path:
     """A bundle to damage copies of."""
-    options = BuildOptions(height=Range.parse("32"), width=Range.parse("32"), backend="tensorrt-rtx")
+    options = BuildOptions(height=Range.parse("32"), width=Range.parse("32"), backend=BACKEND)
     return once("small", lambda path: build_bundle(small_checkpoint, path, options))
 
 
@@ -133,7 +136,7 @@ def tiny_bundle(once: Any) -> Callable[[str], Bundle]:
     def get(precision: Any) -> Bundle:
         size = Range.parse("32")
         options = BuildOptions(
-            height=size, width=size, frames=Range(2, 8, 8), precision=precision, backend="tensorrt-rtx"
+            height=size, width=size, frames=Range(2, 8, 8), precision=precision, backend=BACKEND
         )
         return Bundle.open(once(f"tiny-{precision}", lambda path: build_bundle(TINY / "checkpoint", path, options)))
 

@@ -158,6 +158,8 @@ def test_refused_budgets(run: Run, small_bundle: Path) -> None:
         (2, "8 bytes? write 8GB", ("--vram-budget", "8")),
         (2, "is not more than 0 bytes", ("--vram-budget", "-8GB")),
         (2, "--num-frames is for --vram-budget", ("--num-frames", "2")),
+        (2, "--width is for --vram-budget", ("--width", "32")),
+        (1, "height 40 is outside what this bundle was built for", ("--vram-budget", "8GB", "--height", "40")),
         (1, "frames 9 is outside what this bundle was built for", ("--vram-budget", "8GB", "--num-frames", "9")),
     ):
         result = run("inspect", small_bundle, *options)

@@ -39,15 +39,17 @@ hundred MB, comes on top."""
     help="Show how to make a video within so much VRAM, such as 8GB, instead of the tables.",
 )
 @click.option("--num-frames", type=click.IntRange(1), help="Frames of that video.  [default: as the checkpoint]")
+@click.option("--height", type=click.IntRange(8), help="Its height in pixels.  [default: the bundle's largest]")
+@click.option("--width", type=click.IntRange(8), help="Its width in pixels.  [default: the bundle's largest]")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON; sizes are in bytes.")
-def command(bundle: Path, vram_budget: int | None, num_frames: int | None, as_json: bool) -> None:
+def command(bundle: Path, vram_budget: int | None, as_json: bool, **video: int | None) -> None:
     """Show what BUNDLE holds and what it needs, without loading its engines.
 
     Memory is what the engine builder reported, at the largest sizes of the ranges; arithmetic is counted from the
     graphs at the same sizes. VRAM is for one video, and is less with fewer frames, smaller decode chunks, and engines
     loaded one at a time.
 
-    With --vram-budget, the fastest way to make one video of the largest size, with guidance, that needs no more;
+    With --vram-budget, the fastest way to make one video with guidance that needs no more;
     if there is none, the exit code is 1 and the message says the smallest budget that works.
 
     \b
@@ -56,10 +58,11 @@ def command(bundle: Path, vram_budget: int | None, num_frames: int | None, as_js
         svd-trt inspect svd-xt --vram-budget 8GB --num-frames 14
         svd-trt inspect svd-xt --json | jq .networks.denoiser.activation_bytes
     """
-    if num_frames is not None and vram_budget is None:
-        raise click.UsageError("--num-frames is for --vram-budget; say how much")
+    given = [f"--{name.replace('_', '-')}" for name, value in video.items() if value is not None]
+    if given and vram_budget is None:
+        raise click.UsageError(f"{given[0]} is for --vram-budget; say how much")
     manifest = Bundle.open(bundle, verify=False).manifest
-    request = _request(manifest, num_frames)
+    request = _request(manifest, **video)
     plan = None if vram_budget is None else plan_memory(manifest, request, vram_budget)
     if as_json:
         chosen = {} if plan is None else {"plan": {**asdict(plan), "budget": vram_budget}}
@@ -73,11 +76,11 @@ def command(bundle: Path, vram_budget: int | None, num_frames: int | None, as_js
         _print_tables(console, manifest)
 
 
-def _request(manifest: Manifest, num_frames: int | None) -> Request:
-    """One video of the largest size."""
+def _request(manifest: Manifest, num_frames: int | None, height: int | None, width: int | None) -> Request:
+    """One video, of the largest size unless another is given."""
     ranges = manifest.ranges
     frames = num_frames or ranges.frames.clamp(manifest.model.num_frames)
-    return Request(frames, ranges.height.max, ranges.width.max)
+    return Request(frames, height or ranges.height.max, width or ranges.width.max)
 
 
 def _print_tables(console: Console, manifest: Manifest) -> None:
