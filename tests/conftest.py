@@ -135,9 +135,7 @@ def tiny_bundle(once: Any) -> Callable[[str], Bundle]:
 
     def get(precision: Any) -> Bundle:
         size = Range.parse("32")
-        options = BuildOptions(
-            height=size, width=size, frames=Range(2, 8, 8), precision=precision, backend=BACKEND
-        )
+        options = BuildOptions(height=size, width=size, frames=Range(2, 8, 8), precision=precision, backend=BACKEND)
         return Bundle.open(once(f"tiny-{precision}", lambda path: build_bundle(TINY / "checkpoint", path, options)))
 
     return get
