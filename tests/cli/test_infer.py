@@ -252,7 +252,7 @@ def test_a_budget_chooses_how_to_run(
     ("options", "problem"),
     [
         (("--device", "cuda"), "no NVIDIA driver"),
-        (("--provider", "cuda"), "--device cpu"),
+        (("--provider", "cuda"), "without --backend, --provider and --device it runs on the CPU"),
         (("--device", "gpu"), "write cpu, cuda, or cuda:1"),
         (("--backend", "tensorrt", "--provider", "cuda"), "part of ONNX Runtime"),
     ],
