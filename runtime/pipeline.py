@@ -6,9 +6,8 @@ import dataclasses
 import os
 import secrets
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
 from typing import Any, Literal, Self, TypeAlias, Unpack, cast
 
 import numpy as np
@@ -18,69 +17,25 @@ import PIL.Image
 import svd_trt
 from svd_trt.engine.bundle import Bundle
 from svd_trt.engine.vram import MemoryPlan, Request, plan_memory, size_words
-from svd_trt.errors import ArgumentError, BackendError, BudgetError, DeviceMemoryError, OutputError
+from svd_trt.errors import ArgumentError, BackendError, BudgetError, DeviceMemoryError
 from svd_trt.runtime._released import Released
 from svd_trt.runtime.backends import Provider, RunBackend, open_device
 from svd_trt.runtime.decode import ChunkedDecode
 from svd_trt.runtime.denoise import Floats, Loop, StepCallback
 from svd_trt.runtime.device import Device
 from svd_trt.runtime.engines import Engines
-from svd_trt.runtime.generation import Frames, Generation, Progress
+from svd_trt.runtime.generation import Generation, Progress
 from svd_trt.runtime.images import ImageInput, load_image
+from svd_trt.runtime.output import VideoOutput, VideoStream
 from svd_trt.runtime.parameters import ParameterArguments, Parameters, resolve
 
-__all__ = ["Frames", "OutputType", "Progress", "VideoOutput", "VideoPipeline"]
+__all__ = ["OutputType", "VideoPipeline"]
 
 OutputType: TypeAlias = Literal["pil", "np", "latent"]
 
 _CLOSED = "the pipeline is closed; open it again with VideoPipeline.open"
 _OURS = 0.95  # of what is free; the rest is for what engines take beside what their builder reports
 _LESS = 0.9  # of what was too much, to try next
-
-
-@dataclass(frozen=True)
-class VideoOutput:
-    """What a pipeline made.
-
-    Attributes:
-        frames: by output type: ``pil``, a list of pictures for each video; ``np``, uint8 ``[B, F, H, W, 3]``;
-            ``latent``, float32 ``[B, F, 4, h, w]``, as diffusers' ``output_type="latent"``.
-        parameters: what it was made with, every default decided; ``parameters.seed`` makes it again.
-        backend: where it ran.
-        memory: how the device's memory was used.
-        timings: seconds by stage; ``steps`` is a list of each step's. Stages overlap.
-        metadata: what a file says of how it was made.
-    """
-
-    frames: Any
-    parameters: Parameters
-    backend: str
-    memory: MemoryPlan
-    timings: Mapping[str, Any]
-    metadata: Mapping[str, Any]
-
-    def save(self, path: str | os.PathLike[str]) -> list[str]:
-        """Write each video to ``path`` (its suffix chooses the format), numbered where there are several.
-
-        Returns the paths written.
-
-        Raises:
-            OutputError: unknown suffix, not writable, or the output is latents.
-        """
-        from svd_trt.runtime.video import check_output, numbered, open_writer
-
-        videos = [np.stack([np.asarray(frame) for frame in video]) for video in self.frames]
-        if videos[0].dtype != np.uint8:
-            raise OutputError("latents cannot be written as a video; ask for output_type 'pil' or 'np'")
-        paths = [numbered(path, index, len(videos)) for index in range(len(videos))]
-        for target in paths:
-            check_output(target)
-        for target, video in zip(paths, videos, strict=True):
-            height, width = video.shape[1:3]
-            fps = self.parameters.fps
-            with open_writer(target, height=height, width=width, fps=fps, metadata=self.metadata) as writer:
-                writer.write(video)
-        return paths
 
 
 class VideoPipeline(Released):
@@ -344,41 +299,6 @@ class VideoPipeline(Released):
         resolved = dataclasses.replace(resolved, decode_chunk_size=plan.decode_chunk)
         pictures = [load_image(one) for one in images]
         return Generation(self, resolved, pictures, latents, progress or (lambda *_: None), plan, request)
-
-
-class VideoStream(Iterator[Frames]):
-    """Frames of a run, one uint8 ``[H, W, 3]`` at a time, all of the first video, then of the next.
-
-    Attributes:
-        parameters: what the video is made with, every default decided.
-        num_videos: how many videos there are.
-        memory: how the device's memory is used.
-        timings: seconds by stage, complete after the last frame.
-        metadata: what a file says of how it was made.
-    """
-
-    def __init__(self, run: Generation, callback: StepCallback | None, metadata: Mapping[str, Any]) -> None:
-        self.metadata = metadata
-        self.parameters = run.parameters
-        self.num_videos = run.num_videos
-        self.timings: Mapping[str, Any] = run.timings
-        self.backend = run.pipe.device.name
-        self.memory = run.plan
-        self._frames = self._generate(run, callback)
-
-    def __next__(self) -> Frames:
-        return next(self._frames)
-
-    def close(self) -> None:
-        """Give up the rest."""
-        self._frames.close()
-
-    @staticmethod
-    def _generate(run: Generation, callback: StepCallback | None) -> Any:
-        with run.pipe.explaining(run):
-            run.pipe.begin(run)
-            for chunk in run.decode(run.denoise(callback)):
-                yield from chunk
 
 
 def _request(parameters: Parameters, pictures: int, decode_chunk: int | None) -> Request:

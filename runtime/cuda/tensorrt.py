@@ -146,7 +146,10 @@ class TensorRtSession(Released):
         """Have TensorRT keep so many bytes of the weights in host memory; before there is a context."""
         streamable = int(self._engine.streamable_weights_size)
         if streamable:
-            self._engine.weight_streaming_budget_v2 = max(streamable - streamed_bytes, 0)
+            wanted = max(streamable - streamed_bytes, 0)
+            self._engine.weight_streaming_budget_v2 = wanted
+            if int(self._engine.weight_streaming_budget_v2) != wanted:
+                raise BackendError(f"TensorRT does not stream the weights of {self.spec.name}: {self._reason()}")
         more = streamed_bytes - min(streamed_bytes, streamable)  # than can be streamed
         self._device.context.take(more, f"the weights of {self.spec.name}")
         self._taken += more

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from svd_trt.errors import SvdTrtError as SvdTrtError
     from svd_trt.export.build import build_bundle as build_bundle
     from svd_trt.export.options import BuildOptions as BuildOptions
-    from svd_trt.runtime.pipeline import VideoOutput as VideoOutput
+    from svd_trt.runtime.output import VideoOutput as VideoOutput
     from svd_trt.runtime.pipeline import VideoPipeline as VideoPipeline
 
 __version__ = "0.1.0"
@@ -22,7 +22,7 @@ _LAZY = {
     "Bundle": "svd_trt.engine.bundle",
     "BuildOptions": "svd_trt.export.options",
     "SvdTrtError": "svd_trt.errors",
-    "VideoOutput": "svd_trt.runtime.pipeline",
+    "VideoOutput": "svd_trt.runtime.output",
     "VideoPipeline": "svd_trt.runtime.pipeline",
     "build_bundle": "svd_trt.export.build",
 }

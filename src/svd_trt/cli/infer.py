@@ -17,8 +17,9 @@ from svd_trt.cli.console import Bars, print_json, seconds, size_text, stderr
 from svd_trt.cli.sizes import ByteSize
 from svd_trt.errors import OutputError
 from svd_trt.runtime.backends import CPU_NAME, PROVIDERS, RUN_BACKENDS, Provider, RunBackend
+from svd_trt.runtime.output import VideoStream
 from svd_trt.runtime.parameters import Parameters
-from svd_trt.runtime.pipeline import VideoPipeline, VideoStream
+from svd_trt.runtime.pipeline import VideoPipeline
 from svd_trt.runtime.video import FORMATS, WriteBehind, check_output, numbered, open_writer
 
 __all__ = ["command"]
