@@ -156,11 +156,11 @@ def _with_streamed(manifest: Manifest, request: Request, plan: MemoryPlan, strea
 
 def _choose(manifest: Manifest, request: Request, budget: int) -> MemoryPlan | None:
     """The fastest plan within ``budget``, where figures are known."""
-    candidates = list(_candidates(manifest, request))
-    for plan in candidates:
+    for plan in _candidates(manifest, request):
         if _total(plan) <= budget:
             return plan
-    streamed = [found for plan in candidates if (found := _streaming(manifest, request, plan, budget)) is not None]
+    plans = _candidates(manifest, request)
+    streamed = [found for plan in plans if (found := _streaming(manifest, request, plan, budget)) is not None]
     return min(streamed, key=lambda plan: plan.streamed_bytes, default=None)  # of equals the first, the fastest
 
 

@@ -8,7 +8,12 @@ from typing import Self
 
 from svd_trt.errors import BackendError
 
-__all__ = ["Released"]
+__all__ = ["Released", "was_released"]
+
+
+def was_released(name: str) -> BackendError:
+    """The error of whoever uses ``name`` after it was closed."""
+    return BackendError(f"{name} was released; open the pipeline again")
 
 
 class Released:

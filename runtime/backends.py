@@ -77,9 +77,13 @@ def _has_gpu() -> bool:
         return False
     except MissingDependencyError as error:
         if _DEVICE_NODE.exists():
-            raise BackendError(f"{error}, or choose --device cpu, which is slow") from error
+            raise _or_cpu(error) from error
         return False
     return True
+
+
+def _or_cpu(error: MissingDependencyError) -> BackendError:
+    return BackendError(f"{error}, or choose --device cpu, which is slow")
 
 
 def _check(backend: str, device: str | None, provider: str | None) -> None:
@@ -141,7 +145,7 @@ def _fitting(bundle: Bundle, gpu: Gpu, backend: RunBackend) -> Flavour:
     try:
         flavour = find_flavour(backend)
     except MissingDependencyError as error:
-        raise BackendError(f"{error}, or choose --device cpu, which is slow") from error
+        raise _or_cpu(error) from error
     refuse_misfit(flavour, gpu, bundle)
     return flavour
 

@@ -156,7 +156,7 @@ class Device(Closeable, Protocol):
         """Wait until all work is done."""
 
     def reserve(self, nbytes: int) -> None:
-        """Make room at once for the working memory of all networks, where they share it."""
+        """Have so much working memory, and no more, where all networks share it."""
 
     def trim(self) -> None:
         """Give back working memory that no network needs just now."""

@@ -14,7 +14,9 @@ from svd_trt.errors import BackendError, BundleError
 from svd_trt.runtime._released import Released
 from svd_trt.runtime.device import Device, Session
 
-__all__ = ["Engines"]
+__all__ = ["CLOSED", "Engines"]
+
+CLOSED = "the pipeline is closed; open it again with VideoPipeline.open"
 
 _PATIENCE = 0.1  # seconds between looks at whether to give up waiting
 
@@ -66,7 +68,7 @@ class Engines(Released):
         """
         with self._locked(stop):
             if self._closed:
-                raise BackendError("the pipeline is closed; open it again with VideoPipeline.open")
+                raise BackendError(CLOSED)
             if not self._resident:
                 for other in [name for name in self._loaded if name != network]:
                     self._drop(other)
@@ -105,8 +107,8 @@ class Engines(Released):
     def _drop(self, network: NetworkName) -> None:
         session = self._loaded.pop(network, None)
         if session is not None:
-            with ExitStack() as stack:  # the later ones are done even if an earlier one fails
+            try:
+                session.close()
+            finally:
                 if not self._resident:
-                    stack.callback(self._device.trim)
-                stack.callback(session.close)
-                self._device.synchronize()
+                    self._device.trim()

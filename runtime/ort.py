@@ -14,7 +14,7 @@ import onnxruntime
 from svd_trt.engine.bundle import Bundle
 from svd_trt.engine.spec import NetworkName, NetworkSpec
 from svd_trt.errors import BackendError, first_line
-from svd_trt.runtime._released import Released
+from svd_trt.runtime._released import Released, was_released
 from svd_trt.runtime.backends import CPU_NAME
 from svd_trt.runtime.device import Array, Buffer, HostBuffer, Mark
 
@@ -85,7 +85,7 @@ class CpuSession(Released):
     def enqueue(self, tensors: Mapping[str, Buffer]) -> None:
         """Run once and wait. See `svd_trt.runtime.device.Session.enqueue`."""
         if self._session is None:
-            raise BackendError(f"{self.spec.name} was released; open the pipeline again")
+            raise was_released(self.spec.name)
         binding = self._session.io_binding()
         for tensor in self.spec.inputs:
             binding.bind_input(*_bound(tensor.name, tensors[tensor.name]))

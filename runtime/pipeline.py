@@ -23,7 +23,7 @@ from svd_trt.runtime.backends import Provider, RunBackend, open_device
 from svd_trt.runtime.decode import ChunkedDecode
 from svd_trt.runtime.denoise import Floats, Loop, StepCallback
 from svd_trt.runtime.device import Device
-from svd_trt.runtime.engines import Engines
+from svd_trt.runtime.engines import CLOSED, Engines
 from svd_trt.runtime.generation import Generation, Progress
 from svd_trt.runtime.images import ImageInput, load_image
 from svd_trt.runtime.output import VideoOutput, VideoStream
@@ -33,7 +33,6 @@ __all__ = ["OutputType", "VideoPipeline"]
 
 OutputType: TypeAlias = Literal["pil", "np", "latent"]
 
-_CLOSED = "the pipeline is closed; open it again with VideoPipeline.open"
 _OURS = 0.95  # of what is free; the rest is for what engines take beside what their builder reports
 _LESS = 0.9  # of what was too much, to try next
 
@@ -160,7 +159,7 @@ class VideoPipeline(Released):
         with ExitStack() as stack:  # the later ones are done even if an earlier one fails
             stack.callback(self.device.close)
             stack.callback(self.engines.close)
-            self._abandon(BackendError(_CLOSED))
+            self._abandon(BackendError(CLOSED))
 
     def release(self) -> None:
         """Give the device's memory back: networks and buffers come again when they are needed. Ends open streams.
@@ -202,11 +201,12 @@ class VideoPipeline(Released):
             BudgetError: no plan needs so little.
         """
         manifest = self.bundle.manifest
-        budget = self.vram_budget
-        if budget is None and plan_memory(manifest, request, None).total_bytes is not None:
-            free = self.device.free_bytes()
-            budget = None if free is None else int(free * _OURS)
-        return plan_memory(manifest, request, budget)
+        if self.vram_budget is not None:
+            return plan_memory(manifest, request, self.vram_budget)
+        fastest, free = plan_memory(manifest, request, None), self.device.free_bytes()
+        if fastest.total_bytes is None or free is None:
+            return fastest
+        return plan_memory(manifest, request, int(free * _OURS))
 
     def loop(self, passes: list[dict[str, Floats]], shape: tuple[int, ...], steps: int) -> Loop:
         """The loop's memory for these shapes; kept until others are wanted."""
@@ -283,7 +283,7 @@ class VideoPipeline(Released):
         callback: StepCallback | None,
     ) -> Generation:
         if self._closed:
-            raise BackendError(_CLOSED)
+            raise BackendError(CLOSED)
         unknown = set(parameters) - set(Parameters.fields())
         if unknown:
             raise TypeError(f"unexpected keyword argument {unknown.pop()!r}")

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from svd_trt.engine.driver import Driver, Gpu
-from svd_trt.errors import BackendError, DeviceMemoryError
-from svd_trt.runtime._released import Released
+from svd_trt.errors import DeviceMemoryError
+from svd_trt.runtime._released import Released, was_released
 
 __all__ = ["Context"]
 
@@ -38,7 +38,7 @@ class Context(Released):
             BackendError: the context is closed.
         """
         if self._handle is None:
-            raise BackendError(f"{self.gpu.name} was released; open the pipeline again")
+            raise was_released(self.gpu.name)
         before = self.driver.call("cuCtxGetCurrent")
         if int(before) == int(self._handle):
             yield

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from typing import Protocol
 
-import numpy as np
 import numpy.typing as npt
 
 from svd_trt.engine.bundle import Bundle
@@ -92,7 +91,7 @@ class CudaDevice(Released):
         assert isinstance(source, PinnedBuffer)
         device = as_cuda(target)
         assert device.nbytes <= source.nbytes
-        self.compute.copy_in(device.address, source.address, device.nbytes, _told(device))
+        self.compute.copy_in(device.address, source.address, device.nbytes, device.name)
 
     def fetch(self, source: Buffer, target: HostBuffer, done: Mark) -> None:
         """On the stream of copies, after what is enqueued on the other so far."""
@@ -102,14 +101,14 @@ class CudaDevice(Released):
         assert device.nbytes <= target.nbytes
         self._computed.record()
         self._copies.wait_for(self._computed)
-        self._copies.copy_out(target.address, device.address, device.nbytes, _told(device))
+        self._copies.copy_out(target.address, device.address, device.nbytes, device.name)
         done.record_on(self._copies)
 
     def copy(self, source: Buffer, target: Buffer) -> None:
         """On the compute stream."""
         from_, to = as_cuda(source), as_cuda(target)
         assert from_.nbytes == to.nbytes
-        self.compute.copy_within(to.address, from_.address, to.nbytes, _told(to))
+        self.compute.copy_within(to.address, from_.address, to.nbytes, to.name)
 
     def after(self, mark: Mark) -> None:
         """The compute stream waits."""
@@ -274,7 +273,3 @@ class Recording(Released):
         """Drop the graph for good."""
         self.forget()
         self._refused = True
-
-
-def _told(buffer: CudaBuffer) -> str:
-    return f"a tensor {list(buffer.shape)} of {np.dtype(buffer.dtype).name}"

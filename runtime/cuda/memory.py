@@ -26,6 +26,7 @@ class DeviceMemory(Released):
 
     def __init__(self, context: Context, nbytes: int, what: str) -> None:
         self._context = context
+        self.name = what
         self.nbytes = max(nbytes, 1)  # the driver refuses to allocate nothing
         context.take(self.nbytes, what)
         try:
@@ -61,6 +62,11 @@ class CudaBuffer(Released):
         """A new allocation for one tensor."""
         memory = DeviceMemory(context, math.prod(shape) * np.dtype(dtype).itemsize, what)
         return cls(memory, 0, shape, dtype, owns=True)
+
+    @property
+    def name(self) -> str:
+        """Of the tensor, for error messages."""
+        return self._memory.name
 
     @property
     def nbytes(self) -> int:

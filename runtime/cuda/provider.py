@@ -10,7 +10,7 @@ import onnxruntime
 from svd_trt.engine.bundle import Bundle
 from svd_trt.engine.spec import NetworkName, NetworkSpec
 from svd_trt.errors import BackendError
-from svd_trt.runtime._released import Released
+from svd_trt.runtime._released import Released, was_released
 from svd_trt.runtime.cuda.device import CudaDevice
 from svd_trt.runtime.cuda.memory import CudaBuffer, as_cuda
 from svd_trt.runtime.device import Buffer
@@ -76,7 +76,7 @@ class OrtSession(Released):
     def enqueue(self, tensors: Mapping[str, Buffer]) -> None:
         """Run once. See `svd_trt.runtime.device.Session.enqueue`."""
         if self._session is None:
-            raise BackendError(f"{self.spec.name} was released; open the pipeline again")
+            raise was_released(self.spec.name)
         if self._device.capturing:
             raise BackendError("ONNX Runtime allocates while it runs, so it cannot be captured")
         binding = self._session.io_binding()

@@ -13,7 +13,7 @@ from svd_trt.engine.driver import Gpu
 from svd_trt.engine.flavour import Flavour
 from svd_trt.engine.spec import NetworkName, NetworkSpec
 from svd_trt.errors import BackendError, DeviceMemoryError, first_line
-from svd_trt.runtime._released import Released
+from svd_trt.runtime._released import Released, was_released
 from svd_trt.runtime.cuda.device import CudaDevice
 from svd_trt.runtime.cuda.flavours import Runtime, RuntimeCache, make_runtime, refuse_invalid
 from svd_trt.runtime.cuda.memory import CudaBuffer, as_cuda
@@ -92,7 +92,7 @@ class TensorRtSession(Released):
     def enqueue(self, tensors: Mapping[str, Buffer]) -> None:
         """Run once on the compute stream. See `svd_trt.runtime.device.Session.enqueue`."""
         if self._context is None:
-            raise BackendError(f"{self.spec.name} was released; open the pipeline again")
+            raise was_released(self.spec.name)
         buffers = {tensor.name: as_cuda(tensors[tensor.name]) for tensor in self.spec.tensors}
         stream = self._device.compute.handle
         with self._device.context.current():

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import gc
-import sys
 import threading
-from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -15,15 +12,16 @@ import PIL.Image
 import pytest
 
 from svd_trt import Bundle, VideoPipeline
-from svd_trt.engine.driver import gpu_count, list_gpus, load_driver
+from svd_trt.engine.driver import list_gpus, load_driver
 from svd_trt.engine.vram import Request, smallest_budget
 from svd_trt.errors import ArgumentError, BackendError, BudgetError, CudaError, DeviceMemoryError
 from svd_trt.runtime.cuda.context import Context
 from svd_trt.runtime.cuda.memory import CudaBuffer, DeviceMemory, PinnedBuffer
 from svd_trt.runtime.cuda.streams import Event, Stream
 from tests.gpu.conftest import Rig
-from tests.gpu.test_pipeline import FAST, furthest
+from tests.gpu.test_pipeline import FAST, STREAMED, furthest
 from tests.standin.cuda import StandInCuda
+from tests.standin.devices import CONTEXT_BYTES
 
 pytestmark = pytest.mark.xdist_group("dynamic")
 
@@ -53,7 +51,6 @@ def altered(bundle: Bundle, plans: dict[str, dict[str, Any]], monkeypatch: pytes
 def test_a_step_allocates_nothing_and_waits_for_nothing_but_events(
     standin: Rig, dynamic_bundle: Bundle, picture: PIL.Image.Image
 ) -> None:
-    assert standin.cuda is not None
     cuda = standin.cuda
     marks: list[int] = []
 
@@ -72,13 +69,11 @@ def test_a_step_allocates_nothing_and_waits_for_nothing_but_events(
 
 def test_two_steps_are_under_way_and_no_more(standin: Rig, dynamic_bundle: Bundle, picture: PIL.Image.Image) -> None:
     """While one runs the next is queued, so the GPU does not idle; a run that is cancelled ends soon."""
-    assert standin.cuda is not None
     cuda = standin.cuda
     queued: list[int] = []
 
     def note(stage: str, done: int, total: int) -> None:
         if stage == "denoise":
-            assert standin.trt is not None
             queued.append(cuda.count("cuGraphLaunch") - done)
 
     asked = FAST | {"num_inference_steps": 8}
@@ -92,7 +87,6 @@ def test_two_steps_are_under_way_and_no_more(standin: Rig, dynamic_bundle: Bundl
 def test_frames_are_copied_on_a_stream_of_their_own(
     standin: Rig, dynamic_bundle: Bundle, picture: PIL.Image.Image
 ) -> None:
-    assert standin.cuda is not None
     cuda = standin.cuda
     with standin.open(dynamic_bundle) as pipe:
         device: Any = pipe.device
@@ -106,12 +100,10 @@ def test_frames_are_copied_on_a_stream_of_their_own(
 def test_a_stream_hands_out_frames_while_later_chunks_are_decoded(
     standin: Rig, dynamic_bundle: Bundle, picture: PIL.Image.Image
 ) -> None:
-    assert standin.cuda is not None
-    asked = {k: v for k, v in FAST.items() if k != "output_type"} | {"num_frames": 9, "decode_chunk_size": 1}
+    asked = STREAMED | {"num_frames": 9, "decode_chunk_size": 1}
     with standin.open(dynamic_bundle) as pipe:
         stream = pipe.stream(picture, **asked)
         next(stream)
-        assert standin.trt is not None
         decoded = standin.trt.executions.count("vae_decoder")
         assert 1 <= decoded <= 4, "ahead, but not of all nine"
         assert len(list(stream)) == 8
@@ -120,7 +112,6 @@ def test_a_stream_hands_out_frames_while_later_chunks_are_decoded(
 def test_pinned_memory_does_not_grow_with_frames(
     standin: Rig, dynamic_bundle: Bundle, picture: PIL.Image.Image
 ) -> None:
-    assert standin.cuda is not None
     cuda = standin.cuda
     allocated = {}
     with standin.open(dynamic_bundle) as pipe:
@@ -130,7 +121,7 @@ def test_pinned_memory_does_not_grow_with_frames(
                 pipe.stream(
                     picture,
                     **{
-                        **{k: v for k, v in FAST.items() if k != "output_type"},
+                        **STREAMED,
                         "num_frames": frames,
                         "decode_chunk_size": 2,
                     },
@@ -145,7 +136,6 @@ def test_pinned_memory_does_not_grow_with_frames(
 def test_capture_that_is_refused_changes_nothing(
     standin: Rig, dynamic_bundle: Bundle, dynamic_pipe: VideoPipeline, picture: PIL.Image.Image
 ) -> None:
-    assert standin.cuda is not None
     standin.cuda.refuse_capture = True
     with standin.open(dynamic_bundle) as pipe:
         frames = pipe(picture, **FAST).frames
@@ -157,7 +147,6 @@ def test_capture_that_is_refused_changes_nothing(
 def test_a_graph_that_cannot_be_made_changes_nothing(
     standin: Rig, dynamic_bundle: Bundle, dynamic_pipe: VideoPipeline, picture: PIL.Image.Image
 ) -> None:
-    assert standin.cuda is not None
     standin.cuda.fail("cuGraphInstantiate", standin.cuda.CUresult.CUDA_ERROR_NOT_SUPPORTED)
     with standin.open(dynamic_bundle) as pipe:
         frames = pipe(picture, **FAST).frames
@@ -169,8 +158,6 @@ def test_contexts_that_cannot_be_captured_capture_themselves(
 ) -> None:
     """TensorRT for RTX then makes graphs of its own."""
     standin.install(dynamic_bundle)
-    assert standin.trt is not None
-    assert standin.cuda is not None
     standin.trt.refuse_capturable = True
     with standin.open(dynamic_bundle) as pipe:
         pipe(picture, **FAST)
@@ -212,7 +199,6 @@ def test_compiled_kernels_are_kept_between_processes(
     compiled = []
     for _ in range(2):
         standin.install(dynamic_bundle, version="1.7.1.116")
-        assert standin.trt is not None
         with standin.open(dynamic_bundle) as pipe:
             pipe(picture, **FAST)
         compiled.append(len(standin.trt.compiled))
@@ -223,7 +209,6 @@ def test_compiled_kernels_are_kept_between_processes(
 
 def test_the_thread_keeps_its_own_context(standin: Rig, dynamic_bundle: Bundle, picture: PIL.Image.Image) -> None:
     """A program that uses the GPU for other things finds its context as it was."""
-    assert standin.cuda is not None
     cuda = standin.cuda
     with standin.open(dynamic_bundle) as pipe:
         pipe(picture, **FAST)
@@ -231,103 +216,16 @@ def test_the_thread_keeps_its_own_context(standin: Rig, dynamic_bundle: Bundle, 
         assert int(current) == 0
 
 
-def test_two_gpus(dynamic_bundle: Bundle, picture: PIL.Image.Image, monkeypatch: pytest.MonkeyPatch) -> None:
-    rig = Rig(monkeypatch, StandInCuda(devices=2))
-    with rig.open(dynamic_bundle, device="cuda:0") as one, rig.open(dynamic_bundle, device="cuda:1") as two:
-        assert "GPU 1" in two.device.name
-        np.testing.assert_array_equal(one(picture, **FAST).frames, two(picture, **FAST).frames)
-    with pytest.raises(BackendError, match=r"there is no cuda:2; this machine has cuda:0 .*, cuda:1 "):
-        rig.open(dynamic_bundle, device="cuda:2")
-    rig.check()
-
-
-@pytest.mark.parametrize(
-    ("options", "problem"),
-    [
-        (
-            {"version": "1.5.0"},
-            r"from tensorrt-rtx 1\.7\.1\.116, and 1\.5\.0 is installed; build it again: svd-trt build",
-        ),
-        ({"flavour": "tensorrt"}, "its engines are for tensorrt-rtx, and tensorrt was asked for"),
-    ],
-)
-def test_engines_of_another_tensorrt_are_refused(
-    options: dict[str, Any], problem: str, standin: Rig, dynamic_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert standin.cuda is not None
-    standin.install(dynamic_bundle, **options)
-    if "flavour" in options:
-        monkeypatch.setattr(standin.trt, "__version__", "10.13.0")
-    with pytest.raises(BackendError, match=problem):
-        VideoPipeline.open(dynamic_bundle, backend=options.get("flavour", "auto"))
-    assert standin.cuda.count("cuDevicePrimaryCtxRetain") == 0, "before anything is allocated"
-
-
-def test_what_the_runtime_says_of_an_engine_is_told(standin: Rig, dynamic_bundle: Bundle) -> None:
-    import tests.standin.rtx as rtx
-
-    standin.install(dynamic_bundle)
-    assert standin.trt is not None
-    assert standin.cuda is not None
-    diagnostics = rtx.real.EngineInvalidityDiagnostics
-    standin.trt.validity = (rtx.real.EngineValidity.INVALID, int(diagnostics.UNSUPPORTED_CC.value))
-    with pytest.raises(BackendError, match=r"refuses its engines on .*\(sm89\): they were not built for this compute"):
-        VideoPipeline.open(dynamic_bundle)
-    standin.trt.validity = (rtx.real.EngineValidity.SUBOPTIMAL, 0)
-    VideoPipeline.open(dynamic_bundle).close()
-    assert standin.cuda.count("cuMemAlloc") == 0
-    assert standin.cuda.live.contexts == 0
-
-
-def test_machines_without_what_it_takes(standin: Rig, dynamic_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert standin.cuda is not None
-    with VideoPipeline.open(dynamic_bundle, device="cpu") as pipe:
-        assert "CPU" in pipe.device.name
-    monkeypatch.setitem(sys.modules, "tensorrt", None)
-    with pytest.raises(BackendError, match=r"pip install 'svd-trt\[tensorrt\]', or choose --device cpu"):
-        VideoPipeline.open(dynamic_bundle, backend="tensorrt")
-    monkeypatch.setitem(sys.modules, "cuda.bindings.driver", StandInCuda(devices=0))
-    assert gpu_count() == 0
-    with pytest.raises(BackendError, match="shows no GPU"):
-        VideoPipeline.open(dynamic_bundle, device="cuda")
-    with VideoPipeline.open(dynamic_bundle) as pipe:
-        assert "CPU" in pipe.device.name
-    monkeypatch.setitem(sys.modules, "cuda.bindings.driver", None)
-    with pytest.raises(ImportError, match=r"svd-trt\[gpu\]"):
-        VideoPipeline.open(dynamic_bundle, device="cuda")
-
-
-@pytest.mark.parametrize(
-    ("options", "problem"),
-    [
-        ({"device": "gpu"}, "write cpu, cuda, or cuda:1"),
-        ({"device": "cuda:x"}, "write cpu, cuda, or cuda:1"),
-        ({"backend": "tensorrt", "provider": "cuda"}, "part of ONNX Runtime"),
-        ({"backend": "tensorrt", "device": "cpu"}, "does not run on cpu"),
-        ({"provider": "cpu", "device": "cuda"}, "does not run on cuda"),
-        ({"provider": "cuda", "device": "cpu"}, "does not run on cpu"),
-        ({"vram_budget": 0}, "whole number of bytes above 0"),
-        ({"vram_budget": "8GB"}, "whole number of bytes above 0"),
-        ({"vram_budget": True}, "whole number of bytes above 0"),
-        ({"device": 0}, "write cpu, cuda, or cuda:1"),
-    ],
-)
-def test_contradictions(options: dict[str, Any], problem: str, dynamic_bundle: Bundle) -> None:
-    with pytest.raises(ArgumentError, match=problem):
-        VideoPipeline.open(dynamic_bundle, **options)
-
-
 def test_a_gpu_that_is_full_at_the_start(
     dynamic_bundle: Bundle, picture: PIL.Image.Image, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is free is the budget, so the refusal comes before the first allocation."""
     least = smallest_budget(dynamic_bundle.manifest, Request(frames=4, height=72, width=96)) or 0
-    context = 300 * 10**6
-    rig = Rig(monkeypatch, StandInCuda(total_bytes=context + least))
+    rig = Rig(monkeypatch, StandInCuda(total_bytes=CONTEXT_BYTES + least))
     with rig.open(dynamic_bundle) as pipe, pytest.raises(BudgetError, match="smallest budget that works"):
         pipe(picture, **FAST)
     rig.check()
-    rig = Rig(monkeypatch, StandInCuda(total_bytes=context + int(least / 0.95) + 1))
+    rig = Rig(monkeypatch, StandInCuda(total_bytes=CONTEXT_BYTES + int(least / 0.95) + 1))
     with rig.open(dynamic_bundle) as pipe:
         assert not pipe(picture, **FAST).memory.resident
     rig.check()
@@ -337,7 +235,6 @@ def test_a_gpu_that_is_full_at_the_start(
 def test_out_of_memory_at_any_allocation_leaves_nothing(
     on: int, standin: Rig, dynamic_bundle: Bundle, picture: PIL.Image.Image
 ) -> None:
-    assert standin.cuda is not None
     cuda = standin.cuda
     with standin.open(dynamic_bundle) as pipe:
         cuda.fail("cuMemAlloc", cuda.CUresult.CUDA_ERROR_OUT_OF_MEMORY, on=on)
@@ -355,23 +252,12 @@ def test_out_of_memory_at_any_allocation_leaves_nothing(
 def test_a_call_that_fails_is_named_and_leaves_nothing(
     call: str, on: int, standin: Rig, dynamic_bundle: Bundle, picture: PIL.Image.Image
 ) -> None:
-    assert standin.cuda is not None
     cuda = standin.cuda
     with standin.open(dynamic_bundle) as pipe:
         cuda.fail(call, cuda.CUresult.CUDA_ERROR_LAUNCH_FAILED, on=on)
         with pytest.raises(CudaError, match=rf"{call}.* failed: CUDA_ERROR_LAUNCH_FAILED, "):
             pipe(picture, **(FAST | {"decode_chunk_size": 1}))
     assert threading.active_count() < 20
-
-
-def test_opening_that_fails_half_way_leaves_nothing(standin: Rig, dynamic_bundle: Bundle) -> None:
-    assert standin.cuda is not None
-    cuda = standin.cuda
-    for call in ("cuDevicePrimaryCtxRetain", "cuStreamCreate", "cuEventCreate"):
-        cuda.fail(call, cuda.CUresult.CUDA_ERROR_UNKNOWN)
-        with pytest.raises(CudaError, match=call):
-            standin.open(dynamic_bundle)
-        cuda.assert_clean()
 
 
 def test_wrappers(rig: Rig) -> None:
@@ -428,15 +314,6 @@ def test_wrappers(rig: Rig) -> None:
         context.memory()
 
 
-def test_without_a_driver_the_reason_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing(flags: int) -> None:
-        raise RuntimeError("no libcuda")  # as cuda-python does
-
-    monkeypatch.setitem(sys.modules, "cuda.bindings.driver", SimpleNamespace(cuInit=missing))
-    with pytest.raises(BackendError, match="no NVIDIA driver"):
-        load_driver()
-
-
 def test_weights_are_streamed_where_nothing_else_fits(
     standin: Rig,
     dynamic_bundle: Bundle,
@@ -455,11 +332,10 @@ def test_weights_are_streamed_where_nothing_else_fits(
     assert least is not None
     assert without is not None
     assert least < without
-    assert standin.cuda is not None
     with standin.open(bundle, vram_budget=least) as pipe:
         made = pipe(picture, **asked)
         assert made.memory.streamed_bytes > 0
-        assert standin.cuda.peak_bytes - 300 * 10**6 <= least
+        assert standin.cuda.peak_bytes - CONTEXT_BYTES <= least
         pipe.vram_budget = without
         pipe.device.set_budget(without)
         assert pipe(picture, **asked).memory.streamed_bytes == 0, "the engine is loaded again with all its weights"
@@ -475,7 +351,6 @@ def test_a_budget_is_kept_over_videos_of_different_lengths(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A long video may need engines one at a time where a short one keeps them all: what the one left must go."""
-    assert standin.cuda is not None
     # Encoders that need little, as at full size: here they would decide at every length.
     less = {"image_encoder": {"activation_bytes": 1 << 20}, "vae_encoder": {"activation_bytes": 1 << 20}}
     bundle = altered(dynamic_bundle, less, monkeypatch)
@@ -488,7 +363,7 @@ def test_a_budget_is_kept_over_videos_of_different_lengths(
         with standin.open(bundle, vram_budget=budget) as pipe:
             for frames in counts:
                 residency.add(pipe(picture, **(FAST | {"num_frames": frames})).memory.resident)
-        assert standin.cuda.peak_bytes - 300 * 10**6 <= budget
+        assert standin.cuda.peak_bytes - CONTEXT_BYTES <= budget
         standin.check()
     assert residency == {True, False}
 
@@ -525,25 +400,6 @@ def test_a_closed_pipeline_says_so(device: str, standin: Rig, dynamic_bundle: Bu
         pipe.stream(picture)
 
 
-def test_a_driver_that_does_not_work_is_not_passed_over(standin: Rig, dynamic_bundle: Bundle) -> None:
-    """Or a video would take hours on the CPU, and nobody would know why."""
-    assert standin.cuda is not None
-    standin.cuda.fail("cuInit", standin.cuda.CUresult.CUDA_ERROR_UNKNOWN)
-    with pytest.raises(CudaError, match="cuInit failed: CUDA_ERROR_UNKNOWN"):
-        VideoPipeline.open(dynamic_bundle)
-
-
-def test_a_gpu_without_cuda_python_is_not_passed_over(
-    dynamic_bundle: Bundle, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setitem(sys.modules, "cuda.bindings.driver", None)
-    monkeypatch.setattr("svd_trt.runtime.backends._DEVICE_NODE", tmp_path)
-    with pytest.raises(BackendError, match=r"svd-trt\[gpu\]', or choose --device cpu"):
-        VideoPipeline.open(dynamic_bundle)
-    monkeypatch.setattr("svd_trt.runtime.backends._DEVICE_NODE", tmp_path / "none")
-    VideoPipeline.open(dynamic_bundle).close()
-
-
 def test_ctrl_c_while_a_graph_is_captured(
     standin: Rig, dynamic_bundle: Bundle, picture: PIL.Image.Image, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -565,7 +421,7 @@ def test_a_stream_in_a_reference_cycle_does_not_hang(
     standin: Rig, dynamic_bundle: Bundle, picture: PIL.Image.Image
 ) -> None:
     """The collector may close it while this thread has a network that the stream's thread waits for."""
-    asked = {k: v for k, v in FAST.items() if k != "output_type"} | {"num_frames": 9, "decode_chunk_size": 1}
+    asked = STREAMED | {"num_frames": 9, "decode_chunk_size": 1}
     with standin.open(dynamic_bundle) as pipe:
         holder: list[Any] = [pipe.stream(picture, **asked)]
         next(holder[0])

@@ -1,0 +1,139 @@
+"""Choosing a device and opening it: what is refused, why, and before what."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from svd_trt import Bundle, VideoPipeline
+from svd_trt.engine.driver import gpu_count, load_driver
+from svd_trt.errors import ArgumentError, BackendError, CudaError
+from tests.gpu.conftest import Rig
+from tests.gpu.test_pipeline import FAST
+from tests.standin.cuda import StandInCuda
+
+pytestmark = pytest.mark.xdist_group("dynamic")
+
+
+def test_two_gpus(dynamic_bundle: Bundle, picture: PIL.Image.Image, monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = Rig(monkeypatch, StandInCuda(devices=2))
+    with rig.open(dynamic_bundle, device="cuda:0") as one, rig.open(dynamic_bundle, device="cuda:1") as two:
+        assert "GPU 1" in two.device.name
+        np.testing.assert_array_equal(one(picture, **FAST).frames, two(picture, **FAST).frames)
+    with pytest.raises(BackendError, match=r"there is no cuda:2; this machine has cuda:0 .*, cuda:1 "):
+        rig.open(dynamic_bundle, device="cuda:2")
+    rig.check()
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        (
+            {"version": "1.5.0"},
+            r"from tensorrt-rtx 1\.7\.1\.116, and 1\.5\.0 is installed; build it again: svd-trt build",
+        ),
+        ({"flavour": "tensorrt"}, "its engines are for tensorrt-rtx, and tensorrt was asked for"),
+    ],
+)
+def test_engines_of_another_tensorrt_are_refused(
+    options: dict[str, Any], problem: str, standin: Rig, dynamic_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    standin.install(dynamic_bundle, **options)
+    if "flavour" in options:
+        monkeypatch.setattr(standin.trt, "__version__", "10.13.0")
+    with pytest.raises(BackendError, match=problem):
+        VideoPipeline.open(dynamic_bundle, backend=options.get("flavour", "auto"))
+    assert standin.cuda.count("cuDevicePrimaryCtxRetain") == 0, "before anything is allocated"
+
+
+def test_what_the_runtime_says_of_an_engine_is_told(standin: Rig, dynamic_bundle: Bundle) -> None:
+    import tests.standin.rtx as rtx
+
+    standin.install(dynamic_bundle)
+    diagnostics = rtx.real.EngineInvalidityDiagnostics
+    standin.trt.validity = (rtx.real.EngineValidity.INVALID, int(diagnostics.UNSUPPORTED_CC.value))
+    with pytest.raises(BackendError, match=r"refuses its engines on .*\(sm89\): they were not built for this compute"):
+        VideoPipeline.open(dynamic_bundle)
+    standin.trt.validity = (rtx.real.EngineValidity.SUBOPTIMAL, 0)
+    VideoPipeline.open(dynamic_bundle).close()
+    assert standin.cuda.count("cuMemAlloc") == 0
+    assert standin.cuda.live.contexts == 0
+
+
+def test_machines_without_what_it_takes(standin: Rig, dynamic_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    with VideoPipeline.open(dynamic_bundle, device="cpu") as pipe:
+        assert "CPU" in pipe.device.name
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    with pytest.raises(BackendError, match=r"pip install 'svd-trt\[tensorrt\]', or choose --device cpu"):
+        VideoPipeline.open(dynamic_bundle, backend="tensorrt")
+    monkeypatch.setitem(sys.modules, "cuda.bindings.driver", StandInCuda(devices=0))
+    assert gpu_count() == 0
+    with pytest.raises(BackendError, match="shows no GPU"):
+        VideoPipeline.open(dynamic_bundle, device="cuda")
+    with VideoPipeline.open(dynamic_bundle) as pipe:
+        assert "CPU" in pipe.device.name
+    monkeypatch.setitem(sys.modules, "cuda.bindings.driver", None)
+    with pytest.raises(ImportError, match=r"svd-trt\[gpu\]"):
+        VideoPipeline.open(dynamic_bundle, device="cuda")
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"device": "gpu"}, "write cpu, cuda, or cuda:1"),
+        ({"device": "cuda:x"}, "write cpu, cuda, or cuda:1"),
+        ({"backend": "tensorrt", "provider": "cuda"}, "part of ONNX Runtime"),
+        ({"backend": "tensorrt", "device": "cpu"}, "does not run on cpu"),
+        ({"provider": "cpu", "device": "cuda"}, "does not run on cuda"),
+        ({"provider": "cuda", "device": "cpu"}, "does not run on cpu"),
+        ({"vram_budget": 0}, "whole number of bytes above 0"),
+        ({"vram_budget": "8GB"}, "whole number of bytes above 0"),
+        ({"vram_budget": True}, "whole number of bytes above 0"),
+        ({"device": 0}, "write cpu, cuda, or cuda:1"),
+    ],
+)
+def test_contradictions(options: dict[str, Any], problem: str, dynamic_bundle: Bundle) -> None:
+    with pytest.raises(ArgumentError, match=problem):
+        VideoPipeline.open(dynamic_bundle, **options)
+
+
+def test_opening_that_fails_half_way_leaves_nothing(standin: Rig, dynamic_bundle: Bundle) -> None:
+    cuda = standin.cuda
+    for call in ("cuDevicePrimaryCtxRetain", "cuStreamCreate", "cuEventCreate"):
+        cuda.fail(call, cuda.CUresult.CUDA_ERROR_UNKNOWN)
+        with pytest.raises(CudaError, match=call):
+            standin.open(dynamic_bundle)
+        cuda.assert_clean()
+
+
+def test_without_a_driver_the_reason_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(flags: int) -> None:
+        raise RuntimeError("no libcuda")  # as cuda-python does
+
+    monkeypatch.setitem(sys.modules, "cuda.bindings.driver", SimpleNamespace(cuInit=missing))
+    with pytest.raises(BackendError, match="no NVIDIA driver"):
+        load_driver()
+
+
+def test_a_driver_that_does_not_work_is_not_passed_over(standin: Rig, dynamic_bundle: Bundle) -> None:
+    """Or a video would take hours on the CPU, and nobody would know why."""
+    standin.cuda.fail("cuInit", standin.cuda.CUresult.CUDA_ERROR_UNKNOWN)
+    with pytest.raises(CudaError, match="cuInit failed: CUDA_ERROR_UNKNOWN"):
+        VideoPipeline.open(dynamic_bundle)
+
+
+def test_a_gpu_without_cuda_python_is_not_passed_over(
+    dynamic_bundle: Bundle, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(sys.modules, "cuda.bindings.driver", None)
+    monkeypatch.setattr("svd_trt.runtime.backends._DEVICE_NODE", tmp_path)
+    with pytest.raises(BackendError, match=r"svd-trt\[gpu\]', or choose --device cpu"):
+        VideoPipeline.open(dynamic_bundle)
+    monkeypatch.setattr("svd_trt.runtime.backends._DEVICE_NODE", tmp_path / "none")
+    VideoPipeline.open(dynamic_bundle).close()
