@@ -31,6 +31,7 @@ _PACKAGES = (
     "tensorrt",
     "tensorrt-rtx-cu13-bindings",
     "numpy",
+    "openvino",
 )
 
 
@@ -40,6 +41,8 @@ def describe_machine() -> dict[str, Any]:
         "cpu": _cpu_name(),
         "cores": os.cpu_count(),
         "memory_bytes": psutil.virtual_memory().total,
+        "cpu_mhz": _cpu_mhz(),
+        "load_average": round(os.getloadavg()[0], 2),
         "gpu": _gpu_names(),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
@@ -56,10 +59,16 @@ def _cpu_name() -> str:
     return platform.processor()
 
 
+def _cpu_mhz() -> float | None:
+    """Mean of what the processors run at just now."""
+    lines = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("cpu MHz")]
+    return round(sum(float(line.partition(":")[2]) for line in lines) / len(lines), 1) if lines else None
+
+
 def _gpu_names() -> list[str]:
     try:
         found = subprocess.run(
-            ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"],  # noqa: S607
+            ["nvidia-smi", "--query-gpu=name,driver_version,clocks.sm,clocks.mem,power.limit", "--format=csv,noheader"],  # noqa: S607
             capture_output=True,
             text=True,
             check=True,

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import svd_trt
 
-__all__ = ["Answer", "epitaph", "run_child", "serve"]
+__all__ = ["Answer", "environment", "epitaph", "run_child", "serve"]
 
 Answer = Callable[[bytes], None]
 
@@ -31,7 +31,7 @@ def run_child(module: str, job: bytes, handle: Callable[[bytes], bool]) -> int |
     """
     command = [sys.executable, "-m", module]
     with subprocess.Popen(  # noqa: S603  (our own interpreter and module)
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=_environment(), bufsize=0
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment(), bufsize=0
     ) as process:
         try:
             assert process.stdin is not None
@@ -89,7 +89,7 @@ def _write_all(pipe: object, data: bytes) -> None:
         view = view[pipe.write(view) or 0 :]
 
 
-def _environment() -> dict[str, str]:
+def environment() -> dict[str, str]:
     """Ours, with this svd_trt found first wherever it was imported from."""
     here = str(Path(svd_trt.__file__).parent.parent)
     path = os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH", "")]))

@@ -24,6 +24,7 @@ __all__ = [
     "Manifest",
     "NetworkEntry",
     "OnnxEntry",
+    "Operators",
     "PlanEntry",
     "Precision",
     "SamplerInfo",
@@ -38,6 +39,7 @@ SCHEMA_VERSION = 2
 MANIFEST_NAME = "manifest.json"
 
 Precision: TypeAlias = Literal["fp16", "fp32"]
+Operators: TypeAlias = Literal["onnx", "onnxruntime"]
 
 
 def precision_of(network: NetworkName, precision: Precision) -> Precision:
@@ -124,6 +126,8 @@ class GraphEntry(msgspec.Struct, frozen=True):
     """Exact rewrites were applied; without them the networks compute what diffusers computes."""
     ff_chunks: int
     """Parts into which the denoiser's widest feed-forwards are cut."""
+    operators: Operators = "onnx"
+    """``onnx`` are those of the standard, which TensorRT needs; ``onnxruntime`` has ONNX Runtime's own among them."""
 
 
 class FlavourEntry(msgspec.Struct, frozen=True):

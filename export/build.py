@@ -289,7 +289,7 @@ class _Build:
             axes=[list(t.shape) for t in spec.tensors],
             precision=self.options.precision,
             weights=self.checkpoint.source.digests[COMPONENT_OF[spec.name]],
-            graph=[graph.rewrites, graph.ff_chunks if spec.name == "denoiser" else 1],
+            graph=[graph.rewrites, graph.ff_chunks if spec.name == "denoiser" else 1, graph.operators],
             packages={name: importlib.metadata.version(name) for name in _GRAPH_PACKAGES},
         )
 

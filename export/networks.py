@@ -11,9 +11,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from svd_trt.engine.manifest import Precision, precision_of
+from svd_trt.engine.manifest import Operators, Precision, precision_of
 from svd_trt.engine.spec import NetworkName
 from svd_trt.export.rewrites import rewrite
+from svd_trt.export.rewrites.onnxruntime import fuse_for_onnxruntime
 from svd_trt.export.rewrites.resnet import VideoResnet
 from svd_trt.export.rewrites.surgery import each_frame
 from svd_trt.export.rewrites.transformer import VideoTransformer
@@ -31,7 +32,13 @@ def dtype_of(name: NetworkName, precision: Precision) -> torch.dtype:
 
 
 def make_network(
-    name: NetworkName, model: Any, *, rewrites: bool = True, ff_chunks: int = 1, doubling: bool = False
+    name: NetworkName,
+    model: Any,
+    *,
+    rewrites: bool = True,
+    ff_chunks: int = 1,
+    doubling: bool = False,
+    operators: Operators = "onnx",
 ) -> nn.Module:
     """Network ``name`` around the checkpoint's component that it is made of, in the precision it was loaded in.
 
@@ -42,6 +49,7 @@ def make_network(
         model: the component that `svd_trt.export.checkpoint.COMPONENT_OF` names.
         rewrites: apply `svd_trt.export.rewrites`; without them the network computes what diffusers computes.
         ff_chunks: parts into which the denoiser's widest feed-forwards are cut.
+        operators: ``onnxruntime`` to write them with operators that only ONNX Runtime knows; needs rewrites.
         doubling: each level of the denoiser is exactly half as large as the one above, at all sizes it will run at.
     """
     module: nn.Module
@@ -54,7 +62,10 @@ def make_network(
     else:
         module = VaeDecoder(replace_upsamplers(model))
     if rewrites and name in REWRITTEN:
-        rewrite(module, ff_chunks=ff_chunks, doubling=doubling or name == "vae_decoder")
+        own = operators == "onnxruntime"
+        rewrite(module, ff_chunks=1 if own else ff_chunks, doubling=doubling or name == "vae_decoder")
+        if own:
+            fuse_for_onnxruntime(module, ff_chunks=ff_chunks)
     return module.eval().requires_grad_(requires_grad=False)
 
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from svd_trt.engine.flavour import BuildBackend
-from svd_trt.engine.manifest import GraphEntry, Precision
+from svd_trt.engine.manifest import GraphEntry, Operators, Precision
 from svd_trt.engine.spec import LARGEST_COUNT, LARGEST_SIDE, ModelInfo, Range, Ranges
 from svd_trt.errors import ArgumentError
 
-__all__ = ["DEFAULT_FF_CHUNKS", "MOST_FF_CHUNKS", "BuildOptions", "ranges_of"]
+__all__ = ["DEFAULT_FF_CHUNKS", "MOST_FF_CHUNKS", "ONNXRUNTIME_FF_CHUNKS", "BuildOptions", "ranges_of"]
 
 DEFAULT_FF_CHUNKS = 2
+ONNXRUNTIME_FF_CHUNKS = 8
 MOST_FF_CHUNKS = 16
 # The smallest picture that a range may hold has 2x2 pixels at the deepest level, and a part must have one.
 _MOST_DYNAMIC_FF_CHUNKS = 4
@@ -31,6 +33,8 @@ class BuildOptions:
             diffusers computes, for comparison.
         ff_chunks: parts into which the widest feed-forwards of the denoiser are cut; more take less memory. Needs
             rewrites.
+        operators: ``onnx`` keeps to the standard's operators; ``auto`` uses ONNX Runtime's own, which are faster on a
+            processor, where nothing else will run the networks: no engines, fp32 and rewrites.
         split_guidance: build the denoiser for one guidance branch at a time: half the memory, two passes a step.
         weight_streaming: build the denoiser's engine so that its weights may stay in host memory and be copied in as
             they are used; slower. How much of them does is decided where it runs. Needs engines.
@@ -48,6 +52,7 @@ class BuildOptions:
     precision: Precision = "fp16"
     rewrites: bool = True
     ff_chunks: int | None = None
+    operators: Literal["auto", "onnx"] = "auto"
     split_guidance: bool = False
     weight_streaming: bool = False
     skip_checks: bool = False
@@ -64,17 +69,19 @@ class BuildOptions:
         Raises:
             ArgumentError: the options contradict each other.
         """
-        default = DEFAULT_FF_CHUNKS if self.rewrites else 1
+        own = self.backend == "onnxruntime" and self.precision == "fp32" and self.rewrites and self.operators == "auto"
+        operators: Operators = "onnxruntime" if own else "onnx"
+        default = (ONNXRUNTIME_FF_CHUNKS if own else DEFAULT_FF_CHUNKS) if self.rewrites else 1
         chunks = default if self.ff_chunks is None else self.ff_chunks
         if not 1 <= chunks <= MOST_FF_CHUNKS:
             raise ArgumentError(f"--ff-chunks {chunks}: 1 to {MOST_FF_CHUNKS} are supported")
-        if chunks > _MOST_DYNAMIC_FF_CHUNKS and not (self.height.fixed and self.width.fixed):
+        if chunks > _MOST_DYNAMIC_FF_CHUNKS and not own and not (self.height.fixed and self.width.fixed):
             raise ArgumentError(
                 f"--ff-chunks {chunks}: up to {_MOST_DYNAMIC_FF_CHUNKS} are supported where height or width has a range"
             )
         if chunks > 1 and not self.rewrites:
             raise ArgumentError("--ff-chunks is one of the rewrites; leave out --no-rewrites")
-        return GraphEntry(rewrites=self.rewrites, ff_chunks=chunks)
+        return GraphEntry(rewrites=self.rewrites, ff_chunks=chunks, operators=operators)
 
 
 def ranges_of(options: BuildOptions, model: ModelInfo) -> Ranges:

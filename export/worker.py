@@ -137,6 +137,7 @@ def _export(job: _Job, task: Task) -> Exported:
             model,
             rewrites=job.graph.rewrites,
             ff_chunks=job.graph.ff_chunks,
+            operators=job.graph.operators,
             doubling=spec.name == "denoiser" and _halves(spec, upsamplers),
         )
     except (RuntimeError, ValueError, AssertionError, MemoryError) as error:

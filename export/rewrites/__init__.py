@@ -10,6 +10,8 @@ Each is a function that changes a model in place and stands in a module of its o
 - `bound_attention` (attention.py): scores that half precision holds, softmax in fp32.
 - `subpixel_upsampling` (upsample.py): convolve before enlarging instead of after.
 
+`fuse_for_onnxruntime` (onnxruntime.py) comes after them, for bundles that only ONNX Runtime will run.
+
 "Exact" is in real numbers: in fp32 the outputs differ by rounding alone, which the tests hold to bounds.
 """
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from svd_trt.export.rewrites.surgery import linear, replace_layers
 
-__all__ = ["SplitFeedForward", "split_feed_forwards"]
+__all__ = ["ResidualFeedForward", "SplitFeedForward", "split_feed_forwards"]
 
 _HEADROOM = 16.0
 
@@ -36,6 +36,18 @@ def split_feed_forwards(model: nn.Module, *, chunks: int = 1) -> int:
         return SplitFeedForward(layer, chunks=max(1, chunks * narrowest // width))
 
     return replace_layers(model, FeedForward, make)
+
+
+class ResidualFeedForward(nn.Module):
+    """``x + ff(norm(x))``, of which a transformer's block has one or two."""
+
+    def __init__(self, norm: nn.Module, ff: nn.Module) -> None:
+        super().__init__()
+        self.norm, self.ff = norm, ff
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """``[N, T, ..., C]`` to the same shape."""
+        return cast(Tensor, hidden + self.ff(self.norm(hidden)))
 
 
 class SplitFeedForward(nn.Module):
@@ -64,15 +76,16 @@ class SplitFeedForward(nn.Module):
         tokens = hidden.shape[1]
         chunks = min(self.chunks, tokens) if isinstance(tokens, int) else self.chunks
         if chunks == 1:
-            return self._run(hidden)
+            return self.run(hidden)
         parts: list[Tensor] = []
         for i in range(chunks):
             part = hidden[:, tokens * i // chunks : tokens * (i + 1) // chunks]
             if parts:
                 before = parts[-1].flatten()[:1].reshape((1,) * part.ndim)
                 part = torch.where(before > torch.inf, before, part)  # never true: only makes this part wait
-            parts.append(self._run(part))
+            parts.append(self.run(part))
         return torch.cat(parts, dim=1)
 
-    def _run(self, hidden: Tensor) -> Tensor:
+    def run(self, hidden: Tensor) -> Tensor:
+        """All at once; any number of axes before ``C``."""
         return cast(Tensor, self.out(self.value(hidden) * F.gelu(self.gate(hidden))))

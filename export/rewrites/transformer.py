@@ -9,6 +9,7 @@ from diffusers.models.transformers.transformer_temporal import TransformerSpatio
 from torch import Tensor, nn
 
 from svd_trt.engine.spec import LARGEST_COUNT
+from svd_trt.export.rewrites.feed_forward import ResidualFeedForward
 from svd_trt.export.rewrites.surgery import each_frame, frozen, linear, replace_layers
 
 __all__ = ["VideoTransformer", "cross_attention_to_values", "tabulate_frame_positions"]
@@ -42,12 +43,12 @@ class SpatialBlock(nn.Module):
         assert block.pos_embed is None
         self.norm1, self.attn1 = block.norm1, block.attn1
         self.values = _value_path(block.attn2)
-        self.norm3, self.ff = block.norm3, block.ff
+        self.feed_forward = ResidualFeedForward(block.norm3, block.ff)
 
     def forward(self, hidden: Tensor, embeds: Tensor, frames: int) -> Tensor:
         """``[V*F, h*w, C]`` and ``[V, 1, D]`` to ``[V*F, h*w, C]``."""
         hidden = hidden + self.attn1(self.norm1(hidden)) + each_frame(self.values(embeds), frames)
-        return cast(Tensor, hidden + self.ff(self.norm3(hidden)))
+        return cast(Tensor, self.feed_forward(hidden))
 
 
 class TemporalBlock(nn.Module):
@@ -56,18 +57,18 @@ class TemporalBlock(nn.Module):
     def __init__(self, block: Any) -> None:
         super().__init__()
         assert block.is_res
-        self.norm_in, self.ff_in = block.norm_in, block.ff_in
+        self.feed_in = ResidualFeedForward(block.norm_in, block.ff_in)
         self.norm1, self.attn1 = block.norm1, block.attn1
         self.values = _value_path(block.attn2)
-        self.norm3, self.ff = block.norm3, block.ff
+        self.feed_forward = ResidualFeedForward(block.norm3, block.ff)
 
     def forward(self, hidden: Tensor, embeds: Tensor) -> Tensor:
         """``[V, h*w, F, C]`` and ``[V, 1, D]`` to ``[V, h*w, F, C]``."""
-        hidden = hidden + self.ff_in(self.norm_in(hidden))
+        hidden = self.feed_in(hidden)
         videos, pixels = hidden.shape[:2]
         attended = self.attn1(self.norm1(hidden.flatten(0, 1))).unflatten(0, (videos, pixels))
         hidden = hidden + attended + self.values(embeds).unsqueeze(1)
-        return cast(Tensor, hidden + self.ff(self.norm3(hidden)))
+        return cast(Tensor, self.feed_forward(hidden))
 
 
 class FramePositions(nn.Module):

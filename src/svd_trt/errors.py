@@ -17,6 +17,8 @@
     ├── RoomError                  not enough disk or memory for what was asked, seen before it starts
     ├── BudgetError                the memory budget is below what any plan needs; the message says what works
     ├── MissingDependencyError     an optional package is not installed (also an ImportError)
+    ├── BenchmarkError             what everything was to be measured against could not be measured
+    ├── ResultError                a result file is missing, damaged, or not one of `svd-trt bench`
     └── LockedError                another process is building the same bundle
 
 The command line prints the message of any of these and exits with 1; anything else is a defect in svd-trt and
@@ -28,6 +30,7 @@ from __future__ import annotations
 __all__ = [
     "ArgumentError",
     "BackendError",
+    "BenchmarkError",
     "BudgetError",
     "BundleError",
     "CheckpointError",
@@ -40,6 +43,7 @@ __all__ = [
     "MissingDependencyError",
     "NoGpuError",
     "OutputError",
+    "ResultError",
     "RoomError",
     "SvdTrtError",
     "first_line",
@@ -129,6 +133,14 @@ class RoomError(SvdTrtError):
 
 class BudgetError(SvdTrtError):
     """The memory budget is below what any plan needs; the message says the smallest that works."""
+
+
+class BenchmarkError(SvdTrtError):
+    """A comparison has nothing to compare with: its baseline failed."""
+
+
+class ResultError(SvdTrtError):
+    """A benchmark's result file is missing, damaged, of another version, or something else."""
 
 
 class LockedError(SvdTrtError):

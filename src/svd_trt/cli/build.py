@@ -80,6 +80,14 @@ _DEFAULTS = BuildOptions()
     f"[default: {DEFAULT_FF_CHUNKS}]",
 )
 @click.option(
+    "--operators",
+    type=click.Choice(["auto", "onnx"]),
+    default=_DEFAULTS.operators,
+    show_default=True,
+    help="onnx keeps to the standard's operators. auto uses ONNX Runtime's own, a quarter faster on a CPU, where "
+    "nothing else will run the networks: --backend onnxruntime --precision fp32.",
+)
+@click.option(
     "--split-guidance",
     is_flag=True,
     help="Build the denoiser for one guidance branch at a time: half the memory, two passes a step.",

@@ -132,6 +132,7 @@ def _print_head(console: Console, path: Path, manifest: Manifest) -> None:
         "model": f"{manifest.source.model}, {manifest.model.num_frames} frames, precision {manifest.precision}",
         "engines": engines,
         "graph": f"{'rewritten' if graph.rewrites else 'plain'}, feed-forward in {_times(graph.ff_chunks)}, "
+        f"{'operators of ONNX Runtime, ' if graph.operators == 'onnxruntime' else ''}"
         f"guidance branches {'one at a time, two runs a step' if _passes(manifest) == 2 else 'together'}",
     }
     for name, value in rows.items():

@@ -22,6 +22,7 @@ __all__ = ["cli", "main"]
 
 _COMMANDS = {
     "build": "svd_trt.cli.build",
+    "bench": "svd_trt.cli.bench",
     "infer": "svd_trt.cli.infer",
     "inspect": "svd_trt.cli.inspect",
     "random-checkpoint": "svd_trt.cli.random_checkpoint",

@@ -1,0 +1,84 @@
+"""The bundles that svd-trt's contenders run: found where an earlier run left them, else built."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from svd_trt.benchmarks.contenders import BundleKind
+from svd_trt.benchmarks.schema import Subject
+from svd_trt.engine.spec import Range
+
+__all__ = ["Bundles"]
+
+_OPTIONS: dict[BundleKind, dict[str, Any]] = {
+    "default": {"backend": "onnxruntime"},
+    "portable": {"backend": "onnxruntime", "operators": "onnx"},
+    "plain": {"backend": "onnxruntime", "rewrites": False},
+    "tensorrt": {"backend": "tensorrt"},
+    "tensorrt-rtx": {"backend": "tensorrt-rtx"},
+}
+
+
+class _Built(msgspec.Struct, frozen=True):
+    """What a build took, kept beside the bundle: the next run uses the bundle again."""
+
+    seconds: float
+
+
+@dataclass
+class Bundles:
+    """Bundles of one model and precision, for one size or a range of them.
+
+    Attributes:
+        subject: model, precision, sizes.
+        folder: where they are kept.
+        given: a bundle to use instead of the default one.
+        progress: told of the kind that is built.
+        sizes: heights and widths; None is the subject's alone.
+    """
+
+    subject: Subject
+    folder: Path
+    given: Path | None
+    progress: Callable[[str], None]
+    sizes: tuple[Range, Range] | None = None
+
+    def get(self, kind: BundleKind) -> tuple[Path, float | None]:
+        """The bundle and the seconds that it once took to build; None where that is not known.
+
+        Raises:
+            SvdTrtError: it cannot be built.
+        """
+        if kind == "default" and self.given is not None:
+            return self.given, None
+        from svd_trt.export.build import build_bundle
+        from svd_trt.export.options import BuildOptions
+
+        s = self.subject
+        height, width = self.sizes or (Range(s.height, s.height, s.height), Range(s.width, s.width, s.width))
+        options = BuildOptions(
+            height=height,
+            width=width,
+            frames=Range(2, s.frames, s.frames),
+            decode_chunk=Range(1, s.decode_chunk_size, s.frames),
+            precision=s.precision,
+            **_OPTIONS[kind],
+        )
+        name = f"{s.model}-{s.precision}-{s.frames}x{height}x{width}-{kind}"
+        path = self.folder / "".join(c if c.isalnum() or c in "-." else "-" for c in name)
+        record = path.with_suffix(".built.json")
+        self.progress(f"build {kind} bundle")
+        started = time.perf_counter()
+        result = build_bundle(s.model, path, options)
+        if not result.up_to_date:
+            record.write_bytes(msgspec.json.encode(_Built(round(time.perf_counter() - started, 1))))
+        try:
+            return path, msgspec.json.decode(record.read_bytes(), type=_Built).seconds
+        except (OSError, msgspec.DecodeError):
+            return path, None

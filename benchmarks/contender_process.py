@@ -1,0 +1,100 @@
+"""Processes of contenders, seen from the harness."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import msgspec
+
+from svd_trt.benchmarks.protocol import Job, Made, Ready, Reply, Request
+from svd_trt.engine.child import environment, epitaph
+
+__all__ = ["ContenderError", "Worker"]
+
+
+class ContenderError(Exception):
+    """A contender failed; the message is a line."""
+
+
+class Worker:
+    """One contender, loaded in a process of its own; use it in a ``with``.
+
+    Attributes:
+        ready: what loading took.
+        started_s: from the process's start until it was loaded.
+    """
+
+    def __init__(self, job: Job, log: Path) -> None:
+        threads = str(job.threads)
+        pools = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "OPENBLAS_NUM_THREADS": threads}
+        started = time.perf_counter()
+        self._log = log
+        with log.open("ab") as errors:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "svd_trt.benchmarks.worker"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                env=environment() | pools,
+            )
+        try:
+            ready = self._ask(msgspec.json.encode(job)).ready
+            assert ready is not None
+        except BaseException:
+            self.kill()
+            raise
+        self.ready: Ready = ready
+        self.started_s = time.perf_counter() - started
+
+    def make(self, output: Path, frames: Path | None = None) -> Made:
+        """One video.
+
+        Raises:
+            ContenderError: the contender failed, or its process died.
+        """
+        request = Request(os.fspath(output), None if frames is None else os.fspath(frames))
+        made = self._ask(msgspec.json.encode(request)).made
+        assert made is not None
+        return made
+
+    def _ask(self, line: bytes) -> Reply:
+        pipe, answers = self._process.stdin, self._process.stdout
+        assert pipe is not None
+        assert answers is not None
+        try:
+            pipe.write(line + b"\n")
+            pipe.flush()
+            answer = answers.readline()
+        except BrokenPipeError:
+            answer = b""
+        if not answer:
+            raise ContenderError(f"{epitaph(self._process.wait(), 'it')}; see {self._log}")
+        reply = msgspec.json.decode(answer, type=Reply)
+        if reply.error is not None:
+            raise ContenderError(reply.error)
+        return reply
+
+    def kill(self) -> None:
+        """End the process at once."""
+        self._process.kill()
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                try:
+                    pipe.close()
+                except BrokenPipeError:  # what was still to be written to it
+                    continue
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.kill()

@@ -1,0 +1,131 @@
+"""diffusers' pipeline, run as its documentation says, with a clock at the border of each stage."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from svd_trt.benchmarks.protocol import Job
+from svd_trt.benchmarks.runs import Run, Video
+from svd_trt.benchmarks.schema import Stage
+from svd_trt.export.random_source import RandomCheckpoint
+
+__all__ = ["DiffusersRun"]
+
+_LOW_MEMORY_CHUNK = 2
+
+
+class DiffusersRun(Run):
+    """``StableVideoDiffusionPipeline``; ``mode`` is ``eager``, ``compile`` or ``low-memory``.
+
+    On a GPU every border waits for the device, which costs diffusers a few hundred microseconds a step.
+    """
+
+    def __init__(self, job: Job, mode: str) -> None:
+        self.subject, self.mode, self.gpu = job.subject, mode, job.gpu
+        self.threads = job.threads
+        self.picture = job.picture
+        self.stages: dict[Stage, float] = {}
+        self.begins: list[float] = []
+        self.ends: list[float] = []
+
+    def load(self) -> None:
+        import torch
+
+        torch.set_num_threads(self.threads)
+        dtype = torch.float16 if self.subject.precision == "fp16" else torch.float32
+        pipe = load_pipeline(self.subject.model, dtype)
+        pipe.set_progress_bar_config(disable=True)
+        if self.mode == "low-memory":
+            pipe.unet.enable_forward_chunking()
+            if self.gpu:
+                pipe.enable_model_cpu_offload()
+        elif self.gpu:
+            pipe.to("cuda")
+        if self.mode == "compile":
+            options: dict[str, Any] = {"mode": "reduce-overhead", "fullgraph": True} if self.gpu else {}
+            pipe.unet = torch.compile(pipe.unet, **options)
+        self._clock(pipe, "_encode_image", "image_encode")
+        self._clock(pipe, "_encode_vae_image", "vae_encode")
+        self._clock(pipe, "decode_latents", "decode")
+        scale = pipe.scheduler.scale_model_input
+
+        def begin(*args: Any, **kwargs: Any) -> Any:  # the first thing of each step
+            self.begins.append(self._now())
+            return scale(*args, **kwargs)
+
+        pipe.scheduler.scale_model_input = begin
+        self.pipe = pipe
+
+    def make(self, write: Callable[[Any], None]) -> Video:
+        import torch
+
+        s = self.subject
+        self.stages, self.begins, self.ends = {}, [], []
+        with torch.no_grad():
+            frames = self.pipe(
+                self._image(),
+                height=s.height,
+                width=s.width,
+                num_frames=s.frames,
+                num_inference_steps=s.steps,
+                decode_chunk_size=_LOW_MEMORY_CHUNK if self.mode == "low-memory" else s.decode_chunk_size,
+                generator=torch.manual_seed(s.seed),
+                callback_on_step_end=self._end,
+                output_type="pil",
+            ).frames[0]
+        made = np.stack([np.asarray(frame) for frame in frames])
+        write(made)
+        self.stages["denoise"] = self.ends[-1] - self.begins[0]
+        steps = [end - begin for begin, end in zip(self.begins, self.ends, strict=True)]
+        return Video(made, self.stages, steps, self.begins[0])
+
+    def _image(self) -> Any:
+        from diffusers.utils import load_image
+
+        return load_image(self.picture)
+
+    def _end(self, _pipe: Any, _step: int, _timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
+        self.ends.append(self._now())
+        return values
+
+    def _now(self) -> float:
+        if self.gpu:
+            import torch
+
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    def _clock(self, pipe: Any, method: str, stage: Stage) -> None:
+        inner = getattr(pipe, method)
+
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            started = self._now()
+            result = inner(*args, **kwargs)
+            self.stages[stage] = self.stages.get(stage, 0.0) + self._now() - started
+            return result
+
+        setattr(pipe, method, timed)
+
+
+def load_pipeline(model: str, dtype: Any) -> Any:
+    """Diffusers' pipeline of a checkpoint in any form that ``svd-trt build`` takes, on the CPU.
+
+    Raises:
+        CheckpointError: it is no such checkpoint.
+    """
+    from diffusers import StableVideoDiffusionPipeline
+
+    from svd_trt.export.checkpoint import open_checkpoint
+    from svd_trt.export.quiet import quiet
+    from svd_trt.export.random_checkpoint import random_pipeline
+
+    checkpoint = open_checkpoint(model)
+    with quiet():
+        if isinstance(checkpoint, RandomCheckpoint):
+            name, _, seed = model.partition(":")[2].partition("@")
+            return random_pipeline(name, int(seed or 0), dtype)
+        return StableVideoDiffusionPipeline.from_pretrained(model, torch_dtype=dtype)

@@ -1,0 +1,229 @@
+"""The run itself: every contender in a process of its own, rounds in turn, and figures out of them.
+
+A round has every contender make the video once, each time beginning with another of them, so that a machine that
+grows warm or busy treats all alike; ratios are taken within a round. Warm-up videos, loading, building and compiling
+are timed apart. Idle contenders wait for a line of input and take no processor time.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import statistics
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from svd_trt.benchmarks.bundles import Bundles
+from svd_trt.benchmarks.contender_process import ContenderError, Worker
+from svd_trt.benchmarks.contenders import Entrant
+from svd_trt.benchmarks.fidelity import compare_frames
+from svd_trt.benchmarks.machine import describe_machine
+from svd_trt.benchmarks.protocol import Job, Made
+from svd_trt.benchmarks.schema import BASELINE, STAGES, Contender, Curve, Fidelity, Peak, Result, Round, Subject
+from svd_trt.benchmarks.stats import measure, ratios
+from svd_trt.errors import BenchmarkError, SvdTrtError
+
+__all__ = ["Bench", "Report"]
+
+Report = Callable[[str, int, int], None]
+"""Called as ``report(what, done, total)``."""
+
+
+@dataclass
+class _Taking:
+    """A contender that takes part, and what it has shown so far."""
+
+    entrant: Entrant
+    worker: Worker
+    warmup: Made
+    prepare_s: float | None
+    rounds: dict[int, Made] = field(default_factory=dict)
+    failed: str | None = None
+    fidelity: Fidelity | None = None
+
+
+@dataclass
+class Bench:
+    """One run of the harness.
+
+    Attributes:
+        subject: what to make.
+        entrants: who makes it; the first is the baseline.
+        rounds: how often.
+        threads: processors for each.
+        work: folder for bundles, videos and frames.
+        picture: what the video is of.
+        bundles: finds or builds what svd-trt's contenders run.
+        command: for the record.
+        gpu: there is one to use.
+        report: told of progress.
+    """
+
+    subject: Subject
+    entrants: Sequence[Entrant]
+    rounds: int
+    threads: int
+    work: Path
+    picture: Path
+    bundles: Bundles
+    command: str
+    gpu: bool
+    report: Report
+    peak: Peak | None = None
+    curves: list[Curve] = field(default_factory=list)
+    _taking: dict[str, _Taking] = field(default_factory=dict)
+    _skipped: dict[str, str] = field(default_factory=dict)
+
+    def run(self, keep: Callable[[Result], None]) -> Result:
+        """Measure; ``keep`` gets the result after every round, so that an interruption loses one at most.
+
+        Raises:
+            BenchmarkError: the baseline failed.
+        """
+        date = dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
+        machine = describe_machine()
+        with ExitStack() as stack:
+            for index, entrant in enumerate(self.entrants):
+                self.report(f"load {entrant.name}", index, len(self.entrants))
+                self._admit(entrant, stack)
+            self.report("load", len(self.entrants), len(self.entrants))
+            for number in range(self.rounds):
+                self._round(number)
+                result = self._result(date, machine)
+                keep(result)
+        return result
+
+    def with_curves(self, result: Result) -> Result:
+        """The result with the curves measured since."""
+        return msgspec.structs.replace(result, curves=list(self.curves))
+
+    def _admit(self, entrant: Entrant, stack: ExitStack) -> None:
+        """Load a contender and have it make a first video; note why where it cannot."""
+        try:
+            if (obstacle := entrant.obstacle()) is not None:
+                raise ContenderError(obstacle)
+            bundle, built_s = self.bundles.get(entrant.bundle) if entrant.bundle else (None, None)
+            worker = stack.enter_context(self.start(entrant, self.subject, bundle))
+            warmup = worker.make(self._video(entrant))
+        except (ContenderError, SvdTrtError) as error:
+            if entrant.name == BASELINE:
+                raise BenchmarkError(f"{BASELINE} failed, and all else is measured against it: {error}") from error
+            self._skipped[entrant.name] = str(error)
+            return
+        self._taking[entrant.name] = _Taking(entrant, worker, warmup, built_s)
+
+    def start(self, entrant: Entrant, subject: Subject, bundle: Path | None) -> Worker:
+        """A process of ``entrant``, loaded."""
+        job = Job(
+            contender=entrant.name,
+            subject=subject,
+            picture=str(self.picture),
+            bundle=None if bundle is None else str(bundle),
+            threads=self.threads,
+            gpu=self.gpu,
+        )
+        return Worker(job, self.work / f"{entrant.name}.log")
+
+    def _round(self, number: int) -> None:
+        taking = [t for t in self._taking.values() if t.failed is None]
+        first = number % len(taking)
+        for index, one in enumerate(taking[first:] + taking[:first]):
+            self.report(f"round {number + 1}: {one.entrant.name}", number * len(taking) + index, 0)
+            frames = self.work / f"{one.entrant.name}.npy" if number == 0 else None
+            try:
+                one.rounds[number] = one.worker.make(self._video(one.entrant), frames)
+            except ContenderError as error:
+                one.failed = str(error)
+                if one.entrant.name == BASELINE:
+                    raise BenchmarkError(f"{BASELINE} failed in round {number + 1}: {error}") from error
+        if number == 0:
+            self._compare()
+
+    def _compare(self) -> None:
+        """Every contender's frames with those of the reference."""
+        reference = np.load(self._reference())
+        for one in self._taking.values():
+            if one.failed is None:
+                one.fidelity = compare_frames(np.load(self.work / f"{one.entrant.name}.npy"), reference)
+
+    def _reference(self) -> Path:
+        """Frames of eager diffusers in fp32: the baseline's own, or made once for it."""
+        if self.subject.precision == "fp32":
+            return self.work / f"{BASELINE}.npy"
+        path = self.work / "reference-fp32.npy"
+        exact = msgspec.structs.replace(self.subject, precision="fp32")
+        with self.start(self.entrants[0], exact, None) as worker:
+            worker.make(self.work / "reference.mp4", path)
+        return path
+
+    def _video(self, entrant: Entrant) -> Path:
+        return self.work / f"{entrant.name}.mp4"
+
+    def _result(self, date: str, machine: dict[str, object]) -> Result:
+        baseline = self._taking[BASELINE]
+        found = [self._contender(e, baseline) for e in self.entrants]
+        return Result(
+            date=date,
+            command=self.command,
+            machine=machine,
+            threads=self.threads,
+            subject=self.subject,
+            peak=self.peak,
+            contenders=found,
+            curves=self.curves,
+        )
+
+    def _contender(self, entrant: Entrant, baseline: _Taking) -> Contender:
+        one = self._taking.get(entrant.name)
+        if one is None or not one.rounds:
+            reason = self._skipped.get(entrant.name) or (one.failed if one else None) or "not measured"
+            return Contender(name=entrant.name, what=entrant.what, skipped=reason)
+        return _figures(one, baseline, self.subject, self.peak)
+
+
+def _figures(one: _Taking, baseline: _Taking, subject: Subject, peak: Peak | None) -> Contender:
+    made = list(one.rounds.values())
+    shared = [n for n in one.rounds if n in baseline.rounds]
+    against = [baseline.rounds[n] for n in shared]
+    ours = [one.rounds[n] for n in shared]
+    step = measure([statistics.median(m.steps) for m in made])
+    rate = None if subject.step_flops is None else subject.step_flops / step.median
+    warm, ready, first = statistics.median(m.total_s for m in made), one.worker.ready, one.warmup
+    networks = [m.network_s for m in made if m.network_s is not None]
+    energy = [m.energy_j for m in made if m.energy_j is not None]
+    vram = [m.peak_vram for m in (first, *made) if m.peak_vram is not None]
+    # A compiler works in the first call; building a bundle comes before it.
+    compiling = max(0.0, first.total_s - first.load_s - warm) if one.entrant.mode == "compile" else None
+    return Contender(
+        name=one.entrant.name,
+        what=one.entrant.what,
+        skipped=None,
+        step_s=step,
+        total_s=measure([m.total_s for m in made]),
+        stages={stage: measure([m.stages[stage] for m in made]) for stage in STAGES},
+        ratio_to_eager=ratios([m.total_s for m in against], [m.total_s for m in ours]),
+        step_ratio_to_eager=ratios(
+            [statistics.median(m.steps) for m in against], [statistics.median(m.steps) for m in ours]
+        ),
+        psnr_db=None if one.fidelity is None else one.fidelity.worst_psnr_db,
+        fidelity=one.fidelity,
+        import_s=ready.import_s,
+        load_s=ready.load_s + first.load_s,
+        prepare_s=one.prepare_s if compiling is None else compiling,
+        warmup_s=first.total_s,
+        startup_s=one.worker.started_s + first.first_step_s - ready.load_s - first.load_s,
+        peak_rss=max(m.peak_rss for m in (first, *made)),
+        peak_vram=max(vram, default=None),
+        energy_j=statistics.median(energy) if energy else None,
+        host_overhead_s=step.median - statistics.median(networks) if networks else None,
+        step_flops_per_s=rate,
+        share_of_peak=None if rate is None or peak is None else rate / peak.flops_per_s,
+        rounds=[
+            Round(round=n, total_s=m.total_s, stages=m.stages, steps=m.steps, energy_j=m.energy_j)
+            for n, m in one.rounds.items()
+        ],
+    )

@@ -1,0 +1,57 @@
+"""What the machine can do at most: its rate at a large matrix product, ``python -m svd_trt.benchmarks.peak``."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+from svd_trt.benchmarks.schema import Peak
+
+__all__ = ["measure_peak"]
+
+_REPEATS = 5
+
+
+def measure_peak(precision: str, threads: int, *, gpu: bool) -> Peak:
+    """Time the product in a process of its own, with the threads that the contenders have; the best of five.
+
+    Raises:
+        subprocess.CalledProcessError: it failed.
+    """
+    command = [sys.executable, "-m", "svd_trt.benchmarks.peak", precision, str(threads), str(int(gpu))]
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)  # noqa: S603
+    return Peak(**json.loads(done.stdout))
+
+
+def _main() -> None:
+    import torch
+
+    precision, threads, gpu = sys.argv[1], int(sys.argv[2]), sys.argv[3] == "1"
+    torch.set_num_threads(threads)
+    device = "cuda" if gpu else "cpu"
+    size = 8192 if gpu else 2048
+    dtype = torch.float16 if precision == "fp16" and gpu else torch.float32
+    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    best = min(_time(a, b, gpu=gpu) for _ in range(_REPEATS + 1))
+    named = "fp16" if dtype == torch.float16 else "fp32"
+    print(json.dumps({"precision": named, "size": size, "flops_per_s": 2 * size**3 / best}))  # noqa: T201
+
+
+def _time(a: object, b: object, *, gpu: bool) -> float:
+    import torch
+
+    assert isinstance(a, torch.Tensor)
+    assert isinstance(b, torch.Tensor)
+    started = time.perf_counter()
+    _ = a @ b
+    if gpu:
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+if __name__ == "__main__":
+    _main()

@@ -1,0 +1,112 @@
+"""The process of one contender: ``python -m svd_trt.benchmarks.worker``, driven by `svd_trt.benchmarks.harness`.
+
+Reads a `Job` from standard input, loads, and answers; then makes a video for each `Request` until the input ends.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from svd_trt.benchmarks.contenders import CONTENDERS
+from svd_trt.benchmarks.protocol import Job, Made, Ready, Reply, Request
+from svd_trt.benchmarks.resources import GpuMeter, peak_rss
+from svd_trt.benchmarks.runs import Run, Video
+from svd_trt.errors import first_line
+
+__all__ = ["main"]
+
+_FPS = 7
+
+
+def main() -> None:
+    """Serve until standard input ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the harness decides
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb", buffering=0)
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # whatever libraries print must not mix with the answers
+
+    def say(reply: Reply) -> None:
+        answers.write(msgspec.json.encode(reply) + b"\n")
+
+    job = msgspec.json.decode(sys.stdin.buffer.readline(), type=Job)
+    _pin(job.threads)
+    try:
+        started = time.perf_counter()
+        run = _make(job)
+        imported = time.perf_counter()
+        run.load()
+        now = time.perf_counter()
+        say(Reply(ready=Ready(import_s=imported - started, load_s=now - imported)))
+        for line in sys.stdin.buffer:
+            say(Reply(made=_once(job, run, msgspec.json.decode(line, type=Request))))
+    except Exception as error:  # a contender may fail in any way; the harness records it and goes on
+        say(Reply(error=f"{type(error).__name__}: {first_line(error)}"))
+
+
+def _make(job: Job) -> Run:
+    """The contender's code with the libraries it needs imported."""
+    entrant = next(e for e in CONTENDERS if e.name == job.contender)
+    if entrant.kind == "diffusers":
+        import diffusers  # noqa: F401
+
+        from svd_trt.benchmarks.diffusers_runs import DiffusersRun
+
+        return DiffusersRun(job, entrant.mode)
+    from svd_trt.benchmarks.svd_trt_runs import SvdTrtRun
+
+    return SvdTrtRun(job, "openvino" if entrant.kind == "openvino" else entrant.mode)
+
+
+def _once(job: Job, run: Run, request: Request) -> Made:
+    from svd_trt.runtime.video import open_writer
+    from svd_trt.runtime.video._behind import WriteBehind
+
+    s = job.subject
+    with GpuMeter(enabled=job.gpu) as meter:
+        started = time.perf_counter()
+        opened = open_writer(request.output, height=s.height, width=s.width, fps=_FPS, metadata={})
+        with WriteBehind(opened, maxsize=s.frames) as writer:
+
+            def write(frames: Any) -> None:
+                for frame in frames:
+                    writer.write(frame[np.newaxis])
+
+            video = run.make(write)
+            made = time.perf_counter()
+        total = time.perf_counter() - started
+        # Encoding overlaps with what makes the frames; finishing the file does not.
+        video.stages["write"] = writer.seconds + started + total - made
+    if request.frames is not None:
+        np.save(request.frames, video.frames)
+    return _measured(video, total, started, meter)
+
+
+def _measured(video: Video, total: float, started: float, meter: GpuMeter) -> Made:
+    return Made(
+        total_s=total,
+        stages=video.stages,
+        steps=video.steps,
+        first_step_s=video.first_step_at - started,
+        network_s=video.network_s,
+        load_s=video.load_s,
+        peak_rss=peak_rss(),
+        peak_vram=meter.peak_vram,
+        energy_j=meter.energy_j,
+    )
+
+
+def _pin(threads: int) -> None:
+    """The first so many of the processors that we may use; every library sizes its pool by that."""
+    if hasattr(os, "sched_setaffinity"):
+        allowed: Any = sorted(os.sched_getaffinity(0))[:threads]
+        os.sched_setaffinity(0, allowed)
+
+
+if __name__ == "__main__":
+    main()

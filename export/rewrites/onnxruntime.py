@@ -1,0 +1,97 @@
+"""The same layers as operators of ONNX Runtime, for bundles that nothing else will run.
+
+ONNX has no operator for attention that every reader takes, so a portable graph spells it out, and ONNX Runtime stores
+every score. Its own operators (domain ``com.microsoft``) do not. TensorRT and other readers refuse a graph that has
+them.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from svd_trt.export.rewrites.attention import BoundedAttention
+from svd_trt.export.rewrites.feed_forward import ResidualFeedForward, SplitFeedForward
+from svd_trt.export.rewrites.surgery import replace_layers
+
+__all__ = ["FusedAttention", "TokenFeedForward", "fuse_for_onnxruntime"]
+
+
+def fuse_for_onnxruntime(model: nn.Module, *, ff_chunks: int = 1) -> int:
+    """Write attention and feed-forwards as ONNX Runtime runs them best; returns places changed. Only for fp32.
+
+    Args:
+        model: rewritten by `svd_trt.export.rewrites.rewrite`.
+        ff_chunks: parts into which the narrowest level's tokens are cut; wider levels, which have fewer tokens, in
+            proportion fewer. On a processor the parts are there for its cache: both halves of the gated product of a
+            part stay in it until they are used.
+    """
+    narrowest = min((_width(m) for m in model.modules() if isinstance(m, ResidualFeedForward)), default=1)
+
+    def feed_forward(layer: ResidualFeedForward) -> nn.Module:
+        return TokenFeedForward(layer, max(1, ff_chunks * narrowest // _width(layer)))
+
+    attentions = replace_layers(model, BoundedAttention, FusedAttention)
+    return attentions + replace_layers(model, ResidualFeedForward, feed_forward)
+
+
+def _width(layer: ResidualFeedForward) -> int:
+    assert isinstance(layer.ff, SplitFeedForward)
+    return layer.ff.out.out_features
+
+
+class FusedAttention(nn.Module):
+    """`BoundedAttention` as one MultiHeadAttention, around projections of a flat list of tokens.
+
+    A product with two axes becomes a Gemm, which adds the bias itself; with three it is a MatMul and an Add.
+    """
+
+    def __init__(self, attention: BoundedAttention) -> None:
+        super().__init__()
+        assert not attention.bounded, "ONNX Runtime's attention has no room for what half precision needs"
+        self.heads, self.scale = attention.heads, attention.scale
+        self.to_q, self.to_k, self.to_v = attention.to_q, attention.to_k, attention.to_v
+        self.to_out = attention.to_out
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """``[N, T, C]`` to the same shape. Only to be traced: outside of an export it gives zeros."""
+        shape = hidden.shape[:2]
+        tokens = hidden.flatten(0, 1)
+        inputs = [project(tokens).unflatten(0, shape) for project in (self.to_q, self.to_k, self.to_v)]
+        mixed = torch.onnx.ops.symbolic(
+            "com.microsoft::MultiHeadAttention",
+            inputs,
+            {"num_heads": self.heads, "scale": self.scale},
+            dtype=hidden.dtype,
+            shape=inputs[0].shape,
+            version=1,
+        )
+        return cast(Tensor, self.to_out(mixed.flatten(0, 1)).unflatten(0, shape))
+
+
+class TokenFeedForward(nn.Module):
+    """`ResidualFeedForward` over a flat list of tokens, in parts one after another."""
+
+    def __init__(self, layer: ResidualFeedForward, chunks: int) -> None:
+        super().__init__()
+        assert isinstance(layer.ff, SplitFeedForward)
+        self.norm, self.ff, self.chunks = layer.norm, layer.ff, chunks
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """``[..., C]`` to the same shape."""
+        tokens = hidden.flatten(0, -2)
+        if self.chunks > 1:
+            count = tokens.shape[0]
+            bounds = [count * i // self.chunks for i in range(self.chunks + 1)]
+            parts = [self._run(tokens[a:b]) for a, b in pairwise(bounds)]
+            tokens = torch.cat(parts)
+        else:
+            tokens = self._run(tokens)
+        return tokens.unflatten(0, hidden.shape[:-1])
+
+    def _run(self, tokens: Tensor) -> Tensor:
+        assert isinstance(self.ff, SplitFeedForward)
+        return tokens + self.ff.run(cast(Tensor, self.norm(tokens)))
