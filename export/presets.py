@@ -12,7 +12,7 @@ from typing import Any
 
 from svd_trt.errors import ArgumentError
 
-__all__ = ["PRESETS", "WEIGHTS_REVISION", "Preset", "configurations", "find_preset"]
+__all__ = ["PRESETS", "SCHEDULER", "WEIGHTS_REVISION", "Preset", "configurations", "find_preset"]
 
 WEIGHTS_REVISION = 1
 """Raised when the same preset and seed would draw other weights."""
@@ -109,7 +109,7 @@ PRESETS: dict[str, Preset] = {
 }
 
 # The scheduler configuration that both published SVD checkpoints carry.
-_SCHEDULER: dict[str, Any] = {
+SCHEDULER: dict[str, Any] = {
     "_class_name": "EulerDiscreteScheduler",
     "beta_end": 0.012,
     "beta_schedule": "scaled_linear",
@@ -176,5 +176,5 @@ def configurations(p: Preset) -> dict[str, dict[str, Any]]:
             "image_mean": [0.48145466, 0.4578275, 0.40821073],
             "image_std": [0.26862954, 0.26130258, 0.27577711],
         },
-        "scheduler": _SCHEDULER,
+        "scheduler": SCHEDULER,
     }

@@ -90,8 +90,8 @@ class TokenFeedForward(nn.Module):
             tokens = torch.cat(parts)
         else:
             tokens = self._run(tokens)
-        return tokens.unflatten(0, hidden.shape[:-1])
+        return cast(Tensor, tokens.unflatten(0, hidden.shape[:-1]))
 
     def _run(self, tokens: Tensor) -> Tensor:
         assert isinstance(self.ff, SplitFeedForward)
-        return tokens + self.ff.run(cast(Tensor, self.norm(tokens)))
+        return tokens + self.ff.run(self.norm(tokens))

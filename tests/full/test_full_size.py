@@ -17,13 +17,13 @@ import pytest
 import torch
 from diffusers import EulerDiscreteScheduler
 
+from svd_trt.benchmarks.reference import diffusers_output, draw_inputs
 from svd_trt.engine.manifest import GraphEntry, Precision
 from svd_trt.engine.spec import NetworkName, NetworkSpec, Range, Ranges, network_specs
 from svd_trt.export.checkpoint import COMPONENT_OF, open_checkpoint
 from svd_trt.export.presets import PRESETS, configurations
 from svd_trt.export.random_checkpoint import random_model
 from svd_trt.export.worker import Task, export_networks
-from tests.export.test_networks import diffusers_output, draw_inputs
 
 pytestmark = pytest.mark.slow
 

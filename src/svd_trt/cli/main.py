@@ -26,6 +26,7 @@ _COMMANDS = {
     "infer": "svd_trt.cli.infer",
     "inspect": "svd_trt.cli.inspect",
     "random-checkpoint": "svd_trt.cli.random_checkpoint",
+    "verify": "svd_trt.cli.verify",
 }
 _INTERRUPTED = 130
 

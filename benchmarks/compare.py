@@ -1,0 +1,103 @@
+"""What moved between two results beyond noise."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from svd_trt.benchmarks.schema import BASELINE, STAGES, Contender, Measure, Result
+from svd_trt.errors import ResultError
+
+__all__ = ["LEAST_CHANGE", "Row", "Verdict", "compare_results", "same_machine"]
+
+Verdict: TypeAlias = Literal["better", "worse", "within noise"]
+
+LEAST_CHANGE = 0.02
+"""Part by which a median must move at all. Rounds of one run agree better with each other than runs do."""
+
+_LEAST_DB = 1.0
+
+
+@dataclass(frozen=True)
+class Row:
+    """One figure of one contender in both results; ``ratio`` is the new over the old."""
+
+    contender: str
+    figure: str
+    old: float
+    new: float
+    ratio: float
+    verdict: Verdict
+
+
+def same_machine(a: Result, b: Result) -> bool:
+    """Whether absolute seconds may be compared: processor, GPU and threads are the same."""
+    keys = ("cpu", "cores", "gpu")
+    return all(a.machine.get(k) == b.machine.get(k) for k in keys) and a.threads == b.threads
+
+
+def compare_results(a: Result, b: Result) -> list[Row]:
+    """Every figure that both have; ``b`` is the new one.
+
+    A figure moved if its ranges over the rounds do not overlap and its median moved by more than `LEAST_CHANGE`. With
+    a handful of rounds a test of significance says no more, and is easily misread. The ratio to eager is the figure to
+    trust: what the machine did meanwhile happened to both. Seconds are left out where the machines differ.
+
+    Raises:
+        ResultError: they measured different videos.
+    """
+    if (asked := _asked(a)) != _asked(b):
+        raise ResultError(f"these results are of different videos: {asked} and {_asked(b)}; measure the same one")
+    new = {c.name: c for c in b.contenders if c.total_s is not None}
+    rows = []
+    for old in a.contenders:
+        if old.total_s is not None and old.name in new:
+            rows += _rows(old, new[old.name], seconds=same_machine(a, b))
+    return rows
+
+
+def _asked(result: Result) -> str:
+    s = result.subject
+    return f"{s.model} {s.precision} {s.frames}x{s.height}x{s.width}, {s.steps} steps, chunks of {s.decode_chunk_size}"
+
+
+def _rows(old: Contender, new: Contender, *, seconds: bool) -> list[Row]:
+    rows = []
+    if old.name != BASELINE:
+        rows.append(_row(old.name, "x eager", old.ratio_to_eager, new.ratio_to_eager, higher_is_better=True))
+        steps = old.step_ratio_to_eager, new.step_ratio_to_eager
+        rows.append(_row(old.name, "step x eager", *steps, higher_is_better=True))
+    if seconds:
+        rows.append(_row(old.name, "step s", old.step_s, new.step_s))
+        rows.append(_row(old.name, "total s", old.total_s, new.total_s))
+        rows += [_row(old.name, f"{stage} s", old.stages.get(stage), new.stages.get(stage)) for stage in STAGES]
+        rows.append(_row(old.name, "RAM bytes", _single(old.peak_rss), _single(new.peak_rss)))
+        rows.append(_row(old.name, "VRAM bytes", _single(old.peak_vram), _single(new.peak_vram)))
+    rows.append(_fidelity(old, new))
+    return [row for row in rows if row is not None]
+
+
+def _row(
+    name: str, figure: str, old: Measure | None, new: Measure | None, *, higher_is_better: bool = False
+) -> Row | None:
+    if old is None or new is None or old.median <= 0:
+        return None
+    ratio = new.median / old.median
+    apart = new.low > old.high or new.high < old.low
+    verdict: Verdict = "within noise"
+    if apart and abs(ratio - 1) > LEAST_CHANGE:
+        verdict = "better" if (ratio > 1) == higher_is_better else "worse"
+    return Row(name, figure, old.median, new.median, ratio, verdict)
+
+
+def _fidelity(old: Contender, new: Contender) -> Row | None:
+    """No noise here: the same seed gives the same frames."""
+    if old.psnr_db is None or new.psnr_db is None:
+        return None
+    moved = new.psnr_db - old.psnr_db
+    verdict: Verdict = "within noise" if abs(moved) < _LEAST_DB else "better" if moved > 0 else "worse"
+    return Row(old.name, "worst PSNR dB", old.psnr_db, new.psnr_db, new.psnr_db / old.psnr_db, verdict)
+
+
+def _single(size: int | None) -> Measure | None:
+    return None if size is None else Measure(float(size), float(size), float(size))

@@ -1,0 +1,164 @@
+"""Pictures of a result, drawn from its file alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from svd_trt.benchmarks.fidelity import IDENTICAL_DB
+from svd_trt.benchmarks.report import describe
+from svd_trt.benchmarks.schema import STAGES, Contender, Curve, Result
+from svd_trt.errors import OutputError, ResultError
+
+__all__ = ["plot_result"]
+
+# Okabe and Ito's colours, which people who do not see red and green apart can tell.
+_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442", "#000000")
+_OURS, _THEIRS = _COLOURS[0], "#9A9A9A"
+_WIDTH = 9.0
+_DPI = 130
+
+
+def plot_result(result: Result, folder: Path, stem: str) -> list[Path]:
+    """Write ``stem-speed.png``, ``-stages``, ``-fidelity``, ``-memory`` and, for each curve's axis, one more.
+
+    Raises:
+        ResultError: nothing in it was measured.
+        OutputError: a file cannot be written.
+    """
+    mpl.use("Agg")
+    found = [c for c in result.contenders if c.total_s is not None]
+    if not found:
+        raise ResultError("no contender of this result was measured; there is nothing to draw")
+    figures = {"speed": _speed(found), "stages": _stages(found), "memory": _memory(found)}
+    if any(c.fidelity is not None for c in found):
+        figures["fidelity"] = _fidelity(found)
+    for axis in dict.fromkeys(curve.axis for curve in result.curves):
+        name = axis.replace("_", "-")
+        figures[f"curve-{name}"] = _curves([c for c in result.curves if c.axis == axis])
+    paths = []
+    for name, figure in figures.items():
+        _caption(figure, result)
+        paths.append(_save(figure, folder / f"{stem}-{name}.png"))
+    return paths
+
+
+def _save(figure: Figure, path: Path) -> Path:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=_DPI)
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror}") from error
+    return path
+
+
+def _bars(found: list[Contender], title: str) -> tuple[Figure, Any]:
+    """A figure with a row for each contender, the first on top."""
+    figure = Figure(figsize=(_WIDTH, 1.9 + 0.42 * len(found)), layout="constrained")
+    axes = figure.subplots()
+    axes.set_title(title, loc="left", fontsize=12)
+    axes.set_yticks(range(len(found)), [c.name for c in found])
+    axes.set_ylim(len(found) - 0.4, -0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _speed(found: list[Contender]) -> Figure:
+    figure, axes = _bars(found, "Whole video: speed against eager diffusers (longer is faster)")
+    for row, c in enumerate(found):
+        ratio = c.ratio_to_eager
+        assert ratio is not None
+        assert c.total_s is not None
+        colour = _OURS if c.name.startswith("svd-trt") else _THEIRS
+        spread = [[ratio.median - ratio.low], [ratio.high - ratio.median]]
+        axes.barh(row, ratio.median, color=colour, xerr=spread, height=0.62, capsize=3, ecolor="#333333")
+        told = f" {ratio.median:.2f}x, {c.total_s.median:.3g} s{_worst(c)}"
+        axes.text(ratio.high, row, told, va="center", fontsize=9)
+    axes.axvline(1.0, color="#333333", linewidth=0.8, linestyle=":")
+    axes.set_xlim(0, max(c.ratio_to_eager.high for c in found if c.ratio_to_eager) * 1.45)
+    axes.set_xlabel("times as fast; whiskers: least and most of the rounds; dB: worst frame against fp32 eager")
+    return figure
+
+
+def _worst(c: Contender) -> str:
+    if c.psnr_db is None:
+        return ""
+    return ", identical" if c.psnr_db >= IDENTICAL_DB else f", {c.psnr_db:.0f} dB"
+
+
+def _stages(found: list[Contender]) -> Figure:
+    figure, axes = _bars(found, "Where the time goes")
+    for row, c in enumerate(found):
+        left = 0.0
+        for colour, stage in zip(_COLOURS, STAGES, strict=False):
+            seconds = c.stages[stage].median
+            axes.barh(row, seconds, left=left, color=colour, height=0.62, label=stage if row == 0 else None)
+            left += seconds
+    axes.set_xlabel("seconds (stages may overlap)")
+    axes.legend(loc="upper center", bbox_to_anchor=(0.4, -0.28), ncols=len(STAGES), frameon=False, fontsize=9)
+    return figure
+
+
+def _memory(found: list[Contender]) -> Figure:
+    figure, axes = _bars(found, "Most memory held at once")
+    on_gpu = any(c.peak_vram is not None for c in found)
+    height = 0.31 if on_gpu else 0.62
+    for row, c in enumerate(found):
+        for index, (size, colour) in enumerate(((c.peak_rss, _COLOURS[0]), (c.peak_vram, _COLOURS[1]))):
+            if size is None:
+                continue
+            at = row + (index - 0.5) * height if on_gpu else row
+            axes.barh(at, size / 1e9, color=colour, height=height, label=("RAM", "VRAM")[index] if row == 0 else None)
+            axes.text(size / 1e9, at, f" {size / 1e9:.2f} GB", va="center", fontsize=9)
+    if on_gpu:
+        axes.legend(frameon=False)
+    axes.set_xlabel("GB of main memory" if not on_gpu else "GB")
+    axes.margins(x=0.15)
+    return figure
+
+
+def _fidelity(found: list[Contender]) -> Figure:
+    figure = Figure(figsize=(_WIDTH, 4), layout="constrained")
+    axes = figure.subplots()
+    axes.set_title("Each frame against eager diffusers in fp32", loc="left", fontsize=12)
+    for index, c in enumerate(found):
+        if c.fidelity is None or c.fidelity.worst_psnr_db >= IDENTICAL_DB:
+            continue
+        shown = [min(v, 100.0) for v in c.fidelity.psnr_db]
+        axes.plot(range(len(shown)), shown, marker="o", markersize=4, color=_COLOURS[index % 8], label=c.name)
+    axes.set_xlabel("frame")
+    axes.set_ylabel("PSNR in dB; 100 and more are drawn as 100")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=False, fontsize=9)
+    else:
+        axes.text(0.5, 0.5, "all identical", transform=axes.transAxes, ha="center")
+    return figure
+
+
+def _curves(curves: list[Curve]) -> Figure:
+    figure = Figure(figsize=(_WIDTH, 4), layout="constrained")
+    time, memory = figure.subplots(1, 2)
+    for index, c in enumerate(curves):
+        at, colour = [p.at for p in c.points], _COLOURS[index % 8]
+        label = f"{c.contender}: {c.slope:.3g} s each, power {c.exponent:.2f}"
+        time.plot(at, [p.seconds.median for p in c.points], "o", color=colour, label=label, markersize=5)
+        time.plot([at[0], at[-1]], [c.intercept + c.slope * x for x in (at[0], at[-1])], color=colour, linewidth=1)
+        memory.plot(at, [(p.peak_bytes or 0) / 1e9 for p in c.points], marker="o", color=colour, markersize=5)
+    axis = curves[0].axis.replace("_", " ")
+    for axes, label in ((time, f"{curves[0].what.replace('_s', '')}, seconds"), (memory, "most memory, GB")):
+        axes.set_xlabel(axis)
+        axes.set_ylabel(label)
+        axes.set_ylim(bottom=0)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside upper left", frameon=False, fontsize=8)
+    return figure
+
+
+def _caption(figure: Figure, result: Result) -> None:
+    figure.supxlabel("\n".join(describe(result)[:2]), fontsize=6.5, color="#555555", x=0.01, ha="left")

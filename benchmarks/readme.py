@@ -1,0 +1,43 @@
+"""The performance section of a README, made from result files: no figure in it is typed."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from svd_trt.benchmarks.report import describe, grid, main_rows
+from svd_trt.benchmarks.schema import Result
+from svd_trt.errors import ResultError
+
+__all__ = ["BEGIN", "END", "section", "with_section"]
+
+BEGIN, END = "<!-- performance:begin -->", "<!-- performance:end -->"
+
+
+def section(results: list[tuple[Path, Result]], readme: Path) -> str:
+    """What stands between the marks: for each result its table, and the plot that lies beside it."""
+    parts = []
+    for path, result in results:
+        lines = "\n".join(f"- {line}" for line in describe(result))
+        plot = path.with_name(f"{path.stem}-speed.png")
+        shown = f"\n\n![speed against eager diffusers]({_relative(plot, readme)})" if plot.exists() else ""
+        source = f"From [{path.name}]({_relative(path, readme)}), by `{result.command}`:"
+        parts.append(f"{source}\n\n{grid(main_rows(result))}\n\n{lines}{shown}")
+    return "\n\n".join(parts)
+
+
+def with_section(text: str, new: str) -> str:
+    """``text`` with ``new`` between the marks.
+
+    Raises:
+        ResultError: the marks are not there, once and in order.
+    """
+    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
+        raise ResultError(f"the README has no place for the section; put {BEGIN} and {END} on lines of their own")
+    head, _, rest = text.partition(BEGIN)
+    _, _, tail = rest.partition(END)
+    return f"{head}{BEGIN}\n\n{new}\n\n{END}{tail}"
+
+
+def _relative(path: Path, readme: Path) -> str:
+    return Path(os.path.relpath(path, readme.parent)).as_posix()

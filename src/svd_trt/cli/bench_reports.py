@@ -1,0 +1,97 @@
+"""``svd-trt bench plot``, ``compare`` and ``readme``: what reads results and measures nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import click
+from rich.table import Table
+
+from svd_trt.cli.console import print_json, stderr, stdout
+from svd_trt.errors import MissingDependencyError, OutputError
+
+__all__ = ["compare", "plot", "readme"]
+
+_FILE = click.Path(path_type=Path)
+
+
+@click.command("plot")
+@click.argument("file", type=_FILE)
+@click.option("-o", "--output", type=click.Path(path_type=Path, file_okay=False), help="Folder.  [default: FILE's]")
+def plot(file: Path, output: Path | None) -> None:
+    """Draw the result FILE as PNG pictures: speed, stages, memory, fidelity, and its curves.
+
+    \b
+    Example:
+        svd-trt bench plot mid.json       (mid-speed.png, mid-stages.png, ...)
+    """
+    try:
+        from svd_trt.benchmarks.plots import plot_result
+        from svd_trt.benchmarks.results import read_result
+    except ImportError as error:
+        raise MissingDependencyError("svd-trt bench plot", "bench") from error
+    for path in plot_result(read_result(file), output or file.parent, file.stem):
+        click.echo(path)
+
+
+@click.command("compare")
+@click.argument("old", type=_FILE)
+@click.argument("new", type=_FILE)
+@click.option("--all", "everything", is_flag=True, help="Also show what stayed within noise.")
+@click.option("--fail-if-slower", type=click.FloatRange(0), metavar="PERCENT", help="Exit with 1 beyond this loss.")
+@click.option("--json", "as_json", is_flag=True, help="Print every row as JSON.")
+def compare(old: Path, new: Path, *, everything: bool, fail_if_slower: float | None, as_json: bool) -> None:
+    """Say what moved beyond noise from the result OLD to the result NEW, both of the same video.
+
+    A figure moved if its ranges over the rounds do not overlap and its median changed by more than 2 %.
+
+    \b
+    Examples:
+        svd-trt bench compare before.json after.json
+        svd-trt bench compare main.json branch.json --fail-if-slower 5
+    """
+    from svd_trt.benchmarks.compare import compare_results, same_machine
+    from svd_trt.benchmarks.results import read_result
+
+    a, b = read_result(old), read_result(new)
+    rows = compare_results(a, b)
+    if not same_machine(a, b):
+        stderr().print("these are different machines: only ratios to eager and fidelity are compared", style="yellow")
+    limit = None if fail_if_slower is None else 1 - fail_if_slower / 100
+    lost = [r for r in rows if limit and r.figure == "x eager" and r.verdict == "worse" and r.ratio < limit]
+    if as_json:
+        print_json({"rows": [dataclasses.asdict(row) for row in rows]})
+    else:
+        shown = [row for row in rows if everything or row.verdict != "within noise"]
+        table = Table("contender", "figure", "old", "new", "new / old", "", box=None, pad_edge=False)
+        for r in shown:
+            table.add_row(r.contender, r.figure, f"{r.old:.4g}", f"{r.new:.4g}", f"{r.ratio:.3f}", r.verdict)
+        stdout().print(table if shown else f"nothing moved beyond noise ({len(rows)} figures)")
+    if lost:
+        raise click.exceptions.Exit(1)
+
+
+@click.command("readme")
+@click.argument("files", type=_FILE, nargs=-1, required=True)
+@click.option("--readme", "target", type=_FILE, default=Path("README.md"), show_default=True, help="File to change.")
+@click.option("--check", is_flag=True, help="Change nothing; exit with 1 where it is out of date.")
+def readme(files: tuple[Path, ...], target: Path, *, check: bool) -> None:
+    """Write the performance section of a README from the results FILES.
+
+    It stands between <!-- performance:begin --> and <!-- performance:end -->.
+    """
+    from svd_trt.benchmarks.readme import section, with_section
+    from svd_trt.benchmarks.results import read_result
+
+    try:
+        text = target.read_text()
+        made = with_section(text, section([(path, read_result(path)) for path in files], target))
+        if made == text:
+            return
+        if check:
+            click.echo(f"{target} is out of date: svd-trt bench readme {' '.join(map(str, files))}", err=True)
+            raise click.exceptions.Exit(1)
+        target.write_text(made)
+    except OSError as error:
+        raise OutputError(f"cannot change {target}: {error.strerror}") from error
