@@ -33,6 +33,8 @@ class Worker:
     def __init__(self, job: Job, log: Path) -> None:
         threads = str(job.threads)
         pools = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "OPENBLAS_NUM_THREADS": threads}
+        # A cache of an earlier run would hide what compiling costs.
+        fresh = {"TORCHINDUCTOR_CACHE_DIR": str(log.with_suffix(".inductor"))}
         started = time.perf_counter()
         self._log = log
         with log.open("ab") as errors:
@@ -41,7 +43,7 @@ class Worker:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,
-                env=environment() | pools,
+                env=environment() | pools | fresh,
             )
         try:
             ready = self._ask(msgspec.json.encode(job)).ready

@@ -117,14 +117,15 @@ def load_pipeline(model: str, dtype: Any) -> Any:
     Raises:
         CheckpointError: it is no such checkpoint.
     """
-    from diffusers import StableVideoDiffusionPipeline
-
     from svd_trt.export.checkpoint import open_checkpoint
     from svd_trt.export.quiet import quiet
-    from svd_trt.export.random_checkpoint import random_pipeline
 
     checkpoint = open_checkpoint(model)
     with quiet():
+        from diffusers import StableVideoDiffusionPipeline
+
+        from svd_trt.export.random_checkpoint import random_pipeline
+
         if isinstance(checkpoint, RandomCheckpoint):
             name, _, seed = model.partition(":")[2].partition("@")
             return random_pipeline(name, int(seed or 0), dtype)

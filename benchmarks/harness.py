@@ -193,7 +193,7 @@ def _figures(one: _Taking, baseline: _Taking, subject: Subject, peak: Peak | Non
     step = measure([statistics.median(m.steps) for m in made])
     rate = None if subject.step_flops is None else subject.step_flops / step.median
     warm, ready, first = statistics.median(m.total_s for m in made), one.worker.ready, one.warmup
-    networks = [m.network_s for m in made if m.network_s is not None]
+    host = [m.host_s for m in made if m.host_s is not None]
     energy = [m.energy_j for m in made if m.energy_j is not None]
     vram = [m.peak_vram for m in (first, *made) if m.peak_vram is not None]
     # A compiler works in the first call; building a bundle comes before it.
@@ -219,7 +219,7 @@ def _figures(one: _Taking, baseline: _Taking, subject: Subject, peak: Peak | Non
         peak_rss=max(m.peak_rss for m in (first, *made)),
         peak_vram=max(vram, default=None),
         energy_j=statistics.median(energy) if energy else None,
-        host_overhead_s=step.median - statistics.median(networks) if networks else None,
+        host_overhead_s=statistics.median(host) if host else None,
         step_flops_per_s=rate,
         share_of_peak=None if rate is None or peak is None else rate / peak.flops_per_s,
         rounds=[

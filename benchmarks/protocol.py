@@ -46,8 +46,8 @@ class Made(msgspec.Struct, frozen=True, kw_only=True):
     steps: list[float]
     first_step_s: float
     """From the call to the first step's beginning."""
-    network_s: float | None
-    """Of a step, the network's own time; the median."""
+    host_s: float | None
+    """Of a step, what it took beyond the network's own time; the median."""
     load_s: float
     """Loading that this video had to wait for; part of the total of the first."""
     peak_rss: int

@@ -24,7 +24,7 @@ class Video:
         stages: seconds of each.
         steps: seconds of each denoising step.
         first_step_at: when the first began, by `time.perf_counter`.
-        network_s: of a step, the network's own time, where it can be told apart.
+        host_s: of a step, what it took beyond the network's own time, where that is known.
         load_s: loading that it had to wait for.
     """
 
@@ -32,7 +32,7 @@ class Video:
     stages: dict[Stage, float]
     steps: list[float]
     first_step_at: float
-    network_s: float | None = None
+    host_s: float | None = None
     load_s: float = 0.0
 
 

@@ -75,9 +75,15 @@ class SvdTrtRun(Run):
             },
             t["steps"],
             began[0] - t["steps"][0],
-            statistics.median(self.network[2 : 2 + s.steps]) if len(self.network) > s.steps else None,
+            self._host_s(t["steps"]),
             t.get("load", 0.0),
         )
+
+    def _host_s(self, steps: list[float]) -> float | None:
+        networks = self.network[2 : 2 + len(steps)]  # the encoders came first
+        if len(networks) < len(steps):
+            return None
+        return statistics.median(step - network for step, network in zip(steps, networks, strict=True))
 
     def _time_networks(self) -> None:
         """Keep the seconds that ONNX Runtime takes for each call: encoders, then every step, then the decoder."""

@@ -53,9 +53,11 @@ def _make(job: Job) -> Run:
     """The contender's code with the libraries it needs imported."""
     entrant = next(e for e in CONTENDERS if e.name == job.contender)
     if entrant.kind == "diffusers":
-        import diffusers  # noqa: F401
-
         from svd_trt.benchmarks.diffusers_runs import DiffusersRun
+        from svd_trt.export.quiet import quiet
+
+        with quiet():
+            from diffusers import StableVideoDiffusionPipeline  # noqa: F401
 
         return DiffusersRun(job, entrant.mode)
     from svd_trt.benchmarks.svd_trt_runs import SvdTrtRun
@@ -93,7 +95,7 @@ def _measured(video: Video, total: float, started: float, meter: GpuMeter) -> Ma
         stages=video.stages,
         steps=video.steps,
         first_step_s=video.first_step_at - started,
-        network_s=video.network_s,
+        host_s=video.host_s,
         load_s=video.load_s,
         peak_rss=peak_rss(),
         peak_vram=meter.peak_vram,

@@ -1,0 +1,182 @@
+"""Result files: read back, damaged, compared, drawn, and put into a README."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import PIL.Image
+import pytest
+
+from svd_trt.benchmarks.compare import compare_results
+from svd_trt.benchmarks.fidelity import IDENTICAL_DB, compare_frames
+from svd_trt.benchmarks.plots import plot_result
+from svd_trt.benchmarks.readme import BEGIN, END, section, with_section
+from svd_trt.benchmarks.report import main_rows, markdown, tables
+from svd_trt.benchmarks.results import read_result, write_result
+from svd_trt.benchmarks.schema import Contender, Curve, Measure, Point, Result
+from svd_trt.benchmarks.stats import fit_line, fit_power, measure, ratios
+from svd_trt.errors import OutputError, ResultError
+
+RESULTS = Path(__file__).parent.parent.parent / "benchmarks" / "results"
+Make = Callable[..., Result]
+
+
+def test_a_result_is_read_back(make_result: Make, tmp_path: Path) -> None:
+    path = tmp_path / "result.json"
+    write_result(path, make_result())
+    assert read_result(path) == read_result(path)
+    raw = json.loads(path.read_text())
+    one = raw["contenders"][1]
+    assert one["name"] == "svd-trt-onnxruntime"
+    assert set(one) >= {"step_s", "total_s", "psnr_db", "ratio_to_eager"}
+    assert one["ratio_to_eager"]["median"] == pytest.approx(10 / 6, rel=0.02)
+    assert list(tmp_path.iterdir()) == [path], "nothing is left beside it"
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda t: t[: len(t) // 2], "not JSON, or cut short"),
+        (lambda t: t.replace(b"side-by-side", b"build_cost"), "no result of"),
+        (lambda t: t.replace(b'"schema": 1', b'"schema": 2'), "schema 2"),
+        (lambda t: t.replace(b'"threads": 2', b'"threads": "two"'), "damaged"),
+        (lambda t: b"\xff\xfe" + t, "not JSON"),
+        (lambda t: b"[]", "no result of"),
+    ],
+)
+def test_damaged_files_are_refused(damage: Any, message: str, make_result: Make, tmp_path: Path) -> None:
+    path = tmp_path / "result.json"
+    write_result(path, make_result())
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(ResultError, match=message):
+        read_result(path)
+
+
+def test_other_files_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ResultError, match="no result of"):
+        read_result(RESULTS / "build-cost.json")
+    with pytest.raises(ResultError, match="cannot read"):
+        read_result(tmp_path / "missing.json")
+
+
+def test_a_failed_write_keeps_what_was_there(make_result: Make, tmp_path: Path) -> None:
+    folder = tmp_path / "taken"
+    folder.mkdir()
+    with pytest.raises(OutputError, match="cannot write"):
+        write_result(folder, make_result())
+    assert [p.name for p in tmp_path.iterdir()] == ["taken"]
+
+
+def test_ratios_are_taken_within_a_round() -> None:
+    """A machine that halves its speed after the first round changes no ratio."""
+    assert ratios([2.0, 4.0, 4.0], [1.0, 2.0, 2.0]) == Measure(2.0, 2.0, 2.0)
+    assert measure([3.0, 1.0, 2.0]) == Measure(2.0, 1.0, 3.0)
+
+
+def test_fits() -> None:
+    slope, intercept = fit_line([1, 2, 4], [5, 7, 11])
+    assert (slope, intercept) == (pytest.approx(2), pytest.approx(3))
+    assert fit_power([1, 2, 4], [3, 12, 48]) == pytest.approx(2)
+
+
+def test_fidelity_finds_the_worst_frame() -> None:
+    rng = np.random.default_rng(0)
+    reference = rng.integers(0, 200, (3, 16, 24, 3)).astype(np.uint8)
+    frames = reference.copy()
+    frames[1] += 10
+    found = compare_frames(frames, reference)
+    assert found.psnr_db[0] == found.psnr_db[2] == IDENTICAL_DB
+    assert found.worst_psnr_db == found.psnr_db[1] == pytest.approx(20 * np.log10(255 / 10))
+    assert found.worst_ssim == found.ssim[1] < 1
+    with pytest.raises(ValueError, match="cannot be compared"):
+        compare_frames(frames[:2], reference)
+
+
+def test_tables_show_what_was_measured_and_what_was_not(make_result: Make) -> None:
+    result = make_result()
+    header, *rows = main_rows(result)
+    assert [row[0] for row in rows] == ["diffusers-eager", "svd-trt-onnxruntime"]
+    assert "VRAM" not in header, "a column that is empty everywhere is left out"
+    assert len(tables(result)) == 2
+    page = markdown(result)
+    assert "svd-trt-tensorrt: needs an NVIDIA GPU" in page
+    assert "| svd-trt-onnxruntime |" in page
+
+
+def curve() -> Curve:
+    points = [Point(float(n), Measure(n * 0.5, n * 0.4, n * 0.6), n * 10**9) for n in (1, 2, 4)]
+    return Curve(
+        contender="diffusers-eager", axis="frames", what="step_s", points=points, slope=0.5, intercept=0.0, exponent=1.0
+    )
+
+
+def test_plots_are_pictures(make_result: Make, tmp_path: Path) -> None:
+    paths = plot_result(make_result(curves=[curve()]), tmp_path / "new", "r")
+    assert [p.name for p in paths] == [
+        "r-speed.png",
+        "r-stages.png",
+        "r-memory.png",
+        "r-fidelity.png",
+        "r-curve-frames.png",
+    ]
+    for path in paths:
+        pixels = np.asarray(PIL.Image.open(path).convert("L"))
+        assert min(pixels.shape) > 200
+        assert pixels.std() > 5, "not blank"
+
+
+def test_nothing_measured_is_nothing_to_draw(make_result: Make, tmp_path: Path) -> None:
+    empty = make_result(contenders=[Contender(name="a", what="b", skipped="c")])
+    with pytest.raises(ResultError, match="nothing to draw"):
+        plot_result(empty, tmp_path, "r")
+    assert main_rows(empty)[1:] == []
+
+
+def test_comparison_tells_change_from_noise(make_result: Make) -> None:
+    old = make_result([6.0, 6.3, 5.9])
+
+    def verdicts(ours: list[float]) -> set[str]:
+        rows = compare_results(old, make_result(ours))
+        return {r.verdict for r in rows if r.contender == "svd-trt-onnxruntime" and r.figure in ("x eager", "total s")}
+
+    assert verdicts([6.1, 6.2, 6.0]) == {"within noise"}
+    assert verdicts([4.0, 4.1, 3.9]) == {"better"}
+    assert verdicts([8.0, 8.1, 7.9]) == {"worse"}
+
+
+def test_comparison_refuses_other_videos_and_leaves_out_seconds_of_other_machines(make_result: Make) -> None:
+    old = make_result()
+    other = make_result(subject=msgspec.structs.replace(old.subject, steps=9))
+    with pytest.raises(ResultError, match="different videos"):
+        compare_results(old, other)
+    elsewhere = make_result(machine=old.machine | {"cpu": "another"})
+    assert {r.figure for r in compare_results(old, elsewhere)} == {"x eager", "step x eager", "worst PSNR dB"}
+
+
+def test_readme_section(make_result: Make, tmp_path: Path) -> None:
+    path = tmp_path / "results" / "mid.json"
+    path.parent.mkdir()
+    (path.parent / "mid-speed.png").touch()
+    made = section([(path, make_result())], tmp_path / "README.md")
+    assert "(results/mid-speed.png)" in made
+    text = with_section(f"# Title\n{BEGIN}\nold\n{END}\nrest\n", made)
+    assert text.startswith("# Title\n")
+    assert text.endswith("rest\n")
+    assert "old" not in text
+    assert with_section(text, made) == text
+    for broken in ("# Title", f"{END}\n{BEGIN}", f"{BEGIN}{BEGIN}{END}"):
+        with pytest.raises(ResultError, match="no place"):
+            with_section(broken, made)
+
+
+def test_readme_is_current() -> None:
+    """The README's figures are those of the committed results."""
+    readme = Path(__file__).parent.parent.parent / "README.md"
+    paths = sorted(RESULTS.glob("bench-*.json"))
+    text = readme.read_text()
+    assert with_section(text, section([(p, read_result(p)) for p in paths], readme)) == text
