@@ -1,15 +1,17 @@
-# make setup | demo | test | test-full | gpu-test | bench-build | lint | clean
+# make setup | demo | test | test-full | gpu-test | bench | bench-build | lint | clean
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 JOBS ?= 2
+PRESET ?= mid
+ROUNDS ?= 5
 BACKEND ?= tensorrt-rtx
 # Pins what is installed and, through the environment, what builds are made with.
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: setup demo test test-full gpu-test bench-build lint clean
+.PHONY: setup demo test test-full gpu-test bench bench-build lint clean
 
 setup: $(READY)
 
@@ -35,6 +37,14 @@ gpu-test: $(READY)
 	$(BIN)/python -m svd_trt.benchmarks.machine --need-gpu
 	SVD_TRT_TEST_BACKEND=$(BACKEND) $(BIN)/pytest -m gpu tests/gpu \
 		--record 'benchmarks/results/gpu-tests-{gpu}-$(BACKEND).json'
+
+# Speed and fidelity beside diffusers on this machine: a quarter of an hour for PRESET=mid. Also draws it and puts the
+# figures into the README.
+RESULT = benchmarks/results/bench-$(PRESET)-$(if $(wildcard /dev/nvidiactl),gpu,cpu).json
+bench: $(READY)
+	$(BIN)/svd-trt bench --preset $(PRESET) --rounds $(ROUNDS) -o $(RESULT)
+	$(BIN)/svd-trt bench plot $(RESULT)
+	$(BIN)/svd-trt bench readme benchmarks/results/bench-*.json
 
 # What a full-size build costs: three builds, ten minutes, 20 GB of disk for a while.
 bench-build: $(READY)
