@@ -76,11 +76,16 @@ class Worker:
         except BrokenPipeError:
             answer = b""
         if not answer:
-            raise ContenderError(f"{epitaph(self._process.wait(), 'it')}; see {self._log}")
+            raise ContenderError(epitaph(self._process.wait(), "it") + self._last_words())
         reply = msgspec.json.decode(answer, type=Reply)
         if reply.error is not None:
             raise ContenderError(reply.error)
         return reply
+
+    def _last_words(self) -> str:
+        """The last line that it wrote; the file itself goes when the run ends."""
+        lines = self._log.read_text(errors="replace").strip().splitlines()
+        return f": {lines[-1]}" if lines else ""
 
     def kill(self) -> None:
         """End the process at once."""

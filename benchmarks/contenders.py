@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
 from svd_trt.engine.driver import load_driver
@@ -37,6 +37,11 @@ class Entrant:
     mode: str
     bundle: BundleKind | None = None
     obstacle: Callable[[], str | None] = lambda: None
+
+    @property
+    def on_cpu(self) -> bool:
+        """It runs there even where there is a GPU."""
+        return self.kind == "openvino" or self.mode == "onnxruntime"
 
 
 def has_gpu() -> bool:
@@ -128,4 +133,10 @@ def choose(names: Sequence[str]) -> list[Entrant]:
     for name in names:
         if name not in known:
             raise ArgumentError(f"no contender is called {name!r}; choose from: {', '.join(known)}")
-    return [e for i, e in enumerate(CONTENDERS) if not names or e.name in names or i == 0]
+    chosen = [e for i, e in enumerate(CONTENDERS) if not names or e.name in names or i == 0]
+    # A video that takes a GPU seconds takes a processor hours.
+    return [replace(e, obstacle=_on_cpu) if e.on_cpu and not names and has_gpu() else e for e in chosen]
+
+
+def _on_cpu() -> str:
+    return "runs on the CPU, and this machine has a GPU; name it with --contender to wait for it"

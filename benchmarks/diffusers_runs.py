@@ -26,7 +26,7 @@ class DiffusersRun(Run):
 
     def __init__(self, job: Job, mode: str) -> None:
         self.subject, self.mode, self.gpu = job.subject, mode, job.gpu
-        self.threads = job.threads
+        self.threads, self.exact = job.threads, job.exact
         self.picture = job.picture
         self.stages: dict[Stage, float] = {}
         self.begins: list[float] = []
@@ -36,6 +36,9 @@ class DiffusersRun(Run):
         import torch
 
         torch.set_num_threads(self.threads)
+        if self.exact:
+            torch.backends.cudnn.allow_tf32 = False  # on by default, and 10 bits of mantissa are not fp32
+            torch.backends.cuda.matmul.allow_tf32 = False
         dtype = torch.float16 if self.subject.precision == "fp16" else torch.float32
         pipe = load_pipeline(self.subject.model, dtype)
         pipe.set_progress_bar_config(disable=True)

@@ -2,7 +2,8 @@
 
 A round has every contender make the video once, each time beginning with another of them, so that a machine that
 grows warm or busy treats all alike; ratios are taken within a round. Warm-up videos, loading, building and compiling
-are timed apart. Idle contenders wait for a line of input and take no processor time.
+are timed apart. Idle contenders wait for a line of input and take no processor time. Where memory does not hold them
+all, those that are too many are started, and warmed up, for each round anew.
 """
 
 from __future__ import annotations
@@ -16,18 +17,21 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
+import psutil
 
 from svd_trt.benchmarks.bundles import Bundles
 from svd_trt.benchmarks.contender_process import ContenderError, Worker
 from svd_trt.benchmarks.contenders import Entrant
 from svd_trt.benchmarks.fidelity import compare_frames
 from svd_trt.benchmarks.machine import describe_machine
-from svd_trt.benchmarks.protocol import Job, Made
+from svd_trt.benchmarks.protocol import Job, Made, Ready
 from svd_trt.benchmarks.schema import BASELINE, STAGES, Contender, Curve, Fidelity, Peak, Result, Round, Subject
 from svd_trt.benchmarks.stats import measure, ratios
 from svd_trt.errors import BenchmarkError, SvdTrtError
 
 __all__ = ["Bench", "Report"]
+
+_ROOM = 1.5  # a contender stays loaded while so many times what the largest took is left for the others
 
 Report = Callable[[str, int, int], None]
 """Called as ``report(what, done, total)``."""
@@ -35,10 +39,13 @@ Report = Callable[[str, int, int], None]
 
 @dataclass
 class _Taking:
-    """A contender that takes part, and what it has shown so far."""
+    """A contender that takes part, and what it has shown so far; ``worker`` is None where it does not stay loaded."""
 
     entrant: Entrant
-    worker: Worker
+    bundle: Path | None
+    worker: Worker | None
+    ready: Ready
+    started_s: float
     warmup: Made
     prepare_s: float | None
     rounds: dict[int, Made] = field(default_factory=dict)
@@ -107,16 +114,22 @@ class Bench:
             if (obstacle := entrant.obstacle()) is not None:
                 raise ContenderError(obstacle)
             bundle, built_s = self.bundles.get(entrant.bundle) if entrant.bundle else (None, None)
-            worker = stack.enter_context(self.start(entrant, self.subject, bundle))
-            warmup = worker.make(self._video(entrant))
+            with ExitStack() as held:
+                worker = held.enter_context(self.start(entrant, self.subject, bundle))
+                warmup = worker.make(self._video(entrant))
+                took = [warmup, *(t.warmup for t in self._taking.values())]
+                stays = _has_room(took, gpu=self.gpu)
+                if stays:
+                    stack.enter_context(held.pop_all())
         except (ContenderError, SvdTrtError) as error:
             if entrant.name == BASELINE:
                 raise BenchmarkError(f"{BASELINE} failed, and all else is measured against it: {error}") from error
             self._skipped[entrant.name] = str(error)
             return
-        self._taking[entrant.name] = _Taking(entrant, worker, warmup, built_s)
+        kept = worker if stays else None
+        self._taking[entrant.name] = _Taking(entrant, bundle, kept, worker.ready, worker.started_s, warmup, built_s)
 
-    def start(self, entrant: Entrant, subject: Subject, bundle: Path | None) -> Worker:
+    def start(self, entrant: Entrant, subject: Subject, bundle: Path | None, *, exact: bool = False) -> Worker:
         """A process of ``entrant``, loaded."""
         job = Job(
             contender=entrant.name,
@@ -125,6 +138,7 @@ class Bench:
             bundle=None if bundle is None else str(bundle),
             threads=self.threads,
             gpu=self.gpu,
+            exact=exact,
         )
         return Worker(job, self.work / f"{entrant.name}.log")
 
@@ -135,13 +149,20 @@ class Bench:
             self.report(f"round {number + 1}: {one.entrant.name}", number * len(taking) + index, 0)
             frames = self.work / f"{one.entrant.name}.npy" if number == 0 else None
             try:
-                one.rounds[number] = one.worker.make(self._video(one.entrant), frames)
+                one.rounds[number] = self._make(one, frames)
             except ContenderError as error:
-                one.failed = str(error)
+                one.failed = f"failed in round {number + 1}: {error}"
                 if one.entrant.name == BASELINE:
                     raise BenchmarkError(f"{BASELINE} failed in round {number + 1}: {error}") from error
         if number == 0:
             self._compare()
+
+    def _make(self, one: _Taking, frames: Path | None) -> Made:
+        if one.worker is not None:
+            return one.worker.make(self._video(one.entrant), frames)
+        with self.start(one.entrant, self.subject, one.bundle) as worker:
+            worker.make(self._video(one.entrant))
+            return worker.make(self._video(one.entrant), frames)
 
     def _compare(self) -> None:
         """Every contender's frames with those of the reference."""
@@ -156,7 +177,7 @@ class Bench:
             return self.work / f"{BASELINE}.npy"
         path = self.work / "reference-fp32.npy"
         exact = msgspec.structs.replace(self.subject, precision="fp32")
-        with self.start(self.entrants[0], exact, None) as worker:
+        with self.start(self.entrants[0], exact, None, exact=True) as worker:
             worker.make(self.work / "reference.mp4", path)
         return path
 
@@ -179,7 +200,7 @@ class Bench:
 
     def _contender(self, entrant: Entrant, baseline: _Taking) -> Contender:
         one = self._taking.get(entrant.name)
-        if one is None or not one.rounds:
+        if one is None or one.failed is not None or not one.rounds:
             reason = self._skipped.get(entrant.name) or (one.failed if one else None) or "not measured"
             return Contender(name=entrant.name, what=entrant.what, skipped=reason)
         return _figures(one, baseline, self.subject, self.peak)
@@ -192,10 +213,9 @@ def _figures(one: _Taking, baseline: _Taking, subject: Subject, peak: Peak | Non
     ours = [one.rounds[n] for n in shared]
     step = measure([statistics.median(m.steps) for m in made])
     rate = None if subject.step_flops is None else subject.step_flops / step.median
-    warm, ready, first = statistics.median(m.total_s for m in made), one.worker.ready, one.warmup
+    warm, ready, first = statistics.median(m.total_s for m in made), one.ready, one.warmup
     host = [m.host_s for m in made if m.host_s is not None]
     energy = [m.energy_j for m in made if m.energy_j is not None]
-    vram = [m.peak_vram for m in (first, *made) if m.peak_vram is not None]
     # A compiler works in the first call; building a bundle comes before it.
     compiling = max(0.0, first.total_s - first.load_s - warm) if one.entrant.mode == "compile" else None
     return Contender(
@@ -215,9 +235,9 @@ def _figures(one: _Taking, baseline: _Taking, subject: Subject, peak: Peak | Non
         load_s=ready.load_s + first.load_s,
         prepare_s=one.prepare_s if compiling is None else compiling,
         warmup_s=first.total_s,
-        startup_s=one.worker.started_s + first.first_step_s - ready.load_s - first.load_s,
+        startup_s=one.started_s + first.first_step_s - ready.load_s - first.load_s,
         peak_rss=max(m.peak_rss for m in (first, *made)),
-        peak_vram=max(vram, default=None),
+        peak_vram=first.peak_vram,  # while it was the only one to take any
         energy_j=statistics.median(energy) if energy else None,
         host_overhead_s=statistics.median(host) if host else None,
         step_flops_per_s=rate,
@@ -227,3 +247,19 @@ def _figures(one: _Taking, baseline: _Taking, subject: Subject, peak: Peak | Non
             for n, m in one.rounds.items()
         ],
     )
+
+
+def _has_room(took: Sequence[Made], *, gpu: bool) -> bool:
+    """Whether enough memory of either kind is left for another one beside those that are loaded."""
+    if psutil.virtual_memory().available < _ROOM * max(m.peak_rss for m in took):
+        return False
+    if not gpu:
+        return True
+    import pynvml
+
+    pynvml.nvmlInit()
+    try:
+        free = int(pynvml.nvmlDeviceGetMemoryInfo(pynvml.nvmlDeviceGetHandleByIndex(0)).free)
+    finally:
+        pynvml.nvmlShutdown()
+    return free >= _ROOM * max(m.peak_vram or 0 for m in took)

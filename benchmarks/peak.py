@@ -9,21 +9,23 @@ import sys
 import time
 
 from svd_trt.benchmarks.schema import Peak
+from svd_trt.benchmarks.worker import pin
 
 __all__ = ["measure_peak"]
 
 _REPEATS = 5
 
 
-def measure_peak(precision: str, threads: int, *, gpu: bool) -> Peak:
-    """Time the product in a process of its own, with the threads that the contenders have; the best of five.
+def measure_peak(precision: str, threads: int, *, gpu: bool) -> Peak | None:
+    """Time the product in a process of its own, with the threads that the contenders have; the best of six.
 
-    Raises:
-        subprocess.CalledProcessError: it failed.
+    None where it failed: the rest of the run is worth having.
     """
     command = [sys.executable, "-m", "svd_trt.benchmarks.peak", precision, str(threads), str(int(gpu))]
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
-    done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)  # noqa: S603
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment)  # noqa: S603
+    if done.returncode:
+        return None
     return Peak(**json.loads(done.stdout))
 
 
@@ -31,6 +33,7 @@ def _main() -> None:
     import torch
 
     precision, threads, gpu = sys.argv[1], int(sys.argv[2]), sys.argv[3] == "1"
+    pin(threads)
     torch.set_num_threads(threads)
     device = "cuda" if gpu else "cpu"
     size = 8192 if gpu else 2048

@@ -18,6 +18,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     bundle: str | None
     threads: int
     gpu: bool
+    exact: bool = False
+    """Make the reference: without the shortcuts that a GPU takes in fp32 by default."""
 
 
 class Request(msgspec.Struct, frozen=True):

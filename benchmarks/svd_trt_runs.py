@@ -12,7 +12,7 @@ import numpy as np
 from svd_trt.benchmarks.protocol import Job
 from svd_trt.benchmarks.runs import Run, Video
 from svd_trt.engine.bundle import Bundle
-from svd_trt.engine.spec import NetworkName, NetworkSpec
+from svd_trt.engine.spec import NETWORKS, NetworkName, NetworkSpec
 from svd_trt.runtime import ort
 from svd_trt.runtime._released import Released
 from svd_trt.runtime.device import Buffer
@@ -32,14 +32,16 @@ class SvdTrtRun(Run):
 
     def load(self) -> None:
         if self.mode == "openvino":
-            bundle = Bundle.open(self.bundle, verify=False)
+            bundle = Bundle.open(self.bundle)
             self.pipe = VideoPipeline(bundle, OpenVinoDevice(self.threads))
         else:
             where: dict[str, Any] = {"provider": "cuda"} if self.mode == "cuda" else {"backend": self.mode}
-            self.pipe = VideoPipeline.open(self.bundle, verify=False, **where)
+            self.pipe = VideoPipeline.open(self.bundle, **where)
         if self.mode == "onnxruntime":
+            _limit_threads(self.threads)
             self._time_networks()
-        self.pipe.engines.load("denoiser")
+        for name in NETWORKS:  # the decoder's loading would fall between the first step and the end otherwise
+            self.pipe.engines.load(name)
 
     def make(self, write: Callable[[Any], None]) -> Video:
         s = self.subject
@@ -95,6 +97,20 @@ class SvdTrtRun(Run):
             self.network.append(time.perf_counter() - started)
 
         ort.run_bound = timed
+
+
+def _limit_threads(threads: int) -> None:
+    """By itself ONNX Runtime takes a thread for each core of the machine and binds it there, whatever we may use."""
+    import onnxruntime
+
+    make = onnxruntime.SessionOptions
+
+    def limited() -> Any:
+        options = make()
+        options.intra_op_num_threads = threads
+        return options
+
+    onnxruntime.SessionOptions = limited
 
 
 class OpenVinoDevice(ort.CpuDevice):

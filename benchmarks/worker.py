@@ -16,11 +16,11 @@ import numpy as np
 
 from svd_trt.benchmarks.contenders import CONTENDERS
 from svd_trt.benchmarks.protocol import Job, Made, Ready, Reply, Request
-from svd_trt.benchmarks.resources import GpuMeter, peak_rss
+from svd_trt.benchmarks.resources import GpuMeter, peak_rss, used_vram
 from svd_trt.benchmarks.runs import Run, Video
 from svd_trt.errors import first_line
 
-__all__ = ["main"]
+__all__ = ["main", "pin"]
 
 _FPS = 7
 
@@ -35,8 +35,9 @@ def main() -> None:
         answers.write(msgspec.json.encode(reply) + b"\n")
 
     job = msgspec.json.decode(sys.stdin.buffer.readline(), type=Job)
-    _pin(job.threads)
+    pin(job.threads)
     try:
+        before = used_vram(enabled=job.gpu)
         started = time.perf_counter()
         run = _make(job)
         imported = time.perf_counter()
@@ -44,7 +45,7 @@ def main() -> None:
         now = time.perf_counter()
         say(Reply(ready=Ready(import_s=imported - started, load_s=now - imported)))
         for line in sys.stdin.buffer:
-            say(Reply(made=_once(job, run, msgspec.json.decode(line, type=Request))))
+            say(Reply(made=_once(job, run, msgspec.json.decode(line, type=Request), before)))
     except Exception as error:  # a contender may fail in any way; the harness records it and goes on
         say(Reply(error=f"{type(error).__name__}: {first_line(error)}"))
 
@@ -65,14 +66,13 @@ def _make(job: Job) -> Run:
     return SvdTrtRun(job, "openvino" if entrant.kind == "openvino" else entrant.mode)
 
 
-def _once(job: Job, run: Run, request: Request) -> Made:
-    from svd_trt.runtime.video import open_writer
-    from svd_trt.runtime.video._behind import WriteBehind
+def _once(job: Job, run: Run, request: Request, before: int) -> Made:
+    from svd_trt.runtime.video import WriteBehind, open_writer
 
     s = job.subject
-    with GpuMeter(enabled=job.gpu) as meter:
+    with GpuMeter(enabled=job.gpu, before=before) as meter:
         started = time.perf_counter()
-        opened = open_writer(request.output, height=s.height, width=s.width, fps=_FPS, metadata={})
+        opened: Any = _Finish(open_writer(request.output, height=s.height, width=s.width, fps=_FPS, metadata={}))
         with WriteBehind(opened, maxsize=s.frames) as writer:
 
             def write(frames: Any) -> None:
@@ -80,10 +80,9 @@ def _once(job: Job, run: Run, request: Request) -> Made:
                     writer.write(frame[np.newaxis])
 
             video = run.make(write)
-            made = time.perf_counter()
         total = time.perf_counter() - started
-        # Encoding overlaps with what makes the frames; finishing the file does not.
-        video.stages["write"] = writer.seconds + started + total - made
+        # Encoding may overlap with what makes the frames; finishing the file does not.
+        video.stages["write"] = writer.seconds + opened.seconds
     if request.frames is not None:
         np.save(request.frames, video.frames)
     return _measured(video, total, started, meter)
@@ -103,7 +102,29 @@ def _measured(video: Video, total: float, started: float, meter: GpuMeter) -> Ma
     )
 
 
-def _pin(threads: int) -> None:
+class _Finish:
+    """A writer whose last step, finishing the file, is timed.
+
+    Leaving a `WriteBehind` waits for frames that its own clock counts, and then finishes; only the latter is wanted.
+    """
+
+    def __init__(self, writer: Any) -> None:
+        self._writer = writer
+        self.seconds = 0.0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._writer, name)
+
+    def __enter__(self) -> Any:
+        return self._writer.__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        started = time.perf_counter()
+        self._writer.__exit__(*error)
+        self.seconds = time.perf_counter() - started
+
+
+def pin(threads: int) -> None:
     """The first so many of the processors that we may use; every library sizes its pool by that."""
     if hasattr(os, "sched_setaffinity"):
         allowed: Any = sorted(os.sched_getaffinity(0))[:threads]

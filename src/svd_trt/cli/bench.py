@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import TaskID
 
 from svd_trt.cli.console import Bars, stderr, stdout
-from svd_trt.errors import MissingDependencyError, OutputError
+from svd_trt.errors import ArgumentError, MissingDependencyError, OutputError
 
 if TYPE_CHECKING:
     from svd_trt.benchmarks.schema import Result
@@ -109,10 +109,14 @@ def _measure(
             write_result(output, result)
 
     try:
-        _run(console, keep, model=o.pop("model") or f"random:{preset or 'mid'}", **o)
-    except KeyboardInterrupt:
-        if kept and output is not None:
-            console.print(f"interrupted: the rounds that are complete are in {output}")
+        model = _model(o.pop("model") or (f"random:{preset}" if preset else None), o["bundle"])
+        _run(console, keep, model=model, **o)
+    except (KeyboardInterrupt, SystemExit):
+        if kept:
+            where = "below; -o FILE.json would have kept them" if output is None else f"in {output}"
+            console.print(f"interrupted: the rounds that are complete are {where}")
+            if output is None:
+                _show(kept[0])
         raise
     (result,) = kept
     if as_json:
@@ -124,6 +128,29 @@ def _measure(
         console.print("nothing was kept: -o FILE.json keeps the result, to plot and compare", style="dim")
     else:
         console.print(f"wrote {output}; `svd-trt bench plot {output}` draws it", style="dim")
+
+
+def _model(model: str | None, bundle: Path | None) -> str:
+    """What diffusers is to run: the model that was asked for, or that of the bundle; the same weights in any case.
+
+    Raises:
+        UsageError: the bundle's model is not known by a name that finds it.
+        ArgumentError: the bundle was built from other weights.
+    """
+    if bundle is None:
+        return model or "random:mid"
+    from svd_trt.engine.bundle import Bundle
+
+    source = Bundle.open(bundle, verify=False).manifest.source
+    if model is None:
+        if not source.model.startswith("random:"):
+            raise click.UsageError(f"give --model: where the checkpoint of {bundle} ({source.model}) is now")
+        return source.model
+    from svd_trt.export.checkpoint import open_checkpoint
+
+    if open_checkpoint(model).source.digests != source.digests:
+        raise ArgumentError(f"{bundle} was built from {source.model}, not from {model}; frames would not compare")
+    return model
 
 
 def _run(

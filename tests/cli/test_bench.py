@@ -1,0 +1,90 @@
+"""``svd-trt bench`` on the tests' bundle; what it must refuse, before it works."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from svd_trt import Bundle
+from svd_trt.benchmarks.results import read_result
+from tests.cli.conftest import Run, start
+
+pytestmark = pytest.mark.xdist_group("dynamic")
+
+SMALL = ["--num-frames", "2", "--height", "64", "--width", "64", "--num-inference-steps", "1", "--threads", "1"]
+
+
+def test_measures_writes_and_prints(run: Run, dynamic_bundle: Bundle, checkpoint: Path, tmp_path: Path) -> None:
+    target, page = tmp_path / "result.json", tmp_path / "result.md"
+    given = ["--bundle", dynamic_bundle.path, "--model", checkpoint, "--contender", "svd-trt-onnxruntime"]
+    found = run("bench", *given, *SMALL, "--rounds", "1", "-o", target, "--markdown", page, "--json")
+    assert found.returncode == 0, found.stderr
+    result = read_result(target)
+    printed = json.loads(found.stdout)
+    assert printed["schema"] == 1
+    assert printed["threads"] == result.threads == 1
+    assert [c["name"] for c in printed["contenders"]] == ["diffusers-eager", "svd-trt-onnxruntime"]
+    assert printed["contenders"][1]["psnr_db"] >= 50
+    assert result.peak is not None
+    assert result.subject.frames == 2
+    assert "| svd-trt-onnxruntime |" in page.read_text()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["result.json", "result.md"], "nothing is left over"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["--preset", "huge"], 2, "'huge' is not one of"),
+        (["--preset", "tiny", "--contender", "svd"], 1, "no contender is called 'svd'; choose from: diffusers-eager"),
+        (["--preset", "tiny", "--rounds", "0"], 2, "--rounds"),
+        (["--preset", "tiny", "--curve", "colour"], 2, "'colour' is not one of"),
+        (["--preset", "tiny", "--height", "100"], 1, "multiples of 64"),
+        (["--preset", "tiny", "--model", "x"], 2, "both name a model"),
+        (["--preset", "tiny", "--bundle", "missing"], 1, "there is no bundle"),
+        (["--model", "missing"], 1, "missing"),
+    ],
+)
+def test_refusals(run: Run, arguments: list[str], code: int, words: str, tmp_path: Path) -> None:
+    found = run("bench", *arguments, "--cache", tmp_path)
+    assert found.returncode == code, found.stderr
+    assert words in found.stderr
+    assert "Traceback" not in found.stderr
+
+
+def test_output_is_checked_before_the_work(run: Run, tmp_path: Path) -> None:
+    for option in ("-o", "--markdown"):
+        found = run("bench", "--preset", "tiny", option, tmp_path / "missing" / "x")
+        assert found.returncode == 1
+        assert "there is no such folder" in found.stderr
+        assert len(found.stderr.strip().splitlines()) == 1
+
+
+def test_a_bundle_of_other_weights_is_refused(run: Run, dynamic_bundle: Bundle) -> None:
+    found = run("bench", "--bundle", dynamic_bundle.path, "--preset", "mid")
+    assert found.returncode == 1
+    assert "frames would not compare" in found.stderr
+    found = run("bench", "--bundle", dynamic_bundle.path)
+    assert found.returncode == 2
+    assert "give --model" in found.stderr
+
+
+def test_interrupted(dynamic_bundle: Bundle, checkpoint: Path, tmp_path: Path) -> None:
+    """Rounds that are complete stay, and no process does."""
+    target = tmp_path / "result.json"
+    process = start(
+        "bench", "--model", checkpoint, "--contender", "diffusers-eager", *SMALL, "--rounds", "500", "-o", target
+    )
+    deadline = time.monotonic() + 120
+    while not target.exists() and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert f"the rounds that are complete are in {target}" in err
+    assert "Traceback" not in err
+    assert read_result(target).contenders[0].rounds
+    assert [p.name for p in tmp_path.iterdir()] == ["result.json"]
