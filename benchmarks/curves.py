@@ -17,7 +17,7 @@ from svd_trt.benchmarks.schema import Curve, Point, Subject
 from svd_trt.benchmarks.stats import fit_line, fit_power, measure
 from svd_trt.engine.spec import Range
 
-__all__ = ["AXES", "Axis", "measure_curves"]
+__all__ = ["AXES", "Axis", "curve_subjects", "measure_curves"]
 
 Axis: TypeAlias = Literal["frames", "steps", "pixels", "decode_chunk_size"]
 
@@ -34,7 +34,7 @@ _MULTIPLE = 64
 
 def measure_curves(bench: Bench, axis: Axis, entrants: list[Entrant]) -> list[Curve]:
     """One curve for each of ``entrants`` that works; every point in a process of its own, so that memory is its own."""
-    subjects = _subjects(bench.subject, axis)
+    subjects = curve_subjects(bench.subject, axis)
     if axis == "pixels":
         tallest, widest = max(s.height for s in subjects), max(s.width for s in subjects)
         sizes = (Range(_MULTIPLE, bench.subject.height, tallest), Range(_MULTIPLE, bench.subject.width, widest))
@@ -90,8 +90,8 @@ def _at(subject: Subject, axis: Axis) -> float:
     return subject.height * subject.width if axis == "pixels" else getattr(subject, axis)
 
 
-def _subjects(subject: Subject, axis: Axis) -> list[Subject]:
-    """The subject with up to four values of ``axis``, its own the largest."""
+def curve_subjects(subject: Subject, axis: Axis) -> list[Subject]:
+    """``subject`` with up to four values of ``axis``, its own the largest."""
     if axis == "pixels":
         sides = sorted({(_shrunk(subject.height, n), _shrunk(subject.width, n)) for n in range(1, _POINTS + 1)})
         return [msgspec.structs.replace(subject, height=h, width=w) for h, w in sides]

@@ -13,13 +13,11 @@ import PIL.Image
 import pytest
 
 from svd_trt.benchmarks.compare import compare_results
-from svd_trt.benchmarks.fidelity import IDENTICAL_DB, compare_frames
 from svd_trt.benchmarks.plots import plot_result
 from svd_trt.benchmarks.readme import BEGIN, END, section, with_section
 from svd_trt.benchmarks.report import main_rows, markdown, tables
 from svd_trt.benchmarks.results import read_result, write_result
 from svd_trt.benchmarks.schema import Contender, Curve, Measure, Point, Result
-from svd_trt.benchmarks.stats import fit_line, fit_power, measure, ratios
 from svd_trt.errors import OutputError, ResultError
 
 RESULTS = Path(__file__).parent.parent.parent / "benchmarks" / "results"
@@ -70,31 +68,6 @@ def test_a_failed_write_keeps_what_was_there(make_result: Make, tmp_path: Path) 
     with pytest.raises(OutputError, match="cannot write"):
         write_result(folder, make_result())
     assert [p.name for p in tmp_path.iterdir()] == ["taken"]
-
-
-def test_ratios_are_taken_within_a_round() -> None:
-    """A machine that halves its speed after the first round changes no ratio."""
-    assert ratios([2.0, 4.0, 4.0], [1.0, 2.0, 2.0]) == Measure(2.0, 2.0, 2.0)
-    assert measure([3.0, 1.0, 2.0]) == Measure(2.0, 1.0, 3.0)
-
-
-def test_fits() -> None:
-    slope, intercept = fit_line([1, 2, 4], [5, 7, 11])
-    assert (slope, intercept) == (pytest.approx(2), pytest.approx(3))
-    assert fit_power([1, 2, 4], [3, 12, 48]) == pytest.approx(2)
-
-
-def test_fidelity_finds_the_worst_frame() -> None:
-    rng = np.random.default_rng(0)
-    reference = rng.integers(0, 200, (3, 16, 24, 3)).astype(np.uint8)
-    frames = reference.copy()
-    frames[1] += 10
-    found = compare_frames(frames, reference)
-    assert found.psnr_db[0] == found.psnr_db[2] == IDENTICAL_DB
-    assert found.worst_psnr_db == found.psnr_db[1] == pytest.approx(20 * np.log10(255 / 10))
-    assert found.worst_ssim == found.ssim[1] < 1
-    with pytest.raises(ValueError, match="cannot be compared"):
-        compare_frames(frames[:2], reference)
 
 
 def test_tables_show_what_was_measured_and_what_was_not(make_result: Make) -> None:

@@ -15,13 +15,15 @@ from tests.cli.conftest import Run, start
 
 pytestmark = pytest.mark.xdist_group("dynamic")
 
-SMALL = ["--num-frames", "2", "--height", "64", "--width", "64", "--num-inference-steps", "1", "--threads", "1"]
+SMALL = ["--num-frames", "2", "--height", "64", "--width", "64", "--num-inference-steps", "2", "--threads", "1"]
 
 
 def test_measures_writes_and_prints(run: Run, dynamic_bundle: Bundle, checkpoint: Path, tmp_path: Path) -> None:
     target, page = tmp_path / "result.json", tmp_path / "result.md"
     given = ["--bundle", dynamic_bundle.path, "--model", checkpoint, "--contender", "svd-trt-onnxruntime"]
-    found = run("bench", *given, *SMALL, "--rounds", "1", "-o", target, "--markdown", page, "--json")
+    found = run(
+        "bench", *given, *SMALL, "--rounds", "1", "--curve", "steps", "-o", target, "--markdown", page, "--json"
+    )
     assert found.returncode == 0, found.stderr
     result = read_result(target)
     printed = json.loads(found.stdout)
@@ -31,6 +33,10 @@ def test_measures_writes_and_prints(run: Run, dynamic_bundle: Bundle, checkpoint
     assert printed["contenders"][1]["psnr_db"] >= 50
     assert result.peak is not None
     assert result.subject.frames == 2
+    assert [(c.contender, [p.at for p in c.points]) for c in result.curves] == [
+        ("diffusers-eager", [1, 2]),
+        ("svd-trt-onnxruntime", [1, 2]),
+    ]
     assert "| svd-trt-onnxruntime |" in page.read_text()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["result.json", "result.md"], "nothing is left over"
 
@@ -46,10 +52,13 @@ def test_measures_writes_and_prints(run: Run, dynamic_bundle: Bundle, checkpoint
         (["--preset", "tiny", "--model", "x"], 2, "both name a model"),
         (["--preset", "tiny", "--bundle", "missing"], 1, "there is no bundle"),
         (["--model", "missing"], 1, "missing"),
+        (["plot", "missing.json"], 1, "cannot read missing.json"),
+        (["compare", "missing.json", "missing.json"], 1, "cannot read missing.json"),
     ],
 )
 def test_refusals(run: Run, arguments: list[str], code: int, words: str, tmp_path: Path) -> None:
-    found = run("bench", *arguments, "--cache", tmp_path)
+    measuring = arguments[0].startswith("-")
+    found = run("bench", *arguments, *(("--cache", tmp_path) if measuring else ()))
     assert found.returncode == code, found.stderr
     assert words in found.stderr
     assert "Traceback" not in found.stderr
