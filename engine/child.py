@@ -31,7 +31,7 @@ def run_child(module: str, job: bytes, handle: Callable[[bytes], bool]) -> int |
     """
     command = [sys.executable, "-m", module]
     with subprocess.Popen(  # noqa: S603  (our own interpreter and module)
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment(), bufsize=0
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=_thrifty(), bufsize=0
     ) as process:
         try:
             assert process.stdin is not None
@@ -93,5 +93,12 @@ def environment() -> dict[str, str]:
     """Ours, with this svd_trt found first wherever it was imported from."""
     here = str(Path(svd_trt.__file__).parent.parent)
     path = os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH", "")]))
-    # By default glibc comes to keep blocks of up to 32 MB for later; weights should go back when they are let go.
-    return {"MALLOC_MMAP_THRESHOLD_": "1048576"} | os.environ | {"PYTHONPATH": path}
+    return os.environ | {"PYTHONPATH": path}
+
+
+def _thrifty() -> dict[str, str]:
+    """The same, with blocks given back to the system when they are let go: weights come and go in a build.
+
+    By default glibc comes to keep blocks of up to 32 MB for later, which makes whoever allocates often faster.
+    """
+    return {"MALLOC_MMAP_THRESHOLD_": "1048576"} | environment()
