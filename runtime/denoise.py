@@ -107,7 +107,9 @@ class Loop(Released):
             self._partial = empty(shape, "partial_denoised") if len(passes) > 1 else self._zeros
             self._coefficients = [empty((len(COEFFICIENTS),), "coefficients") for _ in passes]
             self._tables = [empty((steps, len(COEFFICIENTS)), "table of coefficients") for _ in passes]
+            self._rows = [[table.rows(step, step + 1) for table in self._tables] for step in range(steps)]
             self._tables_host = [host((steps, len(COEFFICIENTS)), "table of coefficients") for _ in passes]
+            self._tensors = [self._bind(parity) for parity in (0, 1)]
             self._host = [host(shape, "latents") for _ in range(2)]
             self._fetched = [stack.enter_context(device.mark()) for _ in range(2)]
             # A step's end, the one before it, and the one after it, which may be under way.
@@ -190,8 +192,8 @@ class Loop(Released):
             yield step
 
     def _enqueue(self, lease: Lease, step: int, *, fetch: bool) -> None:
-        for rows, coefficients in zip(self._tables, self._coefficients, strict=True):
-            self._device.copy(rows.rows(step, step + 1), coefficients)
+        for row, coefficients in zip(self._rows[step], self._coefficients, strict=True):
+            self._device.copy(row, coefficients)
         with lease() as self._session:
             self._recorded[step % 2]()
         self._ends[step % 3].record()
@@ -201,10 +203,16 @@ class Loop(Released):
     def _passes(self, parity: int) -> None:
         """One step: from the latents of ``parity`` to the others, in one pass or in one for each guidance branch."""
         assert self._session is not None
+        for tensors in self._tensors[parity]:
+            self._session.enqueue(tensors)
+
+    def _bind(self, parity: int) -> list[dict[str, Buffer]]:
+        """What the denoiser reads and writes in each pass of such a step."""
+        bound = []
         done = self._zeros
         for index, fixed in enumerate(self._fixed):
             target = self._denoised[1 - parity] if index == len(self._fixed) - 1 else self._partial
-            self._session.enqueue(
+            bound.append(
                 fixed
                 | {
                     "latents": self._latents[parity],
@@ -216,6 +224,7 @@ class Loop(Released):
                 }
             )
             done = target
+        return bound
 
     def _fetch(self, step: int) -> None:
         self._device.fetch(self._latents[(step + 1) % 2], self._host[step % 2], self._fetched[step % 2])

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack
+from types import TracebackType
 
 from svd_trt.engine.bundle import Bundle
 from svd_trt.engine.manifest import read_manifest
@@ -53,8 +53,7 @@ class Engines(Released):
         with self.lend(network):
             pass
 
-    @contextmanager
-    def lend(self, network: NetworkName, stop: threading.Event | None = None) -> Iterator[Session]:
+    def lend(self, network: NetworkName, stop: threading.Event | None = None) -> AbstractContextManager[Session]:
         """The loaded network, for as long as the block takes; waits while another thread has one.
 
         Args:
@@ -66,25 +65,23 @@ class Engines(Released):
             DeviceMemoryError: it does not fit.
             BundleError: the bundle was built again since it was opened, so its networks no longer belong together.
         """
-        with self._locked(stop):
-            if self._closed:
-                raise BackendError(CLOSED)
-            if not self._resident:
-                for other in [name for name in self._loaded if name != network]:
-                    self._drop(other)
-            if network not in self._loaded:
-                self._loaded[network] = self._open(network)
-            yield self._loaded[network]
+        return _Lease(self, network, stop)
 
-    @contextmanager
-    def _locked(self, stop: threading.Event | None) -> Iterator[None]:
+    def _lock_for(self, stop: threading.Event | None) -> None:
         while not self._lock.acquire(timeout=_PATIENCE):
             if stop is not None and stop.is_set():
                 raise BackendError("the stream was given up")
-        try:
-            yield
-        finally:
-            self._lock.release()
+
+    def _ready(self, network: NetworkName) -> Session:
+        """``network``, loaded if need be; only under the lock."""
+        if self._closed:
+            raise BackendError(CLOSED)
+        if not self._resident:
+            for other in [name for name in self._loaded if name != network]:
+                self._drop(other)
+        if network not in self._loaded:
+            self._loaded[network] = self._open(network)
+        return self._loaded[network]
 
     def release(self) -> None:
         """Let go of every network; they are loaded again when they are wanted."""
@@ -112,3 +109,24 @@ class Engines(Released):
             finally:
                 if not self._resident:
                     self._device.trim()
+
+
+class _Lease(AbstractContextManager[Session]):
+    """See `Engines.lend`. Not a generator: every step of the loop takes one, just after the network has used up every
+    cache, and then a generator's detours cost tens of microseconds."""
+
+    def __init__(self, engines: Engines, network: NetworkName, stop: threading.Event | None) -> None:
+        self._engines, self._network, self._stop = engines, network, stop
+
+    def __enter__(self) -> Session:
+        self._engines._lock_for(self._stop)
+        try:
+            return self._engines._ready(self._network)
+        except BaseException:
+            self._engines._lock.release()
+            raise
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._engines._lock.release()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from queue import SimpleQueue
@@ -26,10 +27,19 @@ _ERRORS_ONLY = 3  # onnxruntime's log level: its warnings speak of graph details
 
 
 class CpuBuffer(Released):
-    """A numpy array."""
+    """A numpy array, which stays the same one.
+
+    Attributes:
+        flat: a view of it with one axis.
+        number: no other buffer ever has it; what is remembered of a buffer is found by it.
+    """
+
+    _numbers = itertools.count()
 
     def __init__(self, array: Array) -> None:
         self.array = array
+        self.flat = array.reshape(-1)
+        self.number = next(self._numbers)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -79,10 +89,11 @@ class CpuSession(Released):
 
     def __init__(self, bundle: Bundle, network: NetworkName) -> None:
         self.spec: NetworkSpec = bundle.network(network).spec
-        self._session: Any = load_onnx(bundle, network, ["CPUExecutionProvider"])
+        self._session: Any = load_onnx(bundle, network, ["CPUExecutionProvider"], plan_memory=False)
         self._thread = _Thread(network)
         self._running: Any = None
-        self._bindings: dict[tuple[Any, ...], Any] = {}
+        self._names = [t.name for t in self.spec.tensors]
+        self._bindings: dict[tuple[int, ...], Any] = {}
 
     def enqueue(self, tensors: Mapping[str, Buffer]) -> None:
         """Run once and wait. See `svd_trt.runtime.device.Session.enqueue`."""
@@ -102,18 +113,20 @@ class CpuSession(Released):
 
     def _bound(self, tensors: Mapping[str, Buffer]) -> Any:
         """The binding of these buffers, made once: the loop comes back to the same ones every other step."""
-        inputs = [_binding(t.name, tensors[t.name]) for t in self.spec.inputs]
-        outputs = [_binding(t.name, tensors[t.name]) for t in self.spec.outputs]
-        key = (*inputs, *outputs)  # addresses and shapes, which are all that a binding holds
+        key = tuple([_cpu(tensors[name]).number for name in self._names])
         if key not in self._bindings:
             while len(self._bindings) >= _BINDINGS_KEPT:
                 del self._bindings[next(iter(self._bindings))]
-            binding = self._bindings[key] = self._session.io_binding()
-            for one in inputs:
-                binding.bind_input(*one)
-            for one in outputs:
-                binding.bind_output(*one)
+            self._bindings[key] = self._bind(tensors)
         return self._bindings[key]
+
+    def _bind(self, tensors: Mapping[str, Buffer]) -> Any:
+        binding = self._session.io_binding()
+        for tensor in self.spec.inputs:
+            binding.bind_input(*_binding(tensor.name, tensors[tensor.name]))
+        for tensor in self.spec.outputs:
+            binding.bind_output(*_binding(tensor.name, tensors[tensor.name]))
+        return binding
 
     def cancel(self) -> None:
         """End the run that is under way."""
@@ -201,7 +214,7 @@ class CpuDevice(Released):
 
     def copy(self, source: Buffer, target: Buffer) -> None:
         """Copy."""
-        _array(target).reshape(-1)[:] = _array(source).reshape(-1)
+        _cpu(target).flat[:] = _cpu(source).flat
 
     def after(self, mark: Mark) -> None:
         """Nothing is ever under way."""
@@ -227,15 +240,29 @@ class CpuDevice(Released):
 
 
 def load_onnx(
-    bundle: Bundle, network: NetworkName, providers: Sequence[Any], provider_options: Sequence[Any] | None = None
+    bundle: Bundle,
+    network: NetworkName,
+    providers: Sequence[Any],
+    provider_options: Sequence[Any] | None = None,
+    *,
+    plan_memory: bool = True,
 ) -> Any:
     """An ONNX Runtime session of one network.
+
+    Args:
+        bundle: where it is.
+        network: which.
+        providers, provider_options: as `onnxruntime.InferenceSession` takes them.
+        plan_memory: have the first run note where each tensor lies, and later runs take all of it as one block. On a
+            processor that costs more than it saves: the block lies beside what the first run left in the arena, so it
+            is twice the memory, and the second run touches all of it for the first time.
 
     Raises:
         BackendError: onnxruntime refuses it.
     """
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _ERRORS_ONLY
+    options.enable_mem_pattern = plan_memory
     path = bundle.onnx_path(network)
     try:
         return onnxruntime.InferenceSession(path, options, providers=providers, provider_options=provider_options)
@@ -255,9 +282,13 @@ def run_bound(session: Any, binding: Any, options: Any, name: str) -> None:
         raise BackendError(f"onnxruntime failed in {name}: {first_line(error)}") from error
 
 
-def _array(buffer: Buffer) -> Array:
+def _cpu(buffer: Buffer) -> CpuBuffer:
     assert isinstance(buffer, CpuBuffer)
-    return buffer.array
+    return buffer
+
+
+def _array(buffer: Buffer) -> Array:
+    return _cpu(buffer).array
 
 
 def _binding(name: str, buffer: Buffer) -> tuple[Any, ...]:

@@ -396,7 +396,7 @@ def test_options_that_contradict(
 
 
 def test_random_presets(run: Run, tmp_path: Path) -> None:
-    assert_refused(run("build", "random:huge", "-o", tmp_path / "b"), "huge", "tiny, svd, svd-xt")
+    assert_refused(run("build", "random:huge", "-o", tmp_path / "b"), "huge", "tiny, mid, svd, svd-xt")
     assert_refused(run("build", "random:svd@x", "-o", tmp_path / "b"), "seed", "random:svd@7")
 
 
