@@ -48,10 +48,10 @@ def compare_results(a: Result, b: Result) -> list[Row]:
     """
     if (asked := _asked(a)) != _asked(b):
         raise ResultError(f"these results are of different videos: {asked} and {_asked(b)}; measure the same one")
-    new = {c.name: c for c in b.contenders if c.total_s is not None}
+    new = {c.name: c for c in b.contenders if c.spread is not None}
     rows = []
     for old in a.contenders:
-        if old.total_s is not None and old.name in new:
+        if old.spread is not None and old.name in new:
             rows += _rows(old, new[old.name], seconds=same_machine(a, b))
     return rows
 
@@ -63,14 +63,17 @@ def _asked(result: Result) -> str:
 
 def _rows(old: Contender, new: Contender, *, seconds: bool) -> list[Row]:
     rows = []
+    a, b = old.spread, new.spread
+    assert a is not None
+    assert b is not None
     if old.name != BASELINE:
-        rows.append(_row(old.name, "x eager", old.ratio_to_eager, new.ratio_to_eager, higher_is_better=True))
-        steps = old.step_ratio_to_eager, new.step_ratio_to_eager
+        rows.append(_row(old.name, "x eager", a.ratio_to_eager, b.ratio_to_eager, higher_is_better=True))
+        steps = a.step_ratio_to_eager, b.step_ratio_to_eager
         rows.append(_row(old.name, "step x eager", *steps, higher_is_better=True))
     if seconds:
-        rows.append(_row(old.name, "step s", old.step_s, new.step_s))
-        rows.append(_row(old.name, "total s", old.total_s, new.total_s))
-        rows += [_row(old.name, f"{stage} s", old.stages.get(stage), new.stages.get(stage)) for stage in STAGES]
+        rows.append(_row(old.name, "step s", a.step_s, b.step_s))
+        rows.append(_row(old.name, "total s", a.total_s, b.total_s))
+        rows += [_row(old.name, f"{stage} s", a.stages.get(stage), b.stages.get(stage)) for stage in STAGES]
         rows.append(_row(old.name, "RAM bytes", _single(old.peak_rss), _single(new.peak_rss)))
         rows.append(_row(old.name, "VRAM bytes", _single(old.peak_vram), _single(new.peak_vram)))
     rows.append(_fidelity(old, new))

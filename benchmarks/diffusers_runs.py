@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from svd_trt.benchmarks.clock import clock_for
 from svd_trt.benchmarks.protocol import Job
 from svd_trt.benchmarks.runs import Run, Video
 from svd_trt.benchmarks.schema import Stage
@@ -19,18 +20,16 @@ _LOW_MEMORY_CHUNK = 2
 
 
 class DiffusersRun(Run):
-    """``StableVideoDiffusionPipeline``; ``mode`` is ``eager``, ``compile`` or ``low-memory``.
-
-    On a GPU every border waits for the device, which costs diffusers a few hundred microseconds a step.
-    """
+    """``StableVideoDiffusionPipeline``; ``mode`` is ``eager``, ``compile`` or ``low-memory``."""
 
     def __init__(self, job: Job, mode: str) -> None:
         self.subject, self.mode, self.gpu = job.subject, mode, job.gpu
         self.threads, self.exact = job.threads, job.exact
         self.picture = job.picture
-        self.stages: dict[Stage, float] = {}
-        self.begins: list[float] = []
-        self.ends: list[float] = []
+        self.clock = clock_for(gpu=job.gpu)
+        self.spans: list[tuple[Stage, Any, Any]] = []
+        self.begins: list[Any] = []
+        self.ends: list[Any] = []
 
     def load(self) -> None:
         import torch
@@ -57,7 +56,7 @@ class DiffusersRun(Run):
         scale = pipe.scheduler.scale_model_input
 
         def begin(*args: Any, **kwargs: Any) -> Any:  # the first thing of each step
-            self.begins.append(self._now())
+            self.begins.append(self.clock.mark())
             return scale(*args, **kwargs)
 
         pipe.scheduler.scale_model_input = begin
@@ -67,7 +66,8 @@ class DiffusersRun(Run):
         import torch
 
         s = self.subject
-        self.stages, self.begins, self.ends = {}, [], []
+        self.spans, self.begins, self.ends = [], [], []
+        started, start = time.perf_counter(), self.clock.mark()
         with torch.no_grad():
             frames = self.pipe(
                 self._image(),
@@ -82,9 +82,13 @@ class DiffusersRun(Run):
             ).frames[0]
         made = np.stack([np.asarray(frame) for frame in frames])
         write(made)
-        self.stages["denoise"] = self.ends[-1] - self.begins[0]
-        steps = [end - begin for begin, end in zip(self.begins, self.ends, strict=True)]
-        return Video(made, self.stages, steps, self.begins[0])
+        self.clock.settle()
+        seconds = self.clock.seconds
+        stages: dict[Stage, float] = {"denoise": seconds(self.begins[0], self.ends[-1])}
+        for stage, begin, end in self.spans:
+            stages[stage] = stages.get(stage, 0.0) + seconds(begin, end)
+        steps = [seconds(begin, end) for begin, end in zip(self.begins, self.ends, strict=True)]
+        return Video(made, stages, steps, started + seconds(start, self.begins[0]))
 
     def _image(self) -> Any:
         from diffusers.utils import load_image
@@ -92,23 +96,16 @@ class DiffusersRun(Run):
         return load_image(self.picture)
 
     def _end(self, _pipe: Any, _step: int, _timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
-        self.ends.append(self._now())
+        self.ends.append(self.clock.mark())
         return values
-
-    def _now(self) -> float:
-        if self.gpu:
-            import torch
-
-            torch.cuda.synchronize()
-        return time.perf_counter()
 
     def _clock(self, pipe: Any, method: str, stage: Stage) -> None:
         inner = getattr(pipe, method)
 
         def timed(*args: Any, **kwargs: Any) -> Any:
-            started = self._now()
+            begin = self.clock.mark()
             result = inner(*args, **kwargs)
-            self.stages[stage] = self.stages.get(stage, 0.0) + self._now() - started
+            self.spans.append((stage, begin, self.clock.mark()))
             return result
 
         setattr(pipe, method, timed)

@@ -25,7 +25,7 @@ from svd_trt.benchmarks.contenders import Entrant
 from svd_trt.benchmarks.fidelity import compare_frames
 from svd_trt.benchmarks.machine import describe_machine
 from svd_trt.benchmarks.protocol import Job, Made, Ready
-from svd_trt.benchmarks.schema import BASELINE, STAGES, Contender, Curve, Fidelity, Peak, Result, Round, Subject
+from svd_trt.benchmarks.schema import BASELINE, STAGES, Contender, Curve, Fidelity, Peak, Result, Round, Spread, Subject
 from svd_trt.benchmarks.stats import measure, ratios
 from svd_trt.errors import BenchmarkError, SvdTrtError
 
@@ -211,9 +211,17 @@ def _figures(one: _Taking, baseline: _Taking, subject: Subject, peak: Peak | Non
     shared = [n for n in one.rounds if n in baseline.rounds]
     against = [baseline.rounds[n] for n in shared]
     ours = [one.rounds[n] for n in shared]
-    step = measure([statistics.median(m.steps) for m in made])
-    rate = None if subject.step_flops is None else subject.step_flops / step.median
-    warm, ready, first = statistics.median(m.total_s for m in made), one.ready, one.warmup
+    spread = Spread(
+        step_s=measure([statistics.median(m.steps) for m in made]),
+        total_s=measure([m.total_s for m in made]),
+        stages={stage: measure([m.stages[stage] for m in made]) for stage in STAGES},
+        ratio_to_eager=ratios([m.total_s for m in against], [m.total_s for m in ours]),
+        step_ratio_to_eager=ratios(
+            [statistics.median(m.steps) for m in against], [statistics.median(m.steps) for m in ours]
+        ),
+    )
+    rate = None if subject.step_flops is None else subject.step_flops / spread.step_s.median
+    warm, ready, first = spread.total_s.median, one.ready, one.warmup
     host = [m.host_s for m in made if m.host_s is not None]
     energy = [m.energy_j for m in made if m.energy_j is not None]
     # A compiler works in the first call; building a bundle comes before it.
@@ -222,13 +230,12 @@ def _figures(one: _Taking, baseline: _Taking, subject: Subject, peak: Peak | Non
         name=one.entrant.name,
         what=one.entrant.what,
         skipped=None,
-        step_s=step,
-        total_s=measure([m.total_s for m in made]),
-        stages={stage: measure([m.stages[stage] for m in made]) for stage in STAGES},
-        ratio_to_eager=ratios([m.total_s for m in against], [m.total_s for m in ours]),
-        step_ratio_to_eager=ratios(
-            [statistics.median(m.steps) for m in against], [statistics.median(m.steps) for m in ours]
-        ),
+        step_s=spread.step_s.median,
+        total_s=spread.total_s.median,
+        stages={stage: m.median for stage, m in spread.stages.items()},
+        ratio_to_eager=spread.ratio_to_eager.median,
+        step_ratio_to_eager=spread.step_ratio_to_eager.median,
+        spread=spread,
         psnr_db=None if one.fidelity is None else one.fidelity.worst_psnr_db,
         fidelity=one.fidelity,
         import_s=ready.import_s,

@@ -31,7 +31,7 @@ def plot_result(result: Result, folder: Path, stem: str) -> list[Path]:
         OutputError: a file cannot be written.
     """
     mpl.use("Agg")
-    found = [c for c in result.contenders if c.total_s is not None]
+    found = [c for c in result.contenders if c.spread is not None]
     if not found:
         raise ResultError("no contender of this result was measured; there is nothing to draw")
     figures = {"speed": _speed(found), "stages": _stages(found), "memory": _memory(found)}
@@ -70,16 +70,15 @@ def _bars(found: list[Contender], title: str) -> tuple[Figure, Any]:
 def _speed(found: list[Contender]) -> Figure:
     figure, axes = _bars(found, "Whole video: speed against eager diffusers (longer is faster)")
     for row, c in enumerate(found):
-        ratio = c.ratio_to_eager
-        assert ratio is not None
-        assert c.total_s is not None
+        assert c.spread is not None
+        ratio, total = c.spread.ratio_to_eager, c.spread.total_s
         colour = _OURS if c.name.startswith("svd-trt") else _THEIRS
         spread = [[ratio.median - ratio.low], [ratio.high - ratio.median]]
         axes.barh(row, ratio.median, color=colour, xerr=spread, height=0.62, capsize=3, ecolor="#333333")
-        told = f" {ratio.median:.2f}x, {c.total_s.median:.3g} s{_worst(c)}"
+        told = f" {ratio.median:.2f}x, {total.median:.3g} s{_worst(c)}"
         axes.text(ratio.high, row, told, va="center", fontsize=9)
     axes.axvline(1.0, color="#333333", linewidth=0.8, linestyle=":")
-    axes.set_xlim(0, max(c.ratio_to_eager.high for c in found if c.ratio_to_eager) * 1.45)
+    axes.set_xlim(0, max(c.spread.ratio_to_eager.high for c in found if c.spread) * 1.45)
     axes.set_xlabel("times as fast; whiskers: least and most of the rounds; dB: worst frame against fp32 eager")
     return figure
 
@@ -95,7 +94,7 @@ def _stages(found: list[Contender]) -> Figure:
     for row, c in enumerate(found):
         left = 0.0
         for colour, stage in zip(_COLOURS, STAGES, strict=False):
-            seconds = c.stages[stage].median
+            seconds = c.stages[stage]
             axes.barh(row, seconds, left=left, color=colour, height=0.62, label=stage if row == 0 else None)
             left += seconds
     axes.set_xlabel("seconds (stages may overlap)")

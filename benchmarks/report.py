@@ -22,12 +22,13 @@ def main_rows(result: Result) -> Rows:
     """One row for each contender that was measured."""
     rows = [_MAIN]
     for c in _measured(result):
+        assert c.spread is not None
         rows.append(
             [
                 c.name,
-                _seconds(c.step_s),
-                _seconds(c.total_s),
-                _ratio(c.ratio_to_eager),
+                _seconds(c.spread.step_s),
+                _seconds(c.spread.total_s),
+                _ratio(c.spread.ratio_to_eager),
                 "-" if c.psnr_db is None else "identical" if c.psnr_db >= IDENTICAL_DB else f"{c.psnr_db:.1f} dB",
                 "-" if c.fidelity is None else f"{c.fidelity.worst_ssim:.4f}",
                 _gigabytes(c.peak_rss),
@@ -44,9 +45,8 @@ def stage_rows(result: Result) -> Rows:
     rows = [["contender", *STAGES]]
     for c in _measured(result):
         assert c.total_s is not None
-        total = c.total_s.median
         cells = [c.stages.get(stage) for stage in STAGES]
-        rows.append([c.name, *("-" if m is None else f"{m.median:.3g} s ({m.median / total:.0%})" for m in cells)])
+        rows.append([c.name, *("-" if s is None else f"{s:.3g} s ({s / c.total_s:.0%})" for s in cells)])
     return rows
 
 
@@ -124,7 +124,7 @@ def _table(rows: Rows) -> Table:
 
 
 def _measured(result: Result) -> list[Contender]:
-    return [c for c in result.contenders if c.skipped is None and c.total_s is not None]
+    return [c for c in result.contenders if c.spread is not None]
 
 
 def _without_empty(rows: Rows) -> Rows:
@@ -133,12 +133,12 @@ def _without_empty(rows: Rows) -> Rows:
     return [[row[i] for i in kept] for row in rows]
 
 
-def _seconds(m: Measure | None) -> str:
-    return "-" if m is None else f"{m.median:.3g} s ({m.low:.3g}-{m.high:.3g})"
+def _seconds(m: Measure) -> str:
+    return f"{m.median:.3g} s ({m.low:.3g}-{m.high:.3g})"
 
 
-def _ratio(m: Measure | None) -> str:
-    return "-" if m is None else f"{m.median:.2f} ({m.low:.2f}-{m.high:.2f})"
+def _ratio(m: Measure) -> str:
+    return f"{m.median:.2f} ({m.low:.2f}-{m.high:.2f})"
 
 
 def _short(seconds: float | None) -> str:

@@ -23,6 +23,7 @@ __all__ = [
     "Point",
     "Result",
     "Round",
+    "Spread",
     "Stage",
     "Subject",
 ]
@@ -77,6 +78,16 @@ class Round(msgspec.Struct, frozen=True, kw_only=True):
     energy_j: float | None = None
 
 
+class Spread(msgspec.Struct, frozen=True, kw_only=True):
+    """The figures of a `Contender` that vary from round to round, with their least and most."""
+
+    step_s: Measure
+    total_s: Measure
+    stages: dict[Stage, Measure]
+    ratio_to_eager: Measure
+    step_ratio_to_eager: Measure
+
+
 class Fidelity(msgspec.Struct, frozen=True, kw_only=True):
     """Frames compared with those of fp32 eager diffusers for the same seed; identical frames count as 200 dB."""
 
@@ -97,12 +108,16 @@ class Contender(msgspec.Struct, frozen=True, kw_only=True):
     """A sentence for people: library, compiler mode, backend, what is special."""
     skipped: str | None = None
     """Why it was not measured; then nothing below is given."""
-    step_s: Measure | None = None
-    total_s: Measure | None = None
-    stages: dict[Stage, Measure] = msgspec.field(default_factory=dict)
-    ratio_to_eager: Measure | None = None
+    step_s: float | None = None
+    """Of a denoising step. This and the four below are medians over the rounds; `spread` has least and most."""
+    total_s: float | None = None
+    """Of a video, from the call to the last frame written."""
+    stages: dict[Stage, float] = msgspec.field(default_factory=dict)
+    ratio_to_eager: float | None = None
     """Total of eager over total of this one, in the same round: above 1 is faster."""
-    step_ratio_to_eager: Measure | None = None
+    step_ratio_to_eager: float | None = None
+    """The same of a step."""
+    spread: Spread | None = None
     psnr_db: float | None = None
     """Of the worst frame."""
     fidelity: Fidelity | None = None

@@ -112,8 +112,11 @@ class Engines(Released):
 
 
 class _Lease(AbstractContextManager[Session]):
-    """See `Engines.lend`. Not a generator: every step of the loop takes one, just after the network has used up every
-    cache, and then a generator's detours cost tens of microseconds."""
+    """See `Engines.lend`.
+
+    Not a generator: every step of the loop takes a lease, just after the network has used up every cache, and then a
+    generator's detours cost tens of microseconds.
+    """
 
     def __init__(self, engines: Engines, network: NetworkName, stop: threading.Event | None) -> None:
         self._engines, self._network, self._stop = engines, network, stop

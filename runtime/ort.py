@@ -252,7 +252,8 @@ def load_onnx(
     Args:
         bundle: where it is.
         network: which.
-        providers, provider_options: as `onnxruntime.InferenceSession` takes them.
+        providers: as `onnxruntime.InferenceSession` takes them.
+        provider_options: one for each.
         plan_memory: have the first run note where each tensor lies, and later runs take all of it as one block. On a
             processor that costs more than it saves: the block lies beside what the first run left in the arena, so it
             is twice the memory, and the second run touches all of it for the first time.

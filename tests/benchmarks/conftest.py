@@ -7,22 +7,30 @@ from typing import Any
 
 import pytest
 
-from svd_trt.benchmarks.schema import STAGES, Contender, Fidelity, Peak, Result, Round, Subject
+from svd_trt.benchmarks.schema import STAGES, Contender, Fidelity, Peak, Result, Round, Spread, Subject
 
 
 def made_contender(name: str, seconds: list[float], eager: list[float], **more: Any) -> Contender:
     from svd_trt.benchmarks.stats import measure, ratios
 
+    spread = Spread(
+        step_s=measure([s / 10 for s in seconds]),
+        total_s=measure(seconds),
+        stages={stage: measure([s / 5 for s in seconds]) for stage in STAGES},
+        ratio_to_eager=ratios(eager, seconds),
+        step_ratio_to_eager=ratios(eager, seconds),
+    )
     rounds = [
         Round(round=i, total_s=s, stages=dict.fromkeys(STAGES, s / 5), steps=[s / 10] * 2)
         for i, s in enumerate(seconds)
     ]
     fields: dict[str, Any] = {
-        "step_s": measure([s / 10 for s in seconds]),
-        "total_s": measure(seconds),
-        "stages": {stage: measure([s / 5 for s in seconds]) for stage in STAGES},
-        "ratio_to_eager": ratios(eager, seconds),
-        "step_ratio_to_eager": ratios(eager, seconds),
+        "step_s": spread.step_s.median,
+        "total_s": spread.total_s.median,
+        "stages": {stage: m.median for stage, m in spread.stages.items()},
+        "ratio_to_eager": spread.ratio_to_eager.median,
+        "step_ratio_to_eager": spread.step_ratio_to_eager.median,
+        "spread": spread,
         "psnr_db": 88.5,
         "fidelity": Fidelity(psnr_db=[90.0, 88.5], ssim=[1.0, 0.9999], worst_psnr_db=88.5, worst_ssim=0.9999),
         "peak_rss": 1_500_000_000,

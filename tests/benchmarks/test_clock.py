@@ -1,0 +1,98 @@
+"""Clocks between the stages of diffusers' pipeline, and the surroundings that its process is given."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from svd_trt.benchmarks.clock import CudaClock, HostClock, clock_for
+from svd_trt.benchmarks.diffusers_runs import DiffusersRun
+from svd_trt.benchmarks.picture import draw_picture
+from svd_trt.benchmarks.protocol import Job
+from svd_trt.benchmarks.schema import Subject
+from svd_trt.engine.child import environment
+
+
+class LateEvent:
+    """A CUDA event as torch has it: it knows its time only once the device was waited for."""
+
+    device_time = 0.0
+    settled = False
+    waits = 0
+
+    def __init__(self, *, enable_timing: bool) -> None:
+        assert enable_timing
+
+    def record(self) -> None:
+        LateEvent.device_time += 0.25
+        LateEvent.settled = False
+        self.at = LateEvent.device_time
+
+    def elapsed_time(self, later: LateEvent) -> float:
+        assert LateEvent.settled, "read before the device was waited for"
+        return (later.at - self.at) * 1e3
+
+
+@pytest.fixture
+def events(monkeypatch: pytest.MonkeyPatch) -> type[LateEvent]:
+    def synchronize() -> None:
+        LateEvent.settled = True
+        LateEvent.waits += 1
+
+    LateEvent.waits = 0
+    monkeypatch.setattr(torch.cuda, "Event", LateEvent)
+    monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
+    return LateEvent
+
+
+def test_the_host_s_clock() -> None:
+    clock = clock_for(gpu=False)
+    assert isinstance(clock, HostClock)
+    begin = clock.mark()
+    time.sleep(0.01)
+    clock.settle()
+    assert clock.seconds(begin, clock.mark()) >= 0.01
+
+
+def run_of(checkpoint: Path, tmp_path: Path) -> DiffusersRun:
+    picture = tmp_path / "picture.png"
+    draw_picture(64, 64).save(picture)
+    subject = Subject(
+        model=str(checkpoint),
+        precision="fp32",
+        frames=2,
+        height=64,
+        width=64,
+        steps=3,
+        decode_chunk_size=2,
+        seed=7,
+    )
+    job = Job(contender="diffusers-eager", subject=subject, picture=str(picture), bundle=None, threads=1, gpu=False)
+    return DiffusersRun(job, "eager")
+
+
+def test_on_a_gpu_nothing_waits_before_the_end(checkpoint: Path, tmp_path: Path, events: type[LateEvent]) -> None:
+    """The whole pipeline on the CPU, with the clock of a GPU: every stage in the GPU's time, and one wait for all."""
+    run = run_of(checkpoint, tmp_path)
+    run.clock = clock_for(gpu=True)
+    assert isinstance(run.clock, CudaClock)
+    run.load()
+    written: list[Any] = []
+    before = time.perf_counter()
+    video = run.make(written.append)
+    assert events.waits == 1
+    assert video.steps == [0.25] * 3
+    assert video.stages == {"image_encode": 0.25, "vae_encode": 0.25, "denoise": 5 * 0.25, "decode": 0.25}
+    assert before < video.first_step_at - 5 * 0.25, "the first step began when five marks had been reached"
+    assert [w.shape for w in written] == [(2, 64, 64, 3)]
+
+
+def test_contenders_get_the_allocator_that_users_have() -> None:
+    """What makes a build thrifty makes eager torch slow: it would be measured with a handicap."""
+    added = environment().keys() - os.environ.keys()
+    assert added <= {"PYTHONPATH"}
