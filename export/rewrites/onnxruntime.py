@@ -11,17 +11,19 @@ from itertools import pairwise
 from typing import cast
 
 import torch
+import torch.nn.functional as F  # noqa: N812  (torch's own convention)
 from torch import Tensor, nn
 
 from svd_trt.export.rewrites.attention import BoundedAttention
 from svd_trt.export.rewrites.feed_forward import ResidualFeedForward, SplitFeedForward
-from svd_trt.export.rewrites.surgery import replace_layers
+from svd_trt.export.rewrites.surgery import frozen, replace_layers
+from svd_trt.export.rewrites.upsample import SubpixelUpsample
 
-__all__ = ["FusedAttention", "TokenFeedForward", "fuse_for_onnxruntime"]
+__all__ = ["FusedAttention", "PhasedUpsample", "TokenFeedForward", "fuse_for_onnxruntime"]
 
 
 def fuse_for_onnxruntime(model: nn.Module, *, ff_chunks: int = 1) -> int:
-    """Write attention and feed-forwards as ONNX Runtime runs them best; returns places changed. Only for fp32.
+    """Write layers as ONNX Runtime runs them best; returns how many were changed. Only for fp32.
 
     Args:
         model: rewritten by `svd_trt.export.rewrites.rewrite`.
@@ -35,7 +37,8 @@ def fuse_for_onnxruntime(model: nn.Module, *, ff_chunks: int = 1) -> int:
         return TokenFeedForward(layer, max(1, ff_chunks * narrowest // _width(layer)))
 
     attentions = replace_layers(model, BoundedAttention, FusedAttention)
-    return attentions + replace_layers(model, ResidualFeedForward, feed_forward)
+    upsamplers = replace_layers(model, SubpixelUpsample, PhasedUpsample)
+    return attentions + upsamplers + replace_layers(model, ResidualFeedForward, feed_forward)
 
 
 def _width(layer: ResidualFeedForward) -> int:
@@ -95,3 +98,34 @@ class TokenFeedForward(nn.Module):
     def _run(self, tokens: Tensor) -> Tensor:
         assert isinstance(self.ff, SplitFeedForward)
         return tokens + self.ff.run(self.norm(tokens))
+
+
+class PhasedUpsample(nn.Module):
+    """`SubpixelUpsample` as a convolution for each kind of output pixel, interleaved by concatenation.
+
+    Each has the padding that it needs on two sides only, so nothing is computed to be cut off; and ONNX Runtime
+    concatenates in all threads, while its DepthToSpace runs in one.
+    """
+
+    def __init__(self, layer: SubpixelUpsample) -> None:
+        super().__init__()
+        assert layer.bias is not None
+        self.channels = layer.weight.shape[0] // 4
+        # The shuffle has the four kinds of an output channel beside each other, here those of a kind are.
+        weight = layer.weight.detach().unflatten(0, (self.channels, 4)).transpose(0, 1)  # [4, C', C, 2, 2]
+        self.weights = nn.ParameterList(frozen(kernel, kernel.dtype) for kernel in weight)
+        self.bias = frozen(layer.bias.detach()[::4], layer.bias.dtype)
+
+    def forward(self, hidden: Tensor, output_size: tuple[int, int] | None = None) -> Tensor:
+        """``[N, C, s, t]`` to ``[N, C', 2s, 2t]``, which ``output_size`` is if it is given."""
+        assert output_size in (None, (2 * hidden.shape[2], 2 * hidden.shape[3]))
+        odd_odd, odd_even, even_odd, even_even = (self._kind(hidden, kind) for kind in range(4))  # row, then column
+        even_columns = torch.stack([even_even, odd_even], dim=3).flatten(2, 3)  # [N, C', 2s, t]
+        odd_columns = torch.stack([even_odd, odd_odd], dim=3).flatten(2, 3)
+        return torch.stack([even_columns, odd_columns], dim=4).flatten(3)
+
+    def _kind(self, hidden: Tensor, kind: int) -> Tensor:
+        """Every other row and column: even ones see the pixel before theirs, odd ones the one after."""
+        even_row, even_column = divmod(kind, 2)
+        padding = (even_column, 1 - even_column, even_row, 1 - even_row)
+        return F.conv2d(F.pad(hidden, padding), self.weights[kind], self.bias)

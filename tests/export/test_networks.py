@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,12 +26,12 @@ def sizes_at(spec: NetworkSpec, end: str) -> dict[str, int]:
     return {symbol: getattr(r, end) for symbol, r in spec.ranges.items()}
 
 
-def largest_difference(bundle: Bundle, name: NetworkName, sizes: dict[str, int], reference: Any) -> float:
-    spec = bundle.network(name).spec
+def largest_difference(path: Path, spec: NetworkSpec, sizes: dict[str, int], reference: Any) -> float:
+    """Of the network ``spec`` in the file ``path``."""
     inputs = draw_inputs(spec, sizes)
-    session = onnxruntime.InferenceSession(bundle.onnx_path(name), providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     ours = session.run(None, inputs)
-    theirs = diffusers_output(reference, name, {k: torch.from_numpy(v) for k, v in inputs.items()})
+    theirs = diffusers_output(reference, spec.name, {k: torch.from_numpy(v) for k, v in inputs.items()})
     assert [o.shape for o in ours] == [t.resolve(sizes) for t in spec.outputs]
     assert all(float(t.std()) > 0.01 for t in theirs), "a flat reference would agree with anything"
     return max(float(np.abs(o.astype(np.float64) - t.numpy()).max()) for o, t in zip(ours, theirs, strict=True))
@@ -42,8 +43,8 @@ def largest_difference(bundle: Bundle, name: NetworkName, sizes: dict[str, int],
 def test_fp32_network(
     name: NetworkName, end: str, dynamic_bundle: Bundle, reference: Any, record_property: Any
 ) -> None:
-    sizes = sizes_at(dynamic_bundle.network(name).spec, end)
-    difference = largest_difference(dynamic_bundle, name, sizes, reference)
+    spec = dynamic_bundle.network(name).spec
+    difference = largest_difference(dynamic_bundle.onnx_path(name), spec, sizes_at(spec, end), reference)
     record_property("largest_difference", difference)
     assert difference <= TOLERANCE["fp32"][name]
 
@@ -52,8 +53,8 @@ def test_fp32_network(
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.xdist_group("fixed")
 def test_fp16_network(name: NetworkName, end: str, fixed_bundle: Bundle, reference: Any, record_property: Any) -> None:
-    sizes = sizes_at(fixed_bundle.network(name).spec, end)
-    difference = largest_difference(fixed_bundle, name, sizes, reference)
+    spec = fixed_bundle.network(name).spec
+    difference = largest_difference(fixed_bundle.onnx_path(name), spec, sizes_at(spec, end), reference)
     record_property("largest_difference", difference)
     assert difference <= TOLERANCE["fp16"][name]
 

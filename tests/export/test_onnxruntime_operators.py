@@ -1,0 +1,117 @@
+"""Bundles for ONNX Runtime alone: its own operators, and layers written for how it runs them, give the same numbers."""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import onnx
+import pytest
+import torch
+from diffusers import StableVideoDiffusionPipeline
+from diffusers.models.attention import FeedForward
+from torch import nn
+
+from svd_trt import BuildOptions, Bundle, build_bundle
+from svd_trt.engine.spec import NetworkName, Range
+from svd_trt.export.checkpoint import open_checkpoint
+from svd_trt.export.networks import make_network
+from svd_trt.export.onnx_export import export_network
+from svd_trt.export.rewrites.feed_forward import ResidualFeedForward, SplitFeedForward
+from svd_trt.export.rewrites.onnxruntime import PhasedUpsample, TokenFeedForward
+from svd_trt.export.rewrites.upsample import CroppedUpsample, SubpixelUpsample
+from tests.export.test_networks import END, TOLERANCE, largest_difference, sizes_at
+
+OWN: tuple[NetworkName, ...] = ("denoiser", "vae_decoder")
+
+pytestmark = pytest.mark.xdist_group("own")
+
+
+@pytest.fixture(scope="module")
+def own_bundle(once: Callable[..., Path], small_checkpoint: Path) -> Bundle:
+    """fp32, for ONNX Runtime alone; one size, so that upsampling in the denoiser is rewritten too."""
+    size = Range.parse("32")
+    options = BuildOptions(
+        height=size, width=size, frames=Range(2, 3, 5), ff_chunks=2, precision="fp32", backend="onnxruntime"
+    )
+    return Bundle.open(once("own", lambda path: build_bundle(small_checkpoint, path, options)))
+
+
+@pytest.fixture(scope="module")
+def small_reference(small_checkpoint: Path) -> Any:
+    torch.set_num_threads(1)
+    return StableVideoDiffusionPipeline.from_pretrained(small_checkpoint)
+
+
+def kinds_of(bundle: Bundle, name: NetworkName) -> collections.Counter[tuple[str, str]]:
+    graph = onnx.load(bundle.onnx_path(name), load_external_data=False).graph
+    return collections.Counter((node.domain, node.op_type) for node in graph.node)
+
+
+def test_has_its_operators(own_bundle: Bundle) -> None:
+    assert own_bundle.manifest.graph.operators == "onnxruntime"
+    kinds = kinds_of(own_bundle, "denoiser")
+    assert kinds["com.microsoft", "MultiHeadAttention"]
+    for name in OWN:
+        kinds = kinds_of(own_bundle, name)
+        assert not kinds["", "Softmax"]
+        assert not kinds["", "DepthToSpace"]
+
+
+@pytest.mark.xdist_group("dynamic")
+def test_bundles_with_engines_are_standard(dynamic_bundle: Bundle) -> None:
+    assert dynamic_bundle.manifest.graph.operators == "onnx"
+    for name in OWN:
+        assert {domain for domain, _ in kinds_of(dynamic_bundle, name)} == {""}
+
+
+@pytest.mark.parametrize("end", END)
+@pytest.mark.parametrize("name", OWN)
+def test_network(name: NetworkName, end: str, own_bundle: Bundle, small_reference: Any, record_property: Any) -> None:
+    spec = own_bundle.network(name).spec
+    difference = largest_difference(own_bundle.onnx_path(name), spec, sizes_at(spec, end), small_reference)
+    record_property("largest_difference", difference)
+    assert difference <= TOLERANCE["fp32"][name]
+
+
+@pytest.mark.xdist_group("dynamic")
+def test_decoder_of_any_size(
+    dynamic_bundle: Bundle, checkpoint: Path, reference: Any, tmp_path: Path, record_property: Any
+) -> None:
+    spec, path = dynamic_bundle.network("vae_decoder").spec, tmp_path / "decoder.onnx"
+    vae = open_checkpoint(str(checkpoint)).load("vae", torch.float32)
+    export_network(make_network("vae_decoder", vae, operators="onnxruntime"), spec, path)
+    for end in END:
+        difference = largest_difference(path, spec, sizes_at(spec, end), reference)
+        record_property(f"largest_difference_{end}", difference)
+        assert difference <= TOLERANCE["fp32"]["vae_decoder"]
+
+
+@pytest.mark.parametrize(("channels", "out"), [(8, 8), (6, 10)])
+@pytest.mark.parametrize("size", [(5, 7), (1, 1), (4, 2)])
+@torch.no_grad()
+def test_upsampling_by_phases(size: tuple[int, int], channels: int, out: int) -> None:
+    """Bit for bit what the pixel shuffle gives, and to rounding what nearest upsampling and the convolution give."""
+    torch.manual_seed(0)
+    nearest = CroppedUpsample(SimpleNamespace(conv=nn.Conv2d(channels, out, 3, padding=1)))
+    shuffled = SubpixelUpsample(nearest)
+    hidden = torch.randn(3, channels, *size)
+    phased = PhasedUpsample(shuffled)(hidden)
+    torch.testing.assert_close(phased, shuffled(hidden), rtol=0, atol=1e-6)
+    torch.testing.assert_close(phased, nearest(hidden), rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("chunks", [1, 3, 8])
+@pytest.mark.parametrize("shape", [(2, 5, 16), (2, 7, 3, 16), (1, 2, 16)])
+@torch.no_grad()
+def test_feed_forward_over_a_list_of_tokens(shape: tuple[int, ...], chunks: int) -> None:
+    """Fewer tokens than parts among them: some parts are empty then."""
+    torch.manual_seed(0)
+    plain = FeedForward(16, activation_fn="geglu")
+    norm = nn.LayerNorm(16)
+    layer = ResidualFeedForward(norm, SplitFeedForward(plain))
+    hidden = torch.randn(shape)
+    torch.testing.assert_close(TokenFeedForward(layer, chunks)(hidden), hidden + plain(norm(hidden)), rtol=0, atol=1e-6)
