@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 __all__ = ["BuildProgress", "BuildResult", "Stage", "build_bundle"]
 
 # Raised when the same checkpoint and options would give other graphs or plans, so that old ones are not reused.
-_EXPORT_REVISION = 2
+_EXPORT_REVISION = 3
 _PLAN_REVISION = 3
 
 # Releases of these change the graphs they export.

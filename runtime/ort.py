@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import os
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from queue import SimpleQueue
@@ -101,15 +103,12 @@ class CpuSession(Released):
             raise was_released(self.spec.name)
         binding = self._bound(tensors)
         self._running = options = onnxruntime.RunOptions()
-        self._thread.start(lambda: run_bound(self._session, binding, options, self.spec.name))
         try:
-            error = self._thread.wait()
+            self._thread.run(lambda: run_bound(self._session, binding, options, self.spec.name))
         except (KeyboardInterrupt, SystemExit):
             options.terminate = True
-            self._thread.wait()
+            self._thread.settle()
             raise
-        if error is not None:
-            raise error
 
     def _bound(self, tensors: Mapping[str, Buffer]) -> Any:
         """The binding of these buffers, made once: the loop comes back to the same ones every other step."""
@@ -140,6 +139,35 @@ class CpuSession(Released):
         self._session = None
 
 
+class _Call:
+    """One thing to do, and whether it is done: asking again, after an interruption, gives the same answer."""
+
+    __slots__ = ("_lock", "done", "error", "work")
+
+    def __init__(self, work: Callable[[], None]) -> None:
+        self.work: Callable[[], None] | None = work
+        self.error: BaseException | None = None
+        self.done = False
+        self._lock = threading.Lock()
+        self._lock.acquire()
+
+    def finish(self) -> None:
+        """Do it; in the thread."""
+        assert self.work is not None
+        try:
+            self.work()
+        except BaseException as error:  # the caller's to handle
+            self.error = error
+        self.work = None  # or the memory that it refers to is held until the next
+        self.done = True
+        self._lock.release()
+
+    def wait(self) -> None:
+        """Until it is done."""
+        if not self.done:
+            self._lock.acquire()  # the thread's release: whoever is interrupted from here on finds it done
+
+
 class _Thread:
     """Runs one thing at a time beside the caller, so that Ctrl-C reaches Python while a network computes for minutes.
 
@@ -147,35 +175,33 @@ class _Thread:
     """
 
     def __init__(self, name: str) -> None:
-        self._work: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
-        self._done: SimpleQueue[BaseException | None] = SimpleQueue()
+        self._calls: SimpleQueue[_Call | None] = SimpleQueue()
         self._thread: Thread | None = Thread(target=self._serve, name=name, daemon=True)
         self._thread.start()
 
-    def start(self, work: Callable[[], None]) -> None:
-        """Begin; `wait` must follow."""
-        self._work.put(work)
+    def run(self, work: Callable[[], None]) -> None:
+        """Do ``work``, wait for its end, and raise what it raised. Interrupted, it may go on: see `settle`."""
+        call = _Call(work)
+        self._calls.put(call)
+        call.wait()
+        if call.error is not None:
+            raise call.error
 
-    def wait(self) -> BaseException | None:
-        """Wait for the end of what was started, and take what it raised."""
-        return self._done.get()
+    def settle(self) -> None:
+        """Wait until nothing is under way, wherever the caller of `run` was interrupted: calls are served in order."""
+        self.run(lambda: None)
 
     def end(self) -> None:
         """End the thread; harmless when repeated."""
         if self._thread is not None:
-            self._work.put(None)
+            self._calls.put(None)
             self._thread.join()
             self._thread = None
 
     def _serve(self) -> None:
-        while (work := self._work.get()) is not None:
-            try:
-                work()
-            except BaseException as error:  # the caller's to handle
-                self._done.put(error)
-            else:
-                self._done.put(None)
-            del work  # or its memory is held until the next
+        while (call := self._calls.get()) is not None:
+            call.finish()
+            del call
 
 
 class CpuDevice(Released):
@@ -264,11 +290,17 @@ def load_onnx(
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _ERRORS_ONLY
     options.enable_mem_pattern = plan_memory
+    options.intra_op_num_threads = _processors()
     path = bundle.onnx_path(network)
     try:
         return onnxruntime.InferenceSession(path, options, providers=providers, provider_options=provider_options)
     except Exception as error:  # onnxruntime's exceptions share no base class
         raise BackendError(f"onnxruntime cannot load {path}: {first_line(error)}") from error
+
+
+def _processors() -> int:
+    """How many we may use: by itself ONNX Runtime counts all of the machine's, and binds its threads to them."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def run_bound(session: Any, binding: Any, options: Any, name: str) -> None:

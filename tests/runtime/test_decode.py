@@ -250,13 +250,13 @@ def test_onnxruntime_can_be_cancelled_from_another_thread(small_bundle: Path) ->
     ):
         session.cancel()
         session.enqueue({"latents": given, "frames": frames})
-        original = session._thread.start
+        original = session._thread.run
 
-        def start(work: Callable[[], None]) -> None:
+        def run(work: Callable[[], None]) -> None:
             session.cancel()  # between the making of its options and its run
             original(work)
 
-        session._thread.start = start  # type: ignore[method-assign]
+        session._thread.run = run  # type: ignore[method-assign]
         with pytest.raises(BackendError, match="vae_decoder"):
             session.enqueue({"latents": given, "frames": frames})
 
