@@ -12,6 +12,7 @@ import msgspec
 
 from svd_trt.benchmarks.contenders import BundleKind
 from svd_trt.benchmarks.schema import Subject
+from svd_trt.engine.bundle import Bundle
 from svd_trt.engine.spec import Range
 
 __all__ = ["Bundles"]
@@ -21,6 +22,8 @@ _OPTIONS: dict[BundleKind, dict[str, Any]] = {
     "portable": {"backend": "onnxruntime", "operators": "onnx"},
     "plain": {"backend": "onnxruntime", "rewrites": False},
     "tensorrt": {"backend": "tensorrt"},
+    "tensorrt-plain": {"backend": "tensorrt", "rewrites": False},
+    "tensorrt-rtx-plain": {"backend": "tensorrt-rtx", "rewrites": False},
     "tensorrt-rtx": {"backend": "tensorrt-rtx"},
 }
 
@@ -38,7 +41,7 @@ class Bundles:
     Attributes:
         subject: model, precision, sizes.
         folder: where they are kept.
-        given: a bundle to use instead of the default one.
+        given: a bundle to use instead of the one with its kind of engines, or of the default one where it has none.
         progress: told of the kind that is built.
         sizes: heights and widths; None is the subject's alone.
     """
@@ -55,7 +58,7 @@ class Bundles:
         Raises:
             SvdTrtError: it cannot be built.
         """
-        if kind == "default" and self.given is not None:
+        if self.given is not None and kind in _kinds_of(self.given):
             return self.given, None
         from svd_trt.export.build import build_bundle
         from svd_trt.export.options import BuildOptions
@@ -76,9 +79,18 @@ class Bundles:
         self.progress(f"build {kind} bundle")
         started = time.perf_counter()
         result = build_bundle(s.model, path, options)
-        if not result.up_to_date:
-            record.write_bytes(msgspec.json.encode(_Built(round(time.perf_counter() - started, 1))))
+        seconds = round(time.perf_counter() - started, 1)
         try:
+            if not result.up_to_date:
+                record.unlink(missing_ok=True)  # what an older bundle took says nothing of this one
+                if not any(stage.reused for stage in result.stages):
+                    record.write_bytes(msgspec.json.encode(_Built(seconds)))
             return path, msgspec.json.decode(record.read_bytes(), type=_Built).seconds
         except (OSError, msgspec.DecodeError):
             return path, None
+
+
+def _kinds_of(path: Path) -> tuple[BundleKind, ...]:
+    """What the bundle can stand for: any has ONNX networks, which ONNX Runtime takes."""
+    flavour = Bundle.open(path, verify=False).manifest.flavour
+    return ("default",) if flavour is None else ("default", flavour.name)

@@ -8,12 +8,18 @@ from typing import Literal, TypeAlias
 from svd_trt.benchmarks.schema import BASELINE, STAGES, Contender, Measure, Result
 from svd_trt.errors import ResultError
 
-__all__ = ["LEAST_CHANGE", "Row", "Verdict", "compare_results", "same_machine"]
+__all__ = ["LEAST_CHANGE", "LEAST_ROUNDS", "Row", "Verdict", "compare_results", "same_machine"]
 
 Verdict: TypeAlias = Literal["better", "worse", "within noise"]
 
 LEAST_CHANGE = 0.02
 """Part by which a median must move at all. Rounds of one run agree better with each other than runs do."""
+
+_LEAST_OF_SIZES = 0.05
+"""The same of memory, of which a run gives one figure and no range."""
+
+LEAST_ROUNDS = 3
+"""Ranges of fewer rounds say nothing of noise."""
 
 _LEAST_DB = 1.0
 
@@ -43,22 +49,31 @@ def compare_results(a: Result, b: Result) -> list[Row]:
     a handful of rounds a test of significance says no more, and is easily misread. The ratio to eager is the figure to
     trust: what the machine did meanwhile happened to both. Seconds are left out where the machines differ.
 
+    Who was measured before and failed now is a row too; who was not asked for is none.
+
     Raises:
         ResultError: they measured different videos.
     """
     if (asked := _asked(a)) != _asked(b):
         raise ResultError(f"these results are of different videos: {asked} and {_asked(b)}; measure the same one")
     new = {c.name: c for c in b.contenders if c.spread is not None}
+    skipped = {c.name: c.skipped for c in b.contenders}
     rows = []
     for old in a.contenders:
-        if old.spread is not None and old.name in new:
+        if old.spread is None:
+            continue
+        if old.name in new:
             rows += _rows(old, new[old.name], seconds=same_machine(a, b))
+        elif (reason := skipped.get(old.name)) is not None:
+            rows.append(Row(old.name, f"no longer measured: {reason}", 1, 0, 0, "worse"))
     return rows
 
 
 def _asked(result: Result) -> str:
     s = result.subject
-    return f"{s.model} {s.precision} {s.frames}x{s.height}x{s.width}, {s.steps} steps, chunks of {s.decode_chunk_size}"
+    size = f"{s.frames}x{s.height}x{s.width}"
+    how = f"{s.steps} steps, chunks of {s.decode_chunk_size}, seed {s.seed}, picture {s.picture or '?'}"
+    return f"{s.model} {s.precision} {size}, {how}"
 
 
 def _rows(old: Contender, new: Contender, *, seconds: bool) -> list[Row]:
@@ -88,7 +103,8 @@ def _row(
     ratio = new.median / old.median
     apart = new.low > old.high or new.high < old.low
     verdict: Verdict = "within noise"
-    if apart and abs(ratio - 1) > LEAST_CHANGE:
+    least = _LEAST_OF_SIZES if figure.endswith("bytes") else LEAST_CHANGE
+    if apart and abs(ratio - 1) > least:
         verdict = "better" if (ratio > 1) == higher_is_better else "worse"
     return Row(name, figure, old.median, new.median, ratio, verdict)
 

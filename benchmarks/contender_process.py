@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from types import TracebackType
@@ -25,18 +28,20 @@ class ContenderError(Exception):
 class Worker:
     """One contender, loaded in a process of its own; use it in a ``with``.
 
+    It is killed, with what it started itself, where it gives no answer within ``timeout`` seconds.
+
     Attributes:
         ready: what loading took.
         started_s: from the process's start until it was loaded.
     """
 
-    def __init__(self, job: Job, log: Path) -> None:
+    def __init__(self, job: Job, log: Path, *, timeout: float = 3600.0) -> None:
         threads = str(job.threads)
         pools = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "OPENBLAS_NUM_THREADS": threads}
         # A cache of an earlier run would hide what compiling costs.
         fresh = {"TORCHINDUCTOR_CACHE_DIR": str(log.with_suffix(".inductor"))}
         started = time.perf_counter()
-        self._log = log
+        self._log, self._timeout = log, timeout
         with log.open("ab") as errors:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "svd_trt.benchmarks.worker"],
@@ -44,6 +49,7 @@ class Worker:
                 stdout=subprocess.PIPE,
                 stderr=errors,
                 env=environment() | pools | fresh,
+                start_new_session=True,  # compilers that it starts end with it; Ctrl-C is the harness's to handle
             )
         try:
             ready = self._ask(msgspec.json.encode(job)).ready
@@ -69,12 +75,24 @@ class Worker:
         pipe, answers = self._process.stdin, self._process.stdout
         assert pipe is not None
         assert answers is not None
+        late = threading.Event()
+
+        def give_up() -> None:
+            late.set()
+            self._end_group()
+
+        timer = threading.Timer(self._timeout, give_up)
+        timer.start()
         try:
             pipe.write(line + b"\n")
             pipe.flush()
             answer = answers.readline()
         except BrokenPipeError:
             answer = b""
+        finally:
+            timer.cancel()
+        if late.is_set():
+            raise ContenderError(f"no answer within {self._timeout:g} s; --timeout gives it longer")
         if not answer:
             raise ContenderError(epitaph(self._process.wait(), "it") + self._last_words())
         reply = msgspec.json.decode(answer, type=Reply)
@@ -88,8 +106,8 @@ class Worker:
         return f": {lines[-1]}" if lines else ""
 
     def kill(self) -> None:
-        """End the process at once."""
-        self._process.kill()
+        """End the process at once, and those that it started."""
+        self._end_group()
         self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:
@@ -97,6 +115,10 @@ class Worker:
                     pipe.close()
                 except BrokenPipeError:  # what was still to be written to it
                     continue
+
+    def _end_group(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)  # it leads its group
 
     def __enter__(self) -> Self:
         return self

@@ -8,14 +8,16 @@ from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
 from svd_trt.engine.driver import load_driver
-from svd_trt.errors import ArgumentError, SvdTrtError
+from svd_trt.errors import ArgumentError, MissingDependencyError, NoGpuError
 
 __all__ = ["CONTENDERS", "BundleKind", "Entrant", "Kind", "choose", "has_gpu"]
 
 Kind: TypeAlias = Literal["diffusers", "svd-trt", "openvino"]
-BundleKind: TypeAlias = Literal["default", "portable", "plain", "tensorrt", "tensorrt-rtx"]
+BundleKind: TypeAlias = Literal[
+    "default", "portable", "plain", "tensorrt", "tensorrt-plain", "tensorrt-rtx", "tensorrt-rtx-plain"
+]
 """``default`` is what ``svd-trt build`` writes for ONNX Runtime, ``portable`` the same with the standard's operators
-alone, ``plain`` without rewrites; the others hold engines."""
+alone, ``plain`` without rewrites; the others hold engines, with rewrites and without."""
 
 
 @dataclass(frozen=True)
@@ -45,10 +47,14 @@ class Entrant:
 
 
 def has_gpu() -> bool:
-    """Whether this machine has a usable NVIDIA GPU."""
+    """Whether this machine has an NVIDIA GPU.
+
+    Raises:
+        BackendError: it has one, and its driver does not work.
+    """
     try:
         load_driver()
-    except (SvdTrtError, RuntimeError):
+    except (NoGpuError, MissingDependencyError):
         return False
     return True
 
@@ -104,11 +110,27 @@ CONTENDERS: tuple[Entrant, ...] = (
         _missing("tensorrt", "cuda", gpu=True),
     ),
     Entrant(
+        "svd-trt-tensorrt-plain",
+        "svd-trt",
+        "TensorRT engines of the plain export (--no-rewrites)",
+        "tensorrt",
+        "tensorrt-plain",
+        _missing("tensorrt", "cuda", gpu=True),
+    ),
+    Entrant(
         "svd-trt-tensorrt-rtx",
         "svd-trt",
         "TensorRT for RTX engines",
         "tensorrt-rtx",
         "tensorrt-rtx",
+        _missing("tensorrt_rtx_bindings", "cuda", gpu=True),
+    ),
+    Entrant(
+        "svd-trt-tensorrt-rtx-plain",
+        "svd-trt",
+        "TensorRT for RTX engines of the plain export (--no-rewrites)",
+        "tensorrt-rtx",
+        "tensorrt-rtx-plain",
         _missing("tensorrt_rtx_bindings", "cuda", gpu=True),
     ),
     Entrant(
@@ -123,8 +145,10 @@ CONTENDERS: tuple[Entrant, ...] = (
 """The first is what ratios and fidelity refer to."""
 
 
-def choose(names: Sequence[str]) -> list[Entrant]:
+def choose(names: Sequence[str], *, precision: str = "fp32") -> list[Entrant]:
     """The contenders called ``names``, the baseline always among them and first; all of them for no names.
+
+    In fp16 the default bundle for ONNX Runtime has the standard's operators too, so the portable one is left out.
 
     Raises:
         ArgumentError: one has no such name.
@@ -135,7 +159,15 @@ def choose(names: Sequence[str]) -> list[Entrant]:
             raise ArgumentError(f"no contender is called {name!r}; choose from: {', '.join(known)}")
     chosen = [e for i, e in enumerate(CONTENDERS) if not names or e.name in names or i == 0]
     # A video that takes a GPU seconds takes a processor hours.
-    return [replace(e, obstacle=_on_cpu) if e.on_cpu and not names and has_gpu() else e for e in chosen]
+    if not names and has_gpu():
+        chosen = [replace(e, obstacle=_on_cpu) if e.on_cpu else e for e in chosen]
+    if precision == "fp16":
+        chosen = [replace(e, obstacle=_same) if e.name == "svd-trt-onnxruntime-portable" else e for e in chosen]
+    return chosen
+
+
+def _same() -> str:
+    return "in fp16 the same as svd-trt-onnxruntime"
 
 
 def _on_cpu() -> str:

@@ -12,7 +12,6 @@ from svd_trt.benchmarks.clock import clock_for
 from svd_trt.benchmarks.protocol import Job
 from svd_trt.benchmarks.runs import Run, Video
 from svd_trt.benchmarks.schema import Stage
-from svd_trt.export.random_source import RandomCheckpoint
 
 __all__ = ["DiffusersRun"]
 
@@ -50,6 +49,7 @@ class DiffusersRun(Run):
         if self.mode == "compile":
             options: dict[str, Any] = {"mode": "reduce-overhead", "fullgraph": True} if self.gpu else {}
             pipe.unet = torch.compile(pipe.unet, **options)
+        self._clock(pipe.video_processor, "preprocess", "image_encode")  # the picture's preparation, as for svd-trt
         self._clock(pipe, "_encode_image", "image_encode")
         self._clock(pipe, "_encode_vae_image", "vae_encode")
         self._clock(pipe, "decode_latents", "decode")
@@ -99,8 +99,8 @@ class DiffusersRun(Run):
         self.ends.append(self.clock.mark())
         return values
 
-    def _clock(self, pipe: Any, method: str, stage: Stage) -> None:
-        inner = getattr(pipe, method)
+    def _clock(self, owner: Any, method: str, stage: Stage) -> None:
+        inner = getattr(owner, method)
 
         def timed(*args: Any, **kwargs: Any) -> Any:
             begin = self.clock.mark()
@@ -108,7 +108,7 @@ class DiffusersRun(Run):
             self.spans.append((stage, begin, self.clock.mark()))
             return result
 
-        setattr(pipe, method, timed)
+        setattr(owner, method, timed)
 
 
 def load_pipeline(model: str, dtype: Any) -> Any:
@@ -121,12 +121,16 @@ def load_pipeline(model: str, dtype: Any) -> Any:
     from svd_trt.export.quiet import quiet
 
     checkpoint = open_checkpoint(model)
+    made = checkpoint.configurations
     with quiet():
-        from diffusers import StableVideoDiffusionPipeline
+        from diffusers import EulerDiscreteScheduler, StableVideoDiffusionPipeline
+        from transformers import CLIPImageProcessor
 
-        from svd_trt.export.random_checkpoint import random_pipeline
-
-        if isinstance(checkpoint, RandomCheckpoint):
-            name, _, seed = model.partition(":")[2].partition("@")
-            return random_pipeline(name, int(seed or 0), dtype)
-        return StableVideoDiffusionPipeline.from_pretrained(model, torch_dtype=dtype)
+        pictures = {name: made["feature_extractor"][name] for name in ("image_mean", "image_std")}
+        return StableVideoDiffusionPipeline(
+            vae=checkpoint.load("vae", dtype),
+            image_encoder=checkpoint.load("image_encoder", dtype),
+            unet=checkpoint.load("unet", dtype),
+            scheduler=EulerDiscreteScheduler.from_config(dict(made["scheduler"])),
+            feature_extractor=CLIPImageProcessor(**pictures),
+        )

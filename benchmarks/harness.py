@@ -17,17 +17,18 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
-import psutil
 
 from svd_trt.benchmarks.bundles import Bundles
 from svd_trt.benchmarks.contender_process import ContenderError, Worker
 from svd_trt.benchmarks.contenders import Entrant
 from svd_trt.benchmarks.fidelity import compare_frames
-from svd_trt.benchmarks.machine import describe_machine
+from svd_trt.benchmarks.machine import describe_clocks, describe_machine
 from svd_trt.benchmarks.protocol import Job, Made, Ready
+from svd_trt.benchmarks.resources import free_vram
 from svd_trt.benchmarks.schema import BASELINE, STAGES, Contender, Curve, Fidelity, Peak, Result, Round, Spread, Subject
 from svd_trt.benchmarks.stats import measure, ratios
 from svd_trt.errors import BenchmarkError, SvdTrtError
+from svd_trt.export.room import available_memory
 
 __all__ = ["Bench", "Report"]
 
@@ -68,6 +69,7 @@ class Bench:
         command: for the record.
         gpu: there is one to use.
         report: told of progress.
+        timeout: seconds that a contender may take for one answer.
     """
 
     subject: Subject
@@ -80,8 +82,13 @@ class Bench:
     command: str
     gpu: bool
     report: Report
+    timeout: float = 3600.0
     peak: Peak | None = None
     curves: list[Curve] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    _paths: dict[str, Path] = field(default_factory=dict)
+    _built_s: dict[str, float | None] = field(default_factory=dict)
+    _reference: Path | None = None
     _taking: dict[str, _Taking] = field(default_factory=dict)
     _skipped: dict[str, str] = field(default_factory=dict)
 
@@ -93,10 +100,14 @@ class Bench:
         """
         date = dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
         machine = describe_machine()
+        # First what takes much memory for a while; whoever builds an engine measures kernels, and wants the GPU alone.
+        self._build()
+        self._make_reference()
         with ExitStack() as stack:
             for index, entrant in enumerate(self.entrants):
-                self.report(f"load {entrant.name}", index, len(self.entrants))
-                self._admit(entrant, stack)
+                if entrant.name not in self._skipped:
+                    self.report(f"load {entrant.name}", index, len(self.entrants))
+                    self._admit(entrant, stack)
             self.report("load", len(self.entrants), len(self.entrants))
             for number in range(self.rounds):
                 self._round(number)
@@ -105,15 +116,40 @@ class Bench:
         return result
 
     def with_curves(self, result: Result) -> Result:
-        """The result with the curves measured since."""
-        return msgspec.structs.replace(result, curves=list(self.curves))
+        """The result with the curves, and notes, since."""
+        return msgspec.structs.replace(result, curves=list(self.curves), notes=list(self.notes))
+
+    def _build(self) -> None:
+        """Every bundle that is wanted; who cannot run here, or gets none, is skipped."""
+        for entrant in self.entrants:
+            try:
+                if (obstacle := entrant.obstacle()) is not None:
+                    raise ContenderError(obstacle)
+                if entrant.bundle:
+                    self._paths[entrant.name], self._built_s[entrant.name] = self.bundles.get(entrant.bundle)
+            except (ContenderError, SvdTrtError) as error:
+                self._skipped[entrant.name] = str(error)
+
+    def _make_reference(self) -> None:
+        """Frames of eager diffusers in fp32: on a CPU in fp32 the baseline makes them itself."""
+        if self.subject.precision == "fp32" and not self.gpu:
+            self._reference = self.work / f"{BASELINE}.npy"
+            return
+        path = self.work / "reference-fp32.npy"
+        exact = msgspec.structs.replace(self.subject, precision="fp32")
+        self.report("reference in fp32", 0, 0)
+        try:
+            with self.start(self.entrants[0], exact, None, exact=True) as worker:
+                worker.make(self.work / "reference.mp4", path)
+        except ContenderError as error:
+            self.notes.append(f"frames were not compared: the reference in fp32 failed: {error}")
+        else:
+            self._reference = path
 
     def _admit(self, entrant: Entrant, stack: ExitStack) -> None:
         """Load a contender and have it make a first video; note why where it cannot."""
+        bundle = self._paths.get(entrant.name)
         try:
-            if (obstacle := entrant.obstacle()) is not None:
-                raise ContenderError(obstacle)
-            bundle, built_s = self.bundles.get(entrant.bundle) if entrant.bundle else (None, None)
             with ExitStack() as held:
                 worker = held.enter_context(self.start(entrant, self.subject, bundle))
                 warmup = worker.make(self._video(entrant))
@@ -123,10 +159,13 @@ class Bench:
                     stack.enter_context(held.pop_all())
         except (ContenderError, SvdTrtError) as error:
             if entrant.name == BASELINE:
-                raise BenchmarkError(f"{BASELINE} failed, and all else is measured against it: {error}") from error
+                raise BenchmarkError(
+                    f"{BASELINE} failed, and all else is measured against it: {error}{_hint(error)}"
+                ) from error
             self._skipped[entrant.name] = str(error)
             return
         kept = worker if stays else None
+        built_s = self._built_s.get(entrant.name)
         self._taking[entrant.name] = _Taking(entrant, bundle, kept, worker.ready, worker.started_s, warmup, built_s)
 
     def start(self, entrant: Entrant, subject: Subject, bundle: Path | None, *, exact: bool = False) -> Worker:
@@ -137,10 +176,10 @@ class Bench:
             picture=str(self.picture),
             bundle=None if bundle is None else str(bundle),
             threads=self.threads,
-            gpu=self.gpu,
+            gpu=self.gpu and not entrant.on_cpu,
             exact=exact,
         )
-        return Worker(job, self.work / f"{entrant.name}.log")
+        return Worker(job, self.work / f"{entrant.name}.log", timeout=self.timeout)
 
     def _round(self, number: int) -> None:
         taking = [t for t in self._taking.values() if t.failed is None]
@@ -153,7 +192,7 @@ class Bench:
             except ContenderError as error:
                 one.failed = f"failed in round {number + 1}: {error}"
                 if one.entrant.name == BASELINE:
-                    raise BenchmarkError(f"{BASELINE} failed in round {number + 1}: {error}") from error
+                    raise BenchmarkError(f"{BASELINE} failed in round {number + 1}: {error}{_hint(error)}") from error
         if number == 0:
             self._compare()
 
@@ -166,20 +205,12 @@ class Bench:
 
     def _compare(self) -> None:
         """Every contender's frames with those of the reference."""
-        reference = np.load(self._reference())
+        if self._reference is None:
+            return
+        reference = np.load(self._reference)
         for one in self._taking.values():
             if one.failed is None:
                 one.fidelity = compare_frames(np.load(self.work / f"{one.entrant.name}.npy"), reference)
-
-    def _reference(self) -> Path:
-        """Frames of eager diffusers in fp32: the baseline's own, or made once for it."""
-        if self.subject.precision == "fp32":
-            return self.work / f"{BASELINE}.npy"
-        path = self.work / "reference-fp32.npy"
-        exact = msgspec.structs.replace(self.subject, precision="fp32")
-        with self.start(self.entrants[0], exact, None, exact=True) as worker:
-            worker.make(self.work / "reference.mp4", path)
-        return path
 
     def _video(self, entrant: Entrant) -> Path:
         return self.work / f"{entrant.name}.mp4"
@@ -195,7 +226,9 @@ class Bench:
             subject=self.subject,
             peak=self.peak,
             contenders=found,
-            curves=self.curves,
+            curves=list(self.curves),
+            clocks_after=describe_clocks(),
+            notes=list(self.notes),
         )
 
     def _contender(self, entrant: Entrant, baseline: _Taking) -> Contender:
@@ -203,7 +236,8 @@ class Bench:
         if one is None or one.failed is not None or not one.rounds:
             reason = self._skipped.get(entrant.name) or (one.failed if one else None) or "not measured"
             return Contender(name=entrant.name, what=entrant.what, skipped=reason)
-        return _figures(one, baseline, self.subject, self.peak)
+        peak = None if self.gpu and entrant.on_cpu else self.peak  # it is the GPU's
+        return _figures(one, baseline, self.subject, peak)
 
 
 def _figures(one: _Taking, baseline: _Taking, subject: Subject, peak: Peak | None) -> Contender:
@@ -224,8 +258,7 @@ def _figures(one: _Taking, baseline: _Taking, subject: Subject, peak: Peak | Non
     warm, ready, first = spread.total_s.median, one.ready, one.warmup
     host = [m.host_s for m in made if m.host_s is not None]
     energy = [m.energy_j for m in made if m.energy_j is not None]
-    # A compiler works in the first call; building a bundle comes before it.
-    compiling = max(0.0, first.total_s - first.load_s - warm) if one.entrant.mode == "compile" else None
+    extra = max(0.0, first.total_s - first.load_s - warm)  # a compiler works in the first call
     return Contender(
         name=one.entrant.name,
         what=one.entrant.what,
@@ -240,7 +273,8 @@ def _figures(one: _Taking, baseline: _Taking, subject: Subject, peak: Peak | Non
         fidelity=one.fidelity,
         import_s=ready.import_s,
         load_s=ready.load_s + first.load_s,
-        prepare_s=one.prepare_s if compiling is None else compiling,
+        prepare_s=extra if one.entrant.mode == "compile" else one.prepare_s,
+        first_call_s=extra,
         warmup_s=first.total_s,
         startup_s=one.started_s + first.first_step_s - ready.load_s - first.load_s,
         peak_rss=max(m.peak_rss for m in (first, *made)),
@@ -258,15 +292,14 @@ def _figures(one: _Taking, baseline: _Taking, subject: Subject, peak: Peak | Non
 
 def _has_room(took: Sequence[Made], *, gpu: bool) -> bool:
     """Whether enough memory of either kind is left for another one beside those that are loaded."""
-    if psutil.virtual_memory().available < _ROOM * max(m.peak_rss for m in took):
+    if available_memory() < _ROOM * max(m.peak_rss for m in took):
         return False
     if not gpu:
         return True
-    import pynvml
+    free = free_vram()
+    return free is None or free >= _ROOM * max(m.peak_vram or 0 for m in took)
 
-    pynvml.nvmlInit()
-    try:
-        free = int(pynvml.nvmlDeviceGetMemoryInfo(pynvml.nvmlDeviceGetHandleByIndex(0)).free)
-    finally:
-        pynvml.nvmlShutdown()
-    return free >= _ROOM * max(m.peak_vram or 0 for m in took)
+
+def _hint(error: Exception) -> str:
+    """What to do where the message says that memory ran out."""
+    return "; --decode-chunk-size 4, fewer --num-frames or a smaller size need less" if "memory" in str(error) else ""

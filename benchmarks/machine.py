@@ -17,7 +17,7 @@ import svd_trt
 from svd_trt.engine.driver import list_gpus, load_driver
 from svd_trt.errors import SvdTrtError
 
-__all__ = ["describe_machine"]
+__all__ = ["describe_clocks", "describe_machine"]
 
 _PACKAGES = (
     "torch",
@@ -41,15 +41,18 @@ def describe_machine() -> dict[str, Any]:
         "cpu": _cpu_name(),
         "cores": os.cpu_count(),
         "memory_bytes": psutil.virtual_memory().total,
-        "cpu_mhz": _cpu_mhz(),
-        "load_average": round(os.getloadavg()[0], 2),
-        "gpu": _gpu_names(),
+        **describe_clocks(),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "svd_trt": svd_trt.__version__,
         "commit": _commit(),
         "packages": {name: version for name in _PACKAGES if (version := _version(name))},
     }
+
+
+def describe_clocks() -> dict[str, Any]:
+    """What changes while a machine works: the processors' clock, their load, and each GPU's line with its clocks."""
+    return {"cpu_mhz": _cpu_mhz(), "load_average": round(os.getloadavg()[0], 2), "gpu": _gpu_names()}
 
 
 def _cpu_name() -> str:

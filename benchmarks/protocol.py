@@ -36,8 +36,6 @@ class Ready(msgspec.Struct, frozen=True, kw_only=True):
 
     import_s: float
     load_s: float
-    compute_s: float = 0.0
-    """Since the process started, of which the two above are a part."""
 
 
 class Made(msgspec.Struct, frozen=True, kw_only=True):

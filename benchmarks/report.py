@@ -87,8 +87,8 @@ def describe(result: Result) -> list[str]:
 
 
 def skipped(result: Result) -> list[str]:
-    """Who was not measured, and why."""
-    return [f"{c.name}: {c.skipped}" for c in result.contenders if c.skipped is not None]
+    """Who or what was not measured, and why."""
+    return [*(f"{c.name}: {c.skipped}" for c in result.contenders if c.skipped is not None), *result.notes]
 
 
 def tables(result: Result) -> list[Table]:

@@ -10,7 +10,7 @@ import msgspec
 from svd_trt.benchmarks.schema import SCHEMA, Result
 from svd_trt.errors import OutputError, ResultError
 
-__all__ = ["encode_result", "read_result", "write_result"]
+__all__ = ["encode_result", "read_result", "write_result", "write_whole"]
 
 _DIGITS = 6
 
@@ -27,10 +27,15 @@ def write_result(path: Path, result: Result) -> None:
     Raises:
         OutputError: it cannot be written.
     """
+    write_whole(path, encode_result(result))
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """The same with any content."""
     partial = path.with_name(f".{path.name}.partial")
     try:
         try:
-            partial.write_bytes(encode_result(result))
+            partial.write_bytes(content)
             partial.replace(path)
         finally:
             partial.unlink(missing_ok=True)

@@ -33,6 +33,7 @@ SCHEMA = 1
 BASELINE = "diffusers-eager"
 """The contender that ratios are taken against; its fp32 frames are what fidelity is measured against."""
 
+# "image_encode" has the picture's preparation for both encoders in it.
 Stage: TypeAlias = Literal["image_encode", "vae_encode", "denoise", "decode", "write"]
 
 STAGES: tuple[Stage, ...] = ("image_encode", "vae_encode", "denoise", "decode", "write")
@@ -51,6 +52,8 @@ class Subject(msgspec.Struct, frozen=True, kw_only=True):
     steps: int
     decode_chunk_size: int
     seed: int
+    picture: str = ""
+    """First digits of the sha256 of the file that the video is of."""
     step_flops: float | None = None
     """Arithmetic of one denoising step as diffusers computes it, all guidance branches."""
     decode_flops: float | None = None
@@ -125,7 +128,9 @@ class Contender(msgspec.Struct, frozen=True, kw_only=True):
     load_s: float | None = None
     """Weights and networks, from the disk to ready to run."""
     prepare_s: float | None = None
-    """Once a machine or once a process: building a bundle, or the first, compiling call less a warm one."""
+    """Once a machine or once a process: building the bundle, or torch.compile's work in the first call."""
+    first_call_s: float | None = None
+    """What the first video of a process takes beyond later ones: compiling, tuning, memory that is new."""
     warmup_s: float | None = None
     """The first video of the process."""
     startup_s: float | None = None
@@ -181,7 +186,11 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     """ISO 8601, UTC."""
     command: str
     machine: dict[str, Any]
-    """See `svd_trt.benchmarks.machine.describe_machine`."""
+    """See `svd_trt.benchmarks.machine.describe_machine`; clocks and load before anything was measured."""
+    clocks_after: dict[str, Any] = msgspec.field(default_factory=dict)
+    """The same of `svd_trt.benchmarks.machine.describe_clocks` after the last round."""
+    notes: list[str] = msgspec.field(default_factory=list)
+    """What could not be measured or compared, and why."""
     threads: int
     subject: Subject
     peak: Peak | None

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any, Literal
 
 from svd_trt.benchmarks.schema import Subject
-from svd_trt.errors import ArgumentError, SvdTrtError
+from svd_trt.errors import ArgumentError, SvdTrtError, first_line
 
 __all__ = ["make_subject", "with_flops"]
 
@@ -39,9 +38,9 @@ def make_subject(
     if frames is None:
         frames = own[0] or open_checkpoint(model).description.model.num_frames
     height, width, steps = height or own[1], width or own[2], steps or own[3]
-    if frames < 2 or height % 64 or width % 64:
+    if frames < 2 or height % 8 or width % 8:
         asked = f"{frames} frames of {width}x{height}"
-        raise ArgumentError(f"{asked}: a video has at least 2, and its sizes are multiples of 64")
+        raise ArgumentError(f"{asked}: a video has at least 2, and its sizes are multiples of 8")
     assert height is not None
     assert width is not None
     assert steps is not None
@@ -57,16 +56,15 @@ def make_subject(
     )
 
 
-def with_flops(subject: Subject) -> Subject:
-    """Count the arithmetic of diffusers' own networks, on tensors without memory; unknown stays unknown."""
+def with_flops(subject: Subject) -> tuple[Subject, str | None]:
+    """Count the arithmetic of diffusers' own networks, on tensors without memory; and why where it stays unknown."""
     import msgspec
 
     try:
         step, decode = _count(subject)
     except (SvdTrtError, RuntimeError, ValueError, NotImplementedError) as error:
-        print(f"arithmetic not counted: {error}", file=sys.stderr)  # noqa: T201
-        return subject
-    return msgspec.structs.replace(subject, step_flops=step, decode_flops=decode)
+        return subject, f"arithmetic was not counted: {first_line(error)}"
+    return msgspec.structs.replace(subject, step_flops=step, decode_flops=decode), None
 
 
 def _count(s: Subject) -> tuple[float, float]:
@@ -74,23 +72,18 @@ def _count(s: Subject) -> tuple[float, float]:
     from torch.utils.flop_counter import FlopCounterMode
 
     from svd_trt.export.checkpoint import open_checkpoint
-    from svd_trt.export.presets import configurations, find_preset
     from svd_trt.export.random_checkpoint import empty_model
-    from svd_trt.export.random_source import RandomCheckpoint
 
     checkpoint = open_checkpoint(s.model)
-    if not isinstance(checkpoint, RandomCheckpoint):
-        raise ArgumentError("only presets are counted")
-    preset = find_preset(s.model.partition(":")[2].partition("@")[0])
-    factor = 2 ** (len(preset.vae_channels) - 1)
-    latent = (s.height // factor, s.width // factor)
-    made = configurations(preset)
+    model = checkpoint.description.model
+    latent = (s.height // model.vae_scale_factor, s.width // model.vae_scale_factor)
+    channels = model.latent_channels
     with torch.device("meta"), torch.no_grad():
-        unet: Any = empty_model("unet", made["unet"]).to("meta")
-        vae: Any = empty_model("vae", made["vae"]).to("meta")
+        unet: Any = empty_model("unet", dict(checkpoint.configurations["unet"])).to("meta")
+        vae: Any = empty_model("vae", dict(checkpoint.configurations["vae"])).to("meta")
         with FlopCounterMode(display=False) as step:
-            sample = torch.empty(2, s.frames, 8, *latent)
-            unet(sample, torch.empty(1), torch.empty(2, 1, preset.embed_dim), torch.empty(2, 3))
+            sample = torch.empty(2, s.frames, 2 * channels, *latent)
+            unet(sample, torch.empty(1), torch.empty(2, 1, model.embed_dim), torch.empty(2, 3))
         with FlopCounterMode(display=False) as decode:
-            vae.decode(torch.empty(s.frames, 4, *latent), num_frames=s.frames)
+            vae.decode(torch.empty(s.frames, channels, *latent), num_frames=s.frames)
     return float(step.get_total_flops()), float(decode.get_total_flops())

@@ -38,7 +38,6 @@ class SvdTrtRun(Run):
             where: dict[str, Any] = {"provider": "cuda"} if self.mode == "cuda" else {"backend": self.mode}
             self.pipe = VideoPipeline.open(self.bundle, **where)
         if self.mode == "onnxruntime":
-            _limit_threads(self.threads)
             self._time_networks()
         for name in NETWORKS:  # the decoder's loading would fall between the first step and the end otherwise
             self.pipe.engines.load(name)
@@ -70,7 +69,7 @@ class SvdTrtRun(Run):
         return Video(
             np.stack(frames),
             {
-                "image_encode": t["image_encoder"],
+                "image_encode": t["preprocess"] + t["image_encoder"],
                 "vae_encode": t["vae_encoder"],
                 "denoise": t["denoise"],
                 "decode": t["decode"],
@@ -82,35 +81,23 @@ class SvdTrtRun(Run):
         )
 
     def _host_s(self, steps: list[float]) -> float | None:
-        networks = self.network[2 : 2 + len(steps)]  # the encoders came first
-        if len(networks) < len(steps):
+        passes = len(self.network) // len(steps)  # with split guidance a step is two
+        if passes < 1:
             return None
+        networks = [sum(self.network[i : i + passes]) for i in range(0, passes * len(steps), passes)]
         return statistics.median(step - network for step, network in zip(steps, networks, strict=True))
 
     def _time_networks(self) -> None:
-        """Keep the seconds that ONNX Runtime takes for each call: encoders, then every step, then the decoder."""
+        """Keep the seconds that ONNX Runtime takes for each call of the denoiser."""
         inner = ort.run_bound
 
         def timed(session: Any, binding: Any, options: Any, name: str) -> None:
             started = time.perf_counter()
             inner(session, binding, options, name)
-            self.network.append(time.perf_counter() - started)
+            if name == "denoiser":
+                self.network.append(time.perf_counter() - started)
 
         ort.run_bound = timed
-
-
-def _limit_threads(threads: int) -> None:
-    """By itself ONNX Runtime takes a thread for each core of the machine and binds it there, whatever we may use."""
-    import onnxruntime
-
-    make = onnxruntime.SessionOptions
-
-    def limited() -> Any:
-        options = make()
-        options.intra_op_num_threads = threads
-        return options
-
-    onnxruntime.SessionOptions = limited
 
 
 class OpenVinoDevice(ort.CpuDevice):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 import time
 from typing import Any
 
@@ -23,6 +24,7 @@ from svd_trt.errors import first_line
 __all__ = ["main", "pin"]
 
 _FPS = 7
+_GLANCE = 2.0  # seconds between looks at whether the harness is still there
 
 
 def main() -> None:
@@ -35,6 +37,7 @@ def main() -> None:
         answers.write(msgspec.json.encode(reply) + b"\n")
 
     job = msgspec.json.decode(sys.stdin.buffer.readline(), type=Job)
+    threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
     pin(job.threads)
     try:
         before = used_vram(enabled=job.gpu)
@@ -48,6 +51,13 @@ def main() -> None:
             say(Reply(made=_once(job, run, msgspec.json.decode(line, type=Request), before)))
     except Exception as error:  # a contender may fail in any way; the harness records it and goes on
         say(Reply(error=f"{type(error).__name__}: {first_line(error)}"))
+
+
+def _end_with_parent(parent: int) -> None:
+    """Standard input ends with the harness too, but nobody reads it during a video, which may take minutes."""
+    while os.getppid() == parent:
+        time.sleep(_GLANCE)
+    os.killpg(0, signal.SIGKILL)
 
 
 def _make(job: Job) -> Run:

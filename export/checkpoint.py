@@ -58,6 +58,11 @@ class Checkpoint(abc.ABC):
     parameters: Mapping[Component, int]
     """Weights of each component, counted without loading them; what a build needs is foreseen from it."""
 
+    @property
+    @abc.abstractmethod
+    def configurations(self) -> Mapping[str, Mapping[str, Any]]:
+        """Of ``unet``, ``vae``, ``image_encoder``, ``feature_extractor`` and ``scheduler``, as files hold them."""
+
     @abc.abstractmethod
     def check(self, component: Component) -> None:
         """Compare names and shapes of one component's weights with what SVD has, without loading them.

@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,11 @@ class FolderCheckpoint(Checkpoint):
     """A checked folder in diffusers format."""
 
     path: Path
+
+    @property
+    def configurations(self) -> Mapping[str, Mapping[str, Any]]:
+        """See `Checkpoint.configurations`."""
+        return configurations_of(self.path)
 
     def check(self, component: Component) -> None:
         """See `Checkpoint.check`."""

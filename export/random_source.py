@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,11 @@ class RandomCheckpoint(Checkpoint):
 
     preset: Preset
     seed: int
+
+    @property
+    def configurations(self) -> Mapping[str, Mapping[str, Any]]:
+        """See `Checkpoint.configurations`."""
+        return configurations(self.preset)
 
     def check(self, component: Component) -> None:
         """See `Checkpoint.check`; weights that are drawn are never wrong."""

@@ -60,7 +60,7 @@ def check_room(where: Path, work: Work) -> None:
             f"this build writes about {_text(disk)} and {where.parent} has {_text(free)} free; "
             "free space, choose another -o, or insist with --skip-checks"
         )
-    memory, available = memory_needed(work), _available_memory()
+    memory, available = memory_needed(work), available_memory()
     if memory > available:
         raise RoomError(
             f"this build needs about {_text(memory)} of memory and {_text(available)} are available; "
@@ -75,7 +75,7 @@ def check_space(directory: Path, weights: float) -> None:
         RoomError: not enough disk or memory; the message has both figures.
     """
     there = next(folder for folder in directory.absolute().parents if folder.exists())
-    free, available = shutil.disk_usage(there).free, _available_memory()
+    free, available = shutil.disk_usage(there).free, available_memory()
     if weights * _DISK_FACTOR > free:
         raise RoomError(f"this takes {_text(weights)} of disk and {there} has {_text(free)} free; choose another place")
     if weights + _EXPORT_BASE > available:
@@ -113,7 +113,7 @@ def _loaded_bytes(name: NetworkName, work: Work) -> float:
     return count * (4 if precision_of(name, work.precision) == "fp32" else 2)
 
 
-def _available_memory() -> float:
+def available_memory() -> float:
     """What this process may still take: of the machine, its swap, its control group and its limit."""
     import psutil  # of the extra for building, whose absence is reported before this
 

@@ -81,7 +81,12 @@ class SingleFileCheckpoint(Checkpoint):
     """A checked single file, and the configurations that it is read with."""
 
     path: Path
-    configurations: Mapping[str, Mapping[str, Any]]
+    found: Mapping[str, Mapping[str, Any]]
+
+    @property
+    def configurations(self) -> Mapping[str, Mapping[str, Any]]:
+        """See `Checkpoint.configurations`."""
+        return self.found
 
     def check(self, component: Component) -> None:
         """See `Checkpoint.check`; done when the file was opened."""
@@ -132,7 +137,7 @@ def open_single_file(path: Path, config: Path | None) -> SingleFileCheckpoint:
         source=SourceInfo(model=path.name, commit=None, variant=None, digests=digests),
         parameters=counts,
         path=path,
-        configurations=found,
+        found=found,
     )
 
 

@@ -22,7 +22,7 @@ from svd_trt.runtime._released import Released, was_released
 from svd_trt.runtime.backends import CPU_NAME
 from svd_trt.runtime.device import Array, Buffer, HostBuffer, Mark
 
-__all__ = ["CpuBuffer", "CpuDevice", "CpuMark", "CpuSession", "load_onnx", "run_bound"]
+__all__ = ["CpuBuffer", "CpuDevice", "CpuMark", "CpuSession", "load_onnx", "run_bound", "usable_processors"]
 
 _BINDINGS_KEPT = 4  # two steps of the loop, in two passes each
 _ERRORS_ONLY = 3  # onnxruntime's log level: its warnings speak of graph details that no user can act on
@@ -290,7 +290,7 @@ def load_onnx(
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _ERRORS_ONLY
     options.enable_mem_pattern = plan_memory
-    options.intra_op_num_threads = _processors()
+    options.intra_op_num_threads = usable_processors()
     path = bundle.onnx_path(network)
     try:
         return onnxruntime.InferenceSession(path, options, providers=providers, provider_options=provider_options)
@@ -298,7 +298,7 @@ def load_onnx(
         raise BackendError(f"onnxruntime cannot load {path}: {first_line(error)}") from error
 
 
-def _processors() -> int:
+def usable_processors() -> int:
     """How many we may use: by itself ONNX Runtime counts all of the machine's, and binds its threads to them."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 

@@ -48,7 +48,7 @@ def test_measures_writes_and_prints(run: Run, dynamic_bundle: Bundle, checkpoint
         (["--preset", "tiny", "--contender", "svd"], 1, "no contender is called 'svd'; choose from: diffusers-eager"),
         (["--preset", "tiny", "--rounds", "0"], 2, "--rounds"),
         (["--preset", "tiny", "--curve", "colour"], 2, "'colour' is not one of"),
-        (["--preset", "tiny", "--height", "100"], 1, "multiples of 64"),
+        (["--preset", "tiny", "--height", "100"], 1, "multiples of 8"),
         (["--preset", "tiny", "--model", "x"], 2, "both name a model"),
         (["--preset", "tiny", "--bundle", "missing"], 1, "there is no bundle"),
         (["--model", "missing"], 1, "missing"),

@@ -49,12 +49,13 @@ def test_another_checkpoint_fails(dynamic_bundle: Bundle, run: Run) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (("--frames", "40"), 1, "this bundle was built for 2 to 9"),
-        (("--size", "4000x40"), 1, "width 4000"),
+        (("--frames", "40", "--model", "random:tiny"), 1, "this bundle was built for 2 to 9"),
+        (("--size", "4000x40", "--model", "random:tiny"), 1, "width 4000"),
         (("--size", "large"), 2, "is not a size"),
         (("--model", "random:mid"), 1, "another architecture"),
         (("--model", "random:none"), 1, "no preset"),
         (("--only", "unet"), 2, "is not one of"),
+        ((), 2, "give --model"),
     ],
 )
 def test_mistakes(arguments: tuple[str, ...], code: int, message: str, dynamic_bundle: Bundle, run: Run) -> None:

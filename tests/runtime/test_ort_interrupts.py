@@ -102,4 +102,4 @@ def test_interruption_waits_for_the_network(session: CpuSession, run: Run, monke
 
 def test_as_many_threads_as_processors_we_may_use(session: CpuSession, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {3, 5, 6})
-    assert ort._processors() == 3
+    assert ort.usable_processors() == 3

@@ -12,11 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import click
+import msgspec
 import platformdirs
 from rich.console import Console
 from rich.progress import TaskID
 
 from svd_trt.cli.console import Bars, stderr, stdout
+from svd_trt.engine.bundle import Bundle
+from svd_trt.engine.manifest import sha256_of
 from svd_trt.errors import ArgumentError, MissingDependencyError, OutputError
 
 if TYPE_CHECKING:
@@ -50,13 +53,20 @@ class _WithReports(click.Group):
 @click.option("--contender", "names", multiple=True, metavar="NAME", help="Only this one and diffusers-eager; repeat.")
 @click.option("--curve", "axes", type=click.Choice(_AXES), multiple=True, help="Vary this too; repeat.")
 @click.option("--num-frames", "frames", type=click.IntRange(2), help="Frames.  [default: the preset's]")
-@click.option("--height", type=click.IntRange(64), help="Height in pixels, a multiple of 64.")
-@click.option("--width", type=click.IntRange(64), help="Width in pixels, a multiple of 64.")
+@click.option("--height", type=click.IntRange(8), help="Height in pixels, a multiple of 8.")
+@click.option("--width", type=click.IntRange(8), help="Width in pixels, a multiple of 8.")
 @click.option("--num-inference-steps", "steps", type=click.IntRange(1), help="Denoising steps.")
 @click.option("--decode-chunk-size", type=click.IntRange(1), help="Frames decoded together.  [default: all]")
 @click.option("--seed", type=click.IntRange(0), default=42, show_default=True, help="Of the noise.")
 @click.option("--precision", type=click.Choice(["fp32", "fp16"]), help="[default: fp16 on a GPU, fp32 on a CPU]")
 @click.option("--threads", type=click.IntRange(1), help="Processors for each contender.  [default: all]")
+@click.option(
+    "--timeout",
+    type=click.IntRange(1),
+    default=3600,
+    show_default=True,
+    help="Seconds that one video may take at most.",
+)
 @click.option("--image", type=click.Path(path_type=Path, exists=True), help="Picture to start from.  [default: drawn]")
 @click.option("--cache", type=click.Path(path_type=Path, file_okay=False), help="Where built bundles are kept.")
 @click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="JSON file to write.")
@@ -81,8 +91,9 @@ def command(context: click.Context, /, **options: Any) -> None:
 
     Contenders: diffusers-eager, diffusers-compile, diffusers-low-memory, svd-trt-onnxruntime (default bundle),
     svd-trt-onnxruntime-portable (standard ONNX operators), svd-trt-onnxruntime-plain (no rewrites),
-    svd-trt-onnxruntime-cuda, svd-trt-tensorrt, svd-trt-tensorrt-rtx, openvino. What cannot run here is skipped with
-    the reason. Bundles are built once and kept; Ctrl-C keeps the rounds that are complete.
+    svd-trt-onnxruntime-cuda, svd-trt-tensorrt, svd-trt-tensorrt-rtx, the last two also with -plain, and openvino.
+    What cannot run here is skipped with the reason. Bundles are built once and kept; Ctrl-C keeps the rounds that are
+    complete.
     """
     if context.invoked_subcommand is None:
         _measure(**options)
@@ -97,7 +108,7 @@ def _measure(
         if path is not None and not os.access(path.absolute().parent, os.W_OK):
             raise OutputError(f"cannot write {path}: there is no such folder, or it is not writable")
     try:
-        from svd_trt.benchmarks.results import encode_result, write_result
+        from svd_trt.benchmarks.results import write_result
     except ImportError as error:
         raise MissingDependencyError("svd-trt bench", "export,bench") from error
     console = stderr(quiet=quiet)
@@ -109,20 +120,20 @@ def _measure(
             write_result(output, result)
 
     try:
-        model = _model(o.pop("model") or (f"random:{preset}" if preset else None), o["bundle"])
-        _run(console, keep, model=model, **o)
-    except (KeyboardInterrupt, SystemExit):
+        model = o.pop("model") or (f"random:{preset}" if preset else None)
+        if (bundle := o["bundle"]) is not None:
+            model = _model_of(bundle, model)
+            _fit(bundle, o)
+        _run(console, keep, model=model or "random:mid", **o)
+    except BaseException:
         if kept:
-            where = "below; -o FILE.json would have kept them" if output is None else f"in {output}"
-            console.print(f"interrupted: the rounds that are complete are {where}")
+            where = f"in {output}" if output else "below; -o FILE.json would have kept them"
+            console.print(f"it did not come to its end: the rounds that are complete are {where}")
             if output is None:
-                _show(kept[0])
+                _print(kept[0], as_json=as_json)
         raise
     (result,) = kept
-    if as_json:
-        sys.stdout.write(encode_result(result).decode())
-    else:
-        _show(result)
+    _print(result, as_json=as_json)
     _write_markdown(markdown, result)
     if output is None:
         console.print("nothing was kept: -o FILE.json keeps the result, to plot and compare", style="dim")
@@ -130,20 +141,16 @@ def _measure(
         console.print(f"wrote {output}; `svd-trt bench plot {output}` draws it", style="dim")
 
 
-def _model(model: str | None, bundle: Path | None) -> str:
-    """What diffusers is to run: the model that was asked for, or that of the bundle; the same weights in any case.
+def _model_of(bundle: Path, model: str | None) -> str:
+    """What diffusers is to run: the same weights that the bundle has.
 
     Raises:
         UsageError: the bundle's model is not known by a name that finds it.
         ArgumentError: the bundle was built from other weights.
     """
-    if bundle is None:
-        return model or "random:mid"
-    from svd_trt.engine.bundle import Bundle
-
     source = Bundle.open(bundle, verify=False).manifest.source
     if model is None:
-        if not source.model.startswith("random:"):
+        if source.commit is None and not source.model.startswith("random:"):
             raise click.UsageError(f"give --model: where the checkpoint of {bundle} ({source.model}) is now")
         return source.model
     from svd_trt.export.checkpoint import open_checkpoint
@@ -151,6 +158,28 @@ def _model(model: str | None, bundle: Path | None) -> str:
     if open_checkpoint(model).source.digests != source.digests:
         raise ArgumentError(f"{bundle} was built from {source.model}, not from {model}; frames would not compare")
     return model
+
+
+def _fit(bundle: Path, options: dict[str, Any]) -> None:
+    """Take from the bundle what was not asked for: its precision, and the middle of its ranges.
+
+    Raises:
+        ArgumentError: what was asked for is not what the bundle was built for.
+    """
+    manifest = Bundle.open(bundle, verify=False).manifest
+    if options["precision"] not in (None, manifest.precision):
+        raise ArgumentError(f"{bundle} is {manifest.precision}; leave out --precision, or build another one")
+    options["precision"] = manifest.precision
+    for name in ("frames", "height", "width"):
+        allowed = getattr(manifest.ranges, name)
+        if options[name] is None:
+            options[name] = allowed.opt
+        elif options[name] not in allowed:
+            raise ArgumentError(f"{name} {options[name]}: {bundle} was built for {allowed.words}")
+    chunk, most = options["decode_chunk_size"], manifest.ranges.chunk
+    if chunk is not None and chunk not in most:
+        raise ArgumentError(f"decode chunks of {chunk}: {bundle} was built for {most.words}")
+    options["decode_chunk_size"] = chunk or most.clamp(options["frames"])
 
 
 def _run(
@@ -166,6 +195,7 @@ def _run(
     threads: int | None,
     image: Path | None,
     cache: Path | None,
+    timeout: int,
     **sizes: Any,
 ) -> None:
     try:
@@ -176,24 +206,32 @@ def _run(
         from svd_trt.benchmarks.peak import measure_peak
         from svd_trt.benchmarks.picture import draw_picture
         from svd_trt.benchmarks.subject import make_subject, with_flops
+        from svd_trt.runtime.ort import usable_processors
     except ImportError as error:
         raise MissingDependencyError("svd-trt bench", "export,bench") from error
-    entrants = choose(names)
     gpu = has_gpu()
-    subject = make_subject(model, precision=precision or ("fp16" if gpu else "fp32"), **sizes)
-    threads = threads or len(os.sched_getaffinity(0))
+    precision = precision or ("fp16" if gpu else "fp32")
+    entrants = choose(names, precision=precision)
+    subject = make_subject(model, precision=precision, **sizes)
+    threads = threads or usable_processors()
     if os.getloadavg()[0] > _BUSY * threads:
         console.print(f"this machine is busy (load {os.getloadavg()[0]:.1f}): figures will be noisy", style="yellow")
     folder = cache or Path(platformdirs.user_cache_dir("svd-trt")) / "bench"
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot write to {folder}: {error.strerror}; choose another place with --cache") from error
     with ExitStack() as stack:
-        work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="svd-trt-bench-")))
+        work = Path(
+            stack.enter_context(tempfile.TemporaryDirectory(prefix="svd-trt-bench-", ignore_cleanup_errors=True))
+        )
         bar = _Bar(stack.enter_context(Bars(console)))
         bar("count", 0, 0)
-        subject = with_flops(subject)
+        subject, uncounted = with_flops(subject)
         if image is None:
             image = work / "picture.png"
             draw_picture(subject.height, subject.width).save(image)
+        subject = msgspec.structs.replace(subject, picture=sha256_of(image)[:12])
         bench = Bench(
             subject=subject,
             entrants=entrants,
@@ -205,6 +243,8 @@ def _run(
             command=shlex.join(["svd-trt", *sys.argv[1:]]),
             gpu=gpu,
             report=bar,
+            timeout=timeout,
+            notes=[uncounted] if uncounted else [],
         )
         bar("machine's peak", 0, 0)
         bench.peak = measure_peak(subject.precision, threads, gpu=gpu)
@@ -239,6 +279,15 @@ class _Bar:
         self.bars.update(self.task, done, total or None, note=what)
 
 
+def _print(result: Result, *, as_json: bool) -> None:
+    from svd_trt.benchmarks.results import encode_result
+
+    if as_json:
+        sys.stdout.write(encode_result(result).decode())
+    else:
+        _show(result)
+
+
 def _show(result: Result) -> None:
     from svd_trt.benchmarks.report import describe, skipped, tables
 
@@ -256,8 +305,6 @@ def _write_markdown(path: Path | None, result: Result) -> None:
     if path is None:
         return
     from svd_trt.benchmarks.report import markdown
+    from svd_trt.benchmarks.results import write_whole
 
-    try:
-        path.write_text(markdown(result))
-    except OSError as error:
-        raise OutputError(f"cannot write {path}: {error.strerror}") from error
+    write_whole(path, markdown(result).encode())

@@ -51,15 +51,18 @@ def compare(old: Path, new: Path, *, everything: bool, fail_if_slower: float | N
         svd-trt bench compare before.json after.json
         svd-trt bench compare main.json branch.json --fail-if-slower 5
     """
-    from svd_trt.benchmarks.compare import compare_results, same_machine
+    from svd_trt.benchmarks.compare import LEAST_ROUNDS, compare_results, same_machine
     from svd_trt.benchmarks.results import read_result
 
     a, b = read_result(old), read_result(new)
     rows = compare_results(a, b)
     if not same_machine(a, b):
         stderr().print("these are different machines: only ratios to eager and fidelity are compared", style="yellow")
+    if min(len(c.rounds) for r in (a, b) for c in r.contenders if c.rounds) < LEAST_ROUNDS:
+        stderr().print(f"fewer than {LEAST_ROUNDS} rounds: their ranges say little of noise", style="yellow")
     limit = None if fail_if_slower is None else 1 - fail_if_slower / 100
-    lost = [r for r in rows if limit and r.figure == "x eager" and r.verdict == "worse" and r.ratio < limit]
+    watched = [r for r in rows if r.figure == "x eager" or r.figure.startswith("no longer")]
+    lost = [r for r in watched if limit and r.verdict == "worse" and r.ratio < limit]
     if as_json:
         print_json({"rows": [dataclasses.asdict(row) for row in rows]})
     else:
@@ -82,7 +85,7 @@ def readme(files: tuple[Path, ...], target: Path, *, check: bool) -> None:
     It stands between <!-- performance:begin --> and <!-- performance:end -->.
     """
     from svd_trt.benchmarks.readme import section, with_section
-    from svd_trt.benchmarks.results import read_result
+    from svd_trt.benchmarks.results import read_result, write_whole
 
     try:
         text = target.read_text()
@@ -92,6 +95,6 @@ def readme(files: tuple[Path, ...], target: Path, *, check: bool) -> None:
         if check:
             click.echo(f"{target} is out of date: svd-trt bench readme {' '.join(map(str, files))}", err=True)
             raise click.exceptions.Exit(1)
-        target.write_text(made)
+        write_whole(target, made.encode())
     except OSError as error:
         raise OutputError(f"cannot change {target}: {error.strerror}") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,7 +43,7 @@ class _Size(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.
 
 @click.command("verify")
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--model", help="Checkpoint to compare with.  [default: what the bundle was built from]")
+@click.option("--model", help="Checkpoint to compare with.  [default: the hub's or the preset that it was built from]")
 @click.option("--num-frames", "--frames", "frames", type=click.IntRange(2), multiple=True, help="Try this; repeat.")
 @click.option("--size", "sides", type=_Size(), multiple=True, help="Try this frame size; repeat.")
 @click.option("--only", type=click.Choice([*NETWORKS, _VIDEO]), multiple=True, help="Compare this alone; repeat.")
@@ -85,12 +86,10 @@ def command(
     opened = Bundle.open(bundle)
     console = stderr(quiet=quiet)
     with VideoPipeline.open(opened, **where) as pipe, Bars(console) as bars:
-        found = _compare(
-            pipe, model or opened.manifest.source.model, bars, console, frames, sides, only, steps, seed, tolerance
-        )
+        found = _compare(pipe, model or _source_of(opened), bars, console, frames, sides, only, steps, seed, tolerance)
     failed = [d for d in found if not d.ok]
     if as_json:
-        rows = [dataclasses.asdict(d) | {"ok": d.ok} for d in found]
+        rows = [_plain(d) for d in found]
         print_json({"ok": not failed, "differences": rows})
     else:
         stdout().print(_table(found))
@@ -101,6 +100,18 @@ def command(
         )
         raise click.exceptions.Exit(1)
     console.print("all within tolerance")
+
+
+def _source_of(bundle: Bundle) -> str:
+    """What the bundle was built from, where its name finds it from anywhere: a hub id, or random weights.
+
+    Raises:
+        UsageError: it was a folder or a file.
+    """
+    source = bundle.manifest.source
+    if source.commit is None and not source.model.startswith("random:"):
+        raise click.UsageError(f"give --model: where the checkpoint of {bundle.path} ({source.model}) is now")
+    return source.model
 
 
 def _compare(
@@ -140,6 +151,12 @@ def _compare(
         reference.set_progress_bar_config(disable=True)
         found += verify_videos(pipe, reference, sizes, steps, seed, tolerance)
     return found
+
+
+def _plain(d: Difference) -> dict[str, Any]:
+    """As JSON has it, which knows no NaN."""
+    fields = dataclasses.asdict(d) | {"ok": d.ok}
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in fields.items()}
 
 
 def _table(found: list[Difference]) -> Table:
