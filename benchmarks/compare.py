@@ -38,8 +38,13 @@ class Row:
 
 def same_machine(a: Result, b: Result) -> bool:
     """Whether absolute seconds may be compared: processor, GPU and threads are the same."""
-    keys = ("cpu", "cores", "gpu")
-    return all(a.machine.get(k) == b.machine.get(k) for k in keys) and a.threads == b.threads
+
+    def hardware(result: Result) -> tuple[object, ...]:
+        m = result.machine
+        gpus = [line.partition(",")[0] for line in m.get("gpu") or ()]  # clocks and driver come after the name
+        return m.get("cpu"), m.get("cores"), gpus, result.threads
+
+    return hardware(a) == hardware(b)
 
 
 def compare_results(a: Result, b: Result) -> list[Row]:

@@ -12,7 +12,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from svd_trt.benchmarks.compare import compare_results
+from svd_trt.benchmarks.compare import compare_results, same_machine
 from svd_trt.benchmarks.plots import plot_result
 from svd_trt.benchmarks.readme import BEGIN, END, section, with_section
 from svd_trt.benchmarks.report import main_rows, markdown, tables
@@ -27,7 +27,9 @@ Make = Callable[..., Result]
 def test_a_result_is_read_back(make_result: Make, tmp_path: Path) -> None:
     path = tmp_path / "result.json"
     write_result(path, make_result())
-    assert read_result(path) == read_result(path)
+    again, made = read_result(path), make_result()
+    assert again.subject == made.subject
+    assert again.contenders[1].total_s == made.contenders[1].total_s
     raw = json.loads(path.read_text())
     one = raw["contenders"][1]
     assert one["name"] == "svd-trt-onnxruntime"
@@ -131,6 +133,36 @@ def test_comparison_refuses_other_videos_and_leaves_out_seconds_of_other_machine
     assert {r.figure for r in compare_results(old, elsewhere)} == {"x eager", "step x eager", "worst PSNR dB"}
 
 
+def test_who_failed_is_not_passed_over(make_result: Make) -> None:
+    old = make_result()
+    broken = msgspec.structs.replace(old.contenders[1], skipped="it crashed", spread=None)
+    new = make_result(contenders=[old.contenders[0], broken])
+    (row,) = [r for r in compare_results(old, new) if r.contender == "svd-trt-onnxruntime"]
+    assert (row.figure, row.verdict) == ("no longer measured: it crashed", "worse")
+    assert not [r for r in compare_results(old, make_result(contenders=old.contenders[:1])) if "ort" in r.contender]
+
+
+def test_machines_are_the_same_whatever_their_clocks(make_result: Make) -> None:
+    old = make_result()
+    a, b = (
+        make_result(machine=old.machine | {"gpu": [f"NVIDIA H100, 600.1, {clock} MHz"], "cpu_mhz": clock})
+        for clock in (1980, 1755)
+    )
+    assert same_machine(a, b)
+    assert not same_machine(a, make_result(machine=old.machine | {"gpu": ["NVIDIA A100, 600.1, 1980 MHz"]}))
+
+
+def test_memory_moves_by_more_than_noise(make_result: Make) -> None:
+    old = make_result()
+
+    def verdict(factor: float) -> str:
+        one = msgspec.structs.replace(old.contenders[1], peak_rss=int(1.5e9 * factor))
+        rows = compare_results(old, make_result(contenders=[old.contenders[0], one]))
+        return next(r.verdict for r in rows if r.figure == "RAM bytes" and r.contender == one.name)
+
+    assert [verdict(f) for f in (1.03, 1.2, 0.8)] == ["within noise", "worse", "better"]
+
+
 def test_readme_section(make_result: Make, tmp_path: Path) -> None:
     path = tmp_path / "results" / "mid.json"
     path.parent.mkdir()
@@ -152,4 +184,5 @@ def test_readme_is_current() -> None:
     readme = Path(__file__).parent.parent.parent / "README.md"
     paths = sorted(RESULTS.glob("bench-*.json"))
     text = readme.read_text()
+    assert paths
     assert with_section(text, section([(p, read_result(p)) for p in paths], readme)) == text

@@ -81,6 +81,31 @@ def test_a_bundle_of_other_weights_is_refused(run: Run, dynamic_bundle: Bundle) 
     assert "give --model" in found.stderr
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--precision", "fp16"], "is fp32; leave out --precision"),
+        (["--num-frames", "40"], "frames 40: "),
+        (["--height", "1024"], "height 1024: "),
+        (["--decode-chunk-size", "30"], "decode chunks of 30: "),
+    ],
+)
+def test_a_bundle_that_cannot_do_it(
+    arguments: list[str], words: str, run: Run, dynamic_bundle: Bundle, checkpoint: Path
+) -> None:
+    found = run("bench", "--bundle", dynamic_bundle.path, "--model", checkpoint, *arguments)
+    assert found.returncode == 1
+    assert words in found.stderr
+    assert "Traceback" not in found.stderr
+
+
+def test_a_cache_that_cannot_be_written(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    found = run("bench", "--preset", "tiny", "--cache", tmp_path / "file" / "cache")
+    assert found.returncode == 1
+    assert "choose another place with --cache" in found.stderr
+
+
 def test_interrupted(dynamic_bundle: Bundle, checkpoint: Path, tmp_path: Path) -> None:
     """Rounds that are complete stay, and no process does."""
     target = tmp_path / "result.json"
