@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from svd_trt.benchmarks.report import describe, grid, main_rows
+from svd_trt.benchmarks.report import curve_rows, describe, grid, main_rows
 from svd_trt.benchmarks.schema import Result
 from svd_trt.errors import ResultError
 
@@ -15,14 +15,19 @@ BEGIN, END = "<!-- performance:begin -->", "<!-- performance:end -->"
 
 
 def section(results: list[tuple[Path, Result]], readme: Path) -> str:
-    """What stands between the marks: for each result its table, and the plot that lies beside it."""
+    """What stands between the marks: for each result its tables, and the plots that lie beside it."""
     parts = []
     for path, result in results:
-        lines = "\n".join(f"- {line}" for line in describe(result))
-        plot = path.with_name(f"{path.stem}-speed.png")
-        shown = f"\n\n![speed against eager diffusers]({_relative(plot, readme)})" if plot.exists() else ""
-        source = f"From [{path.name}]({_relative(path, readme)}), by `{result.command}`:"
-        parts.append(f"{source}\n\n{grid(main_rows(result))}\n\n{lines}{shown}")
+        parts.append(f"From [{path.name}]({_relative(path, readme)}), by `{result.command}`:")
+        parts.append(grid(main_rows(result)))
+        if result.curves:
+            parts.append(grid(curve_rows(result.curves)))
+        parts.append("\n".join(f"- {line}" for line in describe(result)))
+        axes = dict.fromkeys(curve.axis.replace("_", "-") for curve in result.curves)
+        pictures = {"speed": "speed against eager diffusers"} | {f"curve-{a}": f"time and memory by {a}" for a in axes}
+        for name, title in pictures.items():
+            if (plot := path.with_name(f"{path.stem}-{name}.png")).exists():
+                parts.append(f"![{title}]({_relative(plot, readme)})")
     return "\n\n".join(parts)
 
 

@@ -15,7 +15,7 @@ __all__ = ["curve_rows", "describe", "grid", "main_rows", "markdown", "skipped",
 Rows: TypeAlias = list[list[str]]
 """The first row is the header."""
 
-_MAIN = ["contender", "step", "total", "x eager", "worst PSNR", "SSIM", "RAM", "VRAM", "prepare", "start-up"]
+_MAIN = ["contender", "step", "total", "x eager", "worst PSNR", "SSIM", "RAM", "VRAM", "prepare", "first call", "start-up"]
 
 
 def main_rows(result: Result) -> Rows:
@@ -34,6 +34,7 @@ def main_rows(result: Result) -> Rows:
                 _gigabytes(c.peak_rss),
                 _gigabytes(c.peak_vram),
                 _short(c.prepare_s),
+                _short(c.first_call_s),
                 _short(c.startup_s),
             ]
         )

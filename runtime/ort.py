@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from queue import SimpleQueue
 from threading import Thread
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -112,7 +112,8 @@ class CpuSession(Released):
 
     def _bound(self, tensors: Mapping[str, Buffer]) -> Any:
         """The binding of these buffers, made once: the loop comes back to the same ones every other step."""
-        key = tuple([_cpu(tensors[name]).number for name in self._names])
+        buffers = cast("Mapping[str, CpuBuffer]", tensors)  # `_bind` looks, once
+        key = tuple([buffers[name].number for name in self._names])
         if key not in self._bindings:
             while len(self._bindings) >= _BINDINGS_KEPT:
                 del self._bindings[next(iter(self._bindings))]
@@ -158,9 +159,9 @@ class _Call:
             self.work()
         except BaseException as error:  # the caller's to handle
             self.error = error
-        self.work = None  # or the memory that it refers to is held until the next
         self.done = True
-        self._lock.release()
+        self._lock.release()  # before anything else: the caller waits, and every cache is cold
+        self.work = None  # or the memory that it refers to is held until the next
 
     def wait(self) -> None:
         """Until it is done."""

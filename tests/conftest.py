@@ -24,6 +24,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # What builds the engines of the tests' bundles: `make gpu-test BACKEND=tensorrt` where that is installed.
 BACKEND: Any = os.environ.get("SVD_TRT_TEST_BACKEND", "tensorrt-rtx")
 
+_EVERYTHING = 1000  # tests; fewer are a selection, which may want none of the bundles
+
 TINY = Path(__file__).parent.parent / "examples" / "tiny"
 
 DYNAMIC = BuildOptions(
@@ -120,6 +122,13 @@ def dynamic_bundle(once: Any, checkpoint: Path) -> Bundle:
 def fixed_bundle(once: Any, checkpoint: Path) -> Bundle:
     """fp16; one size, dynamic frames and chunks."""
     return Bundle.open(once("fixed", lambda path: build_bundle(checkpoint, path, FIXED)))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _built_ahead(request: pytest.FixtureRequest, worker_id: str) -> None:
+    """In a run of everything both processes want the dynamic bundle first: one builds it, the other the next one."""
+    if worker_id == "gw1" and len(request.session.items) > _EVERYTHING:
+        request.getfixturevalue("fixed_bundle")
 
 
 @pytest.fixture(scope="session")
