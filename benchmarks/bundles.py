@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,10 +12,13 @@ from typing import Any
 
 import msgspec
 
+import svd_trt.engine
+import svd_trt.export
 from svd_trt.benchmarks.contenders import BundleKind
 from svd_trt.benchmarks.schema import Subject
 from svd_trt.engine.bundle import Bundle
 from svd_trt.engine.spec import Range
+from svd_trt.errors import OutputError
 
 __all__ = ["Bundles"]
 
@@ -29,9 +34,10 @@ _OPTIONS: dict[BundleKind, dict[str, Any]] = {
 
 
 class _Built(msgspec.Struct, frozen=True):
-    """What a build took, kept beside the bundle: the next run uses the bundle again."""
+    """How a bundle was built, kept beside it: the next run uses the bundle again if it would be built alike."""
 
-    seconds: float
+    sources: str
+    seconds: float | None
 
 
 @dataclass
@@ -77,17 +83,46 @@ class Bundles:
         path = self.folder / "".join(c if c.isalnum() or c in "-." else "-" for c in name)
         record = path.with_suffix(".built.json")
         self.progress(f"build {kind} bundle")
-        started = time.perf_counter()
-        result = build_bundle(s.model, path, options)
-        seconds = round(time.perf_counter() - started, 1)
         try:
-            if not result.up_to_date:
-                record.unlink(missing_ok=True)  # what an older bundle took says nothing of this one
-                if not any(stage.reused for stage in result.stages):
-                    record.write_bytes(msgspec.json.encode(_Built(seconds)))
-            return path, msgspec.json.decode(record.read_bytes(), type=_Built).seconds
-        except (OSError, msgspec.DecodeError):
-            return path, None
+            before, sources = _read(record), _sources()
+            if before is None or before.sources != sources:
+                # Made by other code, which what a build compares does not show.
+                _remove(path)
+                _remove(path.with_name(f".{path.name}.building"))
+            started = time.perf_counter()
+            result = build_bundle(s.model, path, options)
+            seconds: float | None = round(time.perf_counter() - started, 1)
+            if result.up_to_date:
+                return path, None if before is None else before.seconds
+            if any(stage.reused for stage in result.stages):  # the rest of a build that was interrupted, say
+                seconds = None
+            record.write_bytes(msgspec.json.encode(_Built(sources, seconds)))
+        except OSError as error:
+            raise OutputError(
+                f"cannot write to {self.folder}: {error.strerror}; choose another place with --cache"
+            ) from error
+        return path, seconds
+
+
+def _read(record: Path) -> _Built | None:
+    try:
+        return msgspec.json.decode(record.read_bytes(), type=_Built)
+    except (OSError, msgspec.DecodeError):
+        return None
+
+
+def _remove(folder: Path) -> None:
+    if folder.exists():
+        shutil.rmtree(folder)
+
+
+def _sources() -> str:
+    """Digest of the code that makes bundles: two versions of it, compared, must not measure one's bundle twice."""
+    digest = hashlib.sha256()
+    for package in (svd_trt.export, svd_trt.engine):
+        for path in sorted(Path(package.__file__ or "").parent.rglob("*.py")):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def _kinds_of(path: Path) -> tuple[BundleKind, ...]:

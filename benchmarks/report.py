@@ -15,7 +15,19 @@ __all__ = ["curve_rows", "describe", "grid", "main_rows", "markdown", "skipped",
 Rows: TypeAlias = list[list[str]]
 """The first row is the header."""
 
-_MAIN = ["contender", "step", "total", "x eager", "worst PSNR", "SSIM", "RAM", "VRAM", "prepare", "first call", "start-up"]
+_MAIN = [
+    "contender",
+    "step",
+    "total",
+    "x eager",
+    "worst PSNR",
+    "SSIM",
+    "RAM",
+    "VRAM",
+    "prepare",
+    "first call",
+    "start-up",
+]
 
 
 def main_rows(result: Result) -> Rows:
