@@ -15,9 +15,9 @@ BEGIN, END = "<!-- performance:begin -->", "<!-- performance:end -->"
 
 
 def section(results: list[tuple[Path, Result]], readme: Path) -> str:
-    """What stands between the marks: for each result its tables, and the plots that lie beside it."""
+    """What stands between the marks: for each result its tables, and the plots that lie beside it; curves come last."""
     parts = []
-    for path, result in results:
+    for path, result in sorted(results, key=lambda one: bool(one[1].curves)):
         parts.append(f"From [{path.name}]({_relative(path, readme)}), by `{result.command}`:")
         parts.append(grid(main_rows(result)))
         if result.curves:

@@ -185,6 +185,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     date: str
     """ISO 8601, UTC."""
     command: str
+    """What was asked, without where it was written to."""
     machine: dict[str, Any]
     """See `svd_trt.benchmarks.machine.describe_machine`; clocks and load before anything was measured."""
     clocks_after: dict[str, Any] = msgspec.field(default_factory=dict)

@@ -32,6 +32,8 @@ def test_measures_writes_and_prints(run: Run, dynamic_bundle: Bundle, checkpoint
     assert [c["name"] for c in printed["contenders"]] == ["diffusers-eager", "svd-trt-onnxruntime"]
     assert printed["contenders"][1]["psnr_db"] >= 50
     assert result.peak is not None
+    assert str(tmp_path) not in result.command
+    assert "--rounds 1 --curve steps --json" in result.command
     assert result.subject.frames == 2
     assert [(c.contender, [p.at for p in c.points]) for c in result.curves] == [
         ("diffusers-eager", [1, 2]),

@@ -30,6 +30,7 @@ __all__ = ["command"]
 _PRESETS = ("tiny", "mid", "svd", "svd-xt")
 _AXES = ("frames", "steps", "pixels", "decode-chunk-size")
 _REPORTS = ("plot", "compare", "readme")
+_PLACES = ("-o", "--output", "--markdown", "--cache")
 _BUSY = 0.5  # load for each thread above which a measurement deserves a warning
 
 
@@ -240,7 +241,7 @@ def _run(
             work=work,
             picture=image,
             bundles=Bundles(subject, folder, bundle, lambda what: bar(what, 0, 0)),
-            command=shlex.join(["svd-trt", *sys.argv[1:]]),
+            command=_without_places(sys.argv[1:]),
             gpu=gpu,
             report=bar,
             timeout=timeout,
@@ -254,6 +255,17 @@ def _run(
             for axis in axes:
                 bench.curves += measure_curves(bench, cast(Any, axis.replace("-", "_")), taking)
                 keep(bench.with_curves(result))
+
+
+def _without_places(arguments: list[str]) -> str:
+    """The command for the record: what was asked, and not where on this machine it was put."""
+    kept: list[str] = []
+    skip = False
+    for argument in arguments:
+        if not skip and argument.partition("=")[0] not in _PLACES:
+            kept.append(argument)
+        skip = argument in _PLACES  # its value comes next
+    return shlex.join(["svd-trt", *kept])
 
 
 def _measured(result: Result) -> set[str]:
