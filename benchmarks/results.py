@@ -31,9 +31,12 @@ def write_result(path: Path, result: Result) -> None:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """The same with any content."""
+    """The same with any content. What is no file, such as a pipe or ``/dev/stdout``, is written to in place."""
     partial = path.with_name(f".{path.name}.partial")
     try:
+        if path.exists() and not path.is_file():
+            path.write_bytes(content)
+            return
         try:
             partial.write_bytes(content)
             partial.replace(path)

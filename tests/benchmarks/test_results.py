@@ -72,6 +72,15 @@ def test_a_failed_write_keeps_what_was_there(make_result: Make, tmp_path: Path) 
     assert [p.name for p in tmp_path.iterdir()] == ["taken"]
 
 
+def test_what_is_no_file_is_written_to_and_not_replaced(make_result: Make, tmp_path: Path) -> None:
+    full = Path("/dev/full")
+    before = full.stat()
+    with pytest.raises(OutputError, match="No space left"):
+        write_result(full, make_result())
+    assert full.stat().st_rdev == before.st_rdev
+    assert full.stat().st_mode == before.st_mode
+
+
 def test_tables_show_what_was_measured_and_what_was_not(make_result: Make) -> None:
     result = make_result()
     header, *rows = main_rows(result)

@@ -114,11 +114,13 @@ def _measure(
         raise MissingDependencyError("svd-trt bench", "export,bench") from error
     console = stderr(quiet=quiet)
     kept: list[Result] = []
+    written: list[Result] = []
 
     def keep(result: Result) -> None:
         kept[:] = [result]
         if output is not None:
             write_result(output, result)
+            written[:] = [result]
 
     try:
         model = o.pop("model") or (f"random:{preset}" if preset else None)
@@ -128,9 +130,9 @@ def _measure(
         _run(console, keep, model=model or "random:mid", **o)
     except BaseException:
         if kept:
-            where = f"in {output}" if output else "below; -o FILE.json would have kept them"
+            where = f"in {output}" if written == kept else "below; -o FILE.json keeps them"
             console.print(f"it did not come to its end: the rounds that are complete are {where}")
-            if output is None:
+            if written != kept:
                 _print(kept[0], as_json=as_json)
         raise
     (result,) = kept
