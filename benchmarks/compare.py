@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
 from svd_trt.benchmarks.schema import BASELINE, STAGES, Contender, Measure, Result
@@ -10,7 +10,7 @@ from svd_trt.errors import ResultError
 
 __all__ = ["LEAST_CHANGE", "LEAST_ROUNDS", "Row", "Verdict", "compare_results", "same_machine"]
 
-Verdict: TypeAlias = Literal["better", "worse", "within noise"]
+Verdict: TypeAlias = Literal["better", "worse", "within noise", "too few rounds"]
 
 LEAST_CHANGE = 0.02
 """Part by which a median must move at all. Rounds of one run agree better with each other than runs do."""
@@ -19,7 +19,7 @@ _LEAST_OF_SIZES = 0.05
 """The same of memory, of which a run gives one figure and no range."""
 
 LEAST_ROUNDS = 3
-"""Ranges of fewer rounds say nothing of noise."""
+"""Ranges of fewer rounds say nothing of noise, so times and ratios get no verdict."""
 
 _LEAST_DB = 1.0
 
@@ -97,7 +97,11 @@ def _rows(old: Contender, new: Contender, *, seconds: bool) -> list[Row]:
         rows.append(_row(old.name, "RAM bytes", _single(old.peak_rss), _single(new.peak_rss)))
         rows.append(_row(old.name, "VRAM bytes", _single(old.peak_vram), _single(new.peak_vram)))
     rows.append(_fidelity(old, new))
-    return [row for row in rows if row is not None]
+    found = [row for row in rows if row is not None]
+    if min(len(old.rounds), len(new.rounds)) < LEAST_ROUNDS:
+        exact = ("worst PSNR dB", "RAM bytes", "VRAM bytes")
+        found = [row if row.figure in exact else replace(row, verdict="too few rounds") for row in found]
+    return found
 
 
 def _row(

@@ -185,7 +185,9 @@ class Bench:
         taking = [t for t in self._taking.values() if t.failed is None]
         first = number % len(taking)
         for index, one in enumerate(taking[first:] + taking[:first]):
-            self.report(f"round {number + 1}: {one.entrant.name}", number * len(taking) + index, 0)
+            self.report(
+                f"round {number + 1}: {one.entrant.name}", number * len(taking) + index, self.rounds * len(taking)
+            )
             frames = self.work / f"{one.entrant.name}.npy" if number == 0 else None
             try:
                 one.rounds[number] = self._make(one, frames)

@@ -150,6 +150,8 @@ def _curves(curves: list[Curve]) -> Figure:
         time.plot([at[0], at[-1]], [c.intercept + c.slope * x for x in (at[0], at[-1])], color=colour, linewidth=1)
         memory.plot(at, [(p.peak_bytes or 0) / 1e9 for p in c.points], marker="o", color=colour, markersize=5)
     axis = curves[0].axis.replace("_", " ")
+    for axes in (time, memory):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     for axes, label in ((time, f"{curves[0].what.replace('_s', '')}, seconds"), (memory, "most memory, GB")):
         axes.set_xlabel(axis)
         axes.set_ylabel(label)

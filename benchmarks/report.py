@@ -81,7 +81,7 @@ def describe(result: Result) -> list[str]:
     rounds = max((len(c.rounds) for c in result.contenders), default=0)
     lines = [
         f"{s.model}, {s.precision}: {s.frames} frames of {s.width}x{s.height}, {s.steps} steps, decode chunks of "
-        f"{s.decode_chunk_size}, seed {s.seed}; {rounds} rounds",
+        f"{s.decode_chunk_size}, seed {s.seed}; {rounds} round{'' if rounds == 1 else 's'}",
         f"{m.get('cpu')}, {result.threads} threads, {gpu}; {told}; svd-trt {m.get('svd_trt')} at commit "
         f"{m.get('commit')}; {result.date[:10]}",
     ]
@@ -147,7 +147,7 @@ def _without_empty(rows: Rows) -> Rows:
 
 
 def _seconds(m: Measure) -> str:
-    return f"{m.median:.3g} s ({m.low:.3g}-{m.high:.3g})"
+    return f"{m.median:.3g} s" + (f" ({m.low:.3g}-{m.high:.3g})" if m.low < m.high else "")
 
 
 def _ratio(m: Measure) -> str:

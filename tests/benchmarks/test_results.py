@@ -19,6 +19,7 @@ from svd_trt.benchmarks.report import main_rows, markdown, tables
 from svd_trt.benchmarks.results import read_result, write_result
 from svd_trt.benchmarks.schema import Contender, Curve, Measure, Point, Result
 from svd_trt.errors import OutputError, ResultError
+from tests.benchmarks.conftest import made_contender
 
 RESULTS = Path(__file__).parent.parent.parent / "benchmarks" / "results"
 Make = Callable[..., Result]
@@ -140,6 +141,17 @@ def test_comparison_refuses_other_videos_and_leaves_out_seconds_of_other_machine
         compare_results(old, other)
     elsewhere = make_result(machine=old.machine | {"cpu": "another"})
     assert {r.figure for r in compare_results(old, elsewhere)} == {"x eager", "step x eager", "worst PSNR dB"}
+
+
+def test_too_few_rounds_tell_nothing(make_result: Make) -> None:
+    def of(seconds: float) -> Result:
+        return make_result(
+            contenders=[made_contender(n, [s], [10.0]) for n, s in (("diffusers-eager", 10.0), ("x", seconds))]
+        )
+
+    rows = compare_results(of(5.0), of(7.0))
+    assert {r.verdict for r in rows if r.figure in ("x eager", "step s", "total s", "decode s")} == {"too few rounds"}
+    assert "(" not in main_rows(of(5.0))[2][2], "one figure has no range"
 
 
 def test_who_failed_is_not_passed_over(make_result: Make) -> None:

@@ -66,7 +66,7 @@ class _WithReports(click.Group):
     type=click.IntRange(1),
     default=3600,
     show_default=True,
-    help="Seconds that one video may take at most.",
+    help="Seconds for loading, or for one video, compiling included.",
 )
 @click.option("--image", type=click.Path(path_type=Path, exists=True), help="Picture to start from.  [default: drawn]")
 @click.option("--cache", type=click.Path(path_type=Path, file_okay=False), help="Where built bundles are kept.")
@@ -257,6 +257,7 @@ def _run(
             for axis in axes:
                 bench.curves += measure_curves(bench, cast(Any, axis.replace("-", "_")), taking)
                 keep(bench.with_curves(result))
+        bar("done", 1, 1)
 
 
 def _without_places(arguments: list[str]) -> str:

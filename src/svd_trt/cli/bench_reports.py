@@ -59,14 +59,17 @@ def compare(old: Path, new: Path, *, everything: bool, fail_if_slower: float | N
     if not same_machine(a, b):
         stderr().print("these are different machines: only ratios to eager and fidelity are compared", style="yellow")
     if min(len(c.rounds) for r in (a, b) for c in r.contenders if c.rounds) < LEAST_ROUNDS:
-        stderr().print(f"fewer than {LEAST_ROUNDS} rounds: their ranges say little of noise", style="yellow")
+        stderr().print(
+            f"fewer than {LEAST_ROUNDS} rounds: nothing can be told from noise; --rounds {LEAST_ROUNDS} or more",
+            style="yellow",
+        )
     limit = None if fail_if_slower is None else 1 - fail_if_slower / 100
     watched = [r for r in rows if r.figure == "x eager" or r.figure.startswith("no longer")]
     lost = [r for r in watched if limit and r.verdict == "worse" and r.ratio < limit]
     if as_json:
         print_json({"rows": [dataclasses.asdict(row) for row in rows]})
     else:
-        shown = [row for row in rows if everything or row.verdict != "within noise"]
+        shown = [row for row in rows if everything or row.verdict in ("better", "worse")]
         table = Table("contender", "figure", "old", "new", "new / old", "", box=None, pad_edge=False)
         for r in shown:
             table.add_row(r.contender, r.figure, f"{r.old:.4g}", f"{r.new:.4g}", f"{r.ratio:.3f}", r.verdict)

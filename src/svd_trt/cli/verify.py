@@ -96,7 +96,8 @@ def command(
     if failed:
         names = ", ".join(dict.fromkeys(d.what for d in failed))
         console.print(
-            f"beyond tolerance: {names}; build the bundle again, from this checkpoint, or with --precision fp32"
+            f"beyond tolerance: {names}; build the bundle again from this checkpoint"
+            + ("" if opened.manifest.precision == "fp32" else ", or with --precision fp32")
         )
         raise click.exceptions.Exit(1)
     console.print("all within tolerance")
