@@ -8,7 +8,7 @@ from typing import Literal, TypeAlias
 from svd_trt.benchmarks.schema import BASELINE, STAGES, Contender, Measure, Result
 from svd_trt.errors import ResultError
 
-__all__ = ["LEAST_CHANGE", "LEAST_ROUNDS", "Row", "Verdict", "compare_results", "same_machine"]
+__all__ = ["LEAST_CHANGE", "LEAST_ROUNDS", "NO_LONGER", "Row", "Verdict", "compare_results", "same_machine"]
 
 Verdict: TypeAlias = Literal["better", "worse", "within noise", "too few rounds"]
 
@@ -20,6 +20,9 @@ _LEAST_OF_SIZES = 0.05
 
 LEAST_ROUNDS = 3
 """Ranges of fewer rounds say nothing of noise, so times and ratios get no verdict."""
+
+NO_LONGER = "no longer measured"
+"""What the figure of a contender that failed since begins with."""
 
 _LEAST_DB = 1.0
 
@@ -70,7 +73,7 @@ def compare_results(a: Result, b: Result) -> list[Row]:
         if old.name in new:
             rows += _rows(old, new[old.name], seconds=same_machine(a, b))
         elif (reason := skipped.get(old.name)) is not None:
-            rows.append(Row(old.name, f"no longer measured: {reason}", 1, 0, 0, "worse"))
+            rows.append(Row(old.name, f"{NO_LONGER}: {reason}", 1, 0, 0, "worse"))
     return rows
 
 
@@ -94,14 +97,13 @@ def _rows(old: Contender, new: Contender, *, seconds: bool) -> list[Row]:
         rows.append(_row(old.name, "step s", a.step_s, b.step_s))
         rows.append(_row(old.name, "total s", a.total_s, b.total_s))
         rows += [_row(old.name, f"{stage} s", a.stages.get(stage), b.stages.get(stage)) for stage in STAGES]
-        rows.append(_row(old.name, "RAM bytes", _single(old.peak_rss), _single(new.peak_rss)))
-        rows.append(_row(old.name, "VRAM bytes", _single(old.peak_vram), _single(new.peak_vram)))
-    rows.append(_fidelity(old, new))
-    found = [row for row in rows if row is not None]
     if min(len(old.rounds), len(new.rounds)) < LEAST_ROUNDS:
-        exact = ("worst PSNR dB", "RAM bytes", "VRAM bytes")
-        found = [row if row.figure in exact else replace(row, verdict="too few rounds") for row in found]
-    return found
+        rows = [row and replace(row, verdict="too few rounds") for row in rows]
+    rows.append(_fidelity(old, new))
+    if seconds:
+        rows.append(_size(old.name, "RAM bytes", old.peak_rss, new.peak_rss))
+        rows.append(_size(old.name, "VRAM bytes", old.peak_vram, new.peak_vram))
+    return [row for row in rows if row is not None]
 
 
 def _row(
@@ -112,8 +114,7 @@ def _row(
     ratio = new.median / old.median
     apart = new.low > old.high or new.high < old.low
     verdict: Verdict = "within noise"
-    least = _LEAST_OF_SIZES if figure.endswith("bytes") else LEAST_CHANGE
-    if apart and abs(ratio - 1) > least:
+    if apart and abs(ratio - 1) > LEAST_CHANGE:
         verdict = "better" if (ratio > 1) == higher_is_better else "worse"
     return Row(name, figure, old.median, new.median, ratio, verdict)
 
@@ -127,5 +128,10 @@ def _fidelity(old: Contender, new: Contender) -> Row | None:
     return Row(old.name, "worst PSNR dB", old.psnr_db, new.psnr_db, new.psnr_db / old.psnr_db, verdict)
 
 
-def _single(size: int | None) -> Measure | None:
-    return None if size is None else Measure(float(size), float(size), float(size))
+def _size(name: str, figure: str, old: int | None, new: int | None) -> Row | None:
+    """A run gives one figure, and no range to tell noise by."""
+    if old is None or new is None or old <= 0:
+        return None
+    ratio = new / old
+    verdict: Verdict = "within noise" if abs(ratio - 1) <= _LEAST_OF_SIZES else "better" if ratio < 1 else "worse"
+    return Row(name, figure, float(old), float(new), ratio, verdict)

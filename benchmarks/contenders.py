@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
-from svd_trt.engine.driver import load_driver
-from svd_trt.errors import ArgumentError, MissingDependencyError, NoGpuError
+from svd_trt.engine.driver import gpu_count
+from svd_trt.errors import ArgumentError
 
 __all__ = ["CONTENDERS", "BundleKind", "Entrant", "Kind", "choose", "has_gpu"]
 
@@ -50,13 +50,9 @@ def has_gpu() -> bool:
     """Whether this machine has an NVIDIA GPU.
 
     Raises:
-        BackendError: it has one, and its driver does not work.
+        CudaError: it has one, and its driver does not work.
     """
-    try:
-        load_driver()
-    except (NoGpuError, MissingDependencyError):
-        return False
-    return True
+    return gpu_count() > 0
 
 
 def _missing(*modules: str, gpu: bool = False) -> Callable[[], str | None]:

@@ -110,9 +110,9 @@ class PhasedUpsample(nn.Module):
     def __init__(self, layer: SubpixelUpsample) -> None:
         super().__init__()
         assert layer.bias is not None
-        self.channels = layer.weight.shape[0] // 4
+        channels = layer.weight.shape[0] // 4
         # The shuffle has the four kinds of an output channel beside each other, here those of a kind are.
-        weight = layer.weight.detach().unflatten(0, (self.channels, 4)).transpose(0, 1)  # [4, C', C, 2, 2]
+        weight = layer.weight.detach().unflatten(0, (channels, 4)).transpose(0, 1)  # [4, C', C, 2, 2]
         self.weights = nn.ParameterList(frozen(kernel, kernel.dtype) for kernel in weight)
         self.bias = frozen(layer.bias.detach()[::4], layer.bias.dtype)
 

@@ -51,7 +51,7 @@ def compare(old: Path, new: Path, *, everything: bool, fail_if_slower: float | N
         svd-trt bench compare before.json after.json
         svd-trt bench compare main.json branch.json --fail-if-slower 5
     """
-    from svd_trt.benchmarks.compare import LEAST_ROUNDS, compare_results, same_machine
+    from svd_trt.benchmarks.compare import LEAST_ROUNDS, NO_LONGER, compare_results, same_machine
     from svd_trt.benchmarks.results import read_result
 
     a, b = read_result(old), read_result(new)
@@ -64,7 +64,7 @@ def compare(old: Path, new: Path, *, everything: bool, fail_if_slower: float | N
             style="yellow",
         )
     limit = None if fail_if_slower is None else 1 - fail_if_slower / 100
-    watched = [r for r in rows if r.figure == "x eager" or r.figure.startswith("no longer")]
+    watched = [r for r in rows if r.figure == "x eager" or r.figure.startswith(NO_LONGER)]
     lost = [r for r in watched if limit and r.verdict == "worse" and r.ratio < limit]
     if as_json:
         print_json({"rows": [dataclasses.asdict(row) for row in rows]})
