@@ -127,5 +127,5 @@ def _sources() -> str:
 
 def _kinds_of(path: Path) -> tuple[BundleKind, ...]:
     """What the bundle can stand for: any has ONNX networks, which ONNX Runtime takes."""
-    flavour = Bundle.open(path, verify=False).manifest.flavour
-    return ("default",) if flavour is None else ("default", flavour.name)
+    tensorrt = Bundle.open(path, verify=False).manifest.tensorrt
+    return ("default",) if tensorrt is None else ("default", tensorrt.name)

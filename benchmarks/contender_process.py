@@ -16,7 +16,7 @@ from typing import Self
 import msgspec
 
 from svd_trt.benchmarks.protocol import Job, Made, Ready, Reply, Request
-from svd_trt.engine.child import environment, epitaph
+from svd_trt.engine.child_process import describe_exit, environment
 
 __all__ = ["ContenderError", "Worker"]
 
@@ -94,7 +94,7 @@ class Worker:
         if late.is_set():
             raise ContenderError(f"no answer within {self._timeout:g} s; --timeout gives it longer")
         if not answer:
-            raise ContenderError(epitaph(self._process.wait(), "it") + self._last_words())
+            raise ContenderError(describe_exit(self._process.wait(), "it") + self._last_words())
         reply = msgspec.json.decode(answer, type=Reply)
         if reply.error is not None:
             raise ContenderError(reply.error)

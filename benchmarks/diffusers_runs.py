@@ -118,11 +118,11 @@ def load_pipeline(model: str, dtype: Any) -> Any:
         CheckpointError: it is no such checkpoint.
     """
     from svd_trt.export.checkpoint import open_checkpoint
-    from svd_trt.export.quiet import quiet
+    from svd_trt.export.silence import silence_libraries
 
     checkpoint = open_checkpoint(model)
     made = checkpoint.configurations
-    with quiet():
+    with silence_libraries():
         from diffusers import EulerDiscreteScheduler, StableVideoDiffusionPipeline
         from transformers import CLIPImageProcessor
 

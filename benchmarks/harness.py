@@ -28,7 +28,7 @@ from svd_trt.benchmarks.resources import free_vram
 from svd_trt.benchmarks.schema import BASELINE, STAGES, Contender, Curve, Fidelity, Peak, Result, Round, Spread, Subject
 from svd_trt.benchmarks.stats import measure, ratios
 from svd_trt.errors import BenchmarkError, SvdTrtError
-from svd_trt.export.room import available_memory
+from svd_trt.export.preflight import available_memory
 
 __all__ = ["Bench", "Report"]
 

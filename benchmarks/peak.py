@@ -9,7 +9,7 @@ import time
 
 from svd_trt.benchmarks.schema import Peak
 from svd_trt.benchmarks.worker import pin
-from svd_trt.engine.child import environment
+from svd_trt.engine.child_process import environment
 
 __all__ = ["measure_peak"]
 

@@ -21,9 +21,9 @@ from typing import Any
 import click
 
 from svd_trt.benchmarks.machine import describe_machine
-from svd_trt.engine.flavour import find_flavour
 from svd_trt.engine.plan import build_plan
 from svd_trt.engine.spec import NetworkName, Range, Ranges, network_specs
+from svd_trt.engine.tensorrt_import import find_tensorrt
 from svd_trt.export.checkpoint import COMPONENT_OF, Checkpoint, open_checkpoint
 from svd_trt.export.rewrites import REWRITES
 from svd_trt.export.rewrites.feed_forward import split_feed_forwards
@@ -118,7 +118,7 @@ def _measure(checkpoint: Checkpoint, name: NetworkName, row: Row) -> dict[str, A
         exported = time.perf_counter() - started
         del model, module
         gc.collect()
-        plan = build_plan(find_flavour("tensorrt-rtx"), path, spec, path.with_suffix(".plan"))
+        plan = build_plan(find_tensorrt("tensorrt-rtx"), path, spec, path.with_suffix(".plan"))
         return {
             "places": places,
             "nodes": report.nodes,

@@ -14,7 +14,7 @@ from svd_trt.benchmarks.runs import Run, Video
 from svd_trt.engine.bundle import Bundle
 from svd_trt.engine.spec import NETWORKS, NetworkName, NetworkSpec
 from svd_trt.runtime import ort
-from svd_trt.runtime._released import Released
+from svd_trt.runtime.closeable import Closeable
 from svd_trt.runtime.device import Buffer
 from svd_trt.runtime.pipeline import VideoPipeline
 
@@ -113,7 +113,7 @@ class OpenVinoDevice(ort.CpuDevice):
         return OpenVinoSession(bundle, network, self.threads)
 
 
-class OpenVinoSession(Released):
+class OpenVinoSession(Closeable):
     """One network, compiled anew for each set of shapes: that is how it is fastest here."""
 
     def __init__(self, bundle: Bundle, network: NetworkName, threads: int) -> None:

@@ -65,9 +65,9 @@ def _make(job: Job) -> Run:
     entrant = next(e for e in CONTENDERS if e.name == job.contender)
     if entrant.kind == "diffusers":
         from svd_trt.benchmarks.diffusers_runs import DiffusersRun
-        from svd_trt.export.quiet import quiet
+        from svd_trt.export.silence import silence_libraries
 
-        with quiet():
+        with silence_libraries():
             from diffusers import StableVideoDiffusionPipeline  # noqa: F401
 
         return DiffusersRun(job, entrant.mode)

@@ -12,8 +12,8 @@ from typing import Any, Literal, TypeAlias
 
 import msgspec
 
-from svd_trt.engine.flavour import FlavourName
 from svd_trt.engine.spec import ModelInfo, NetworkName, NetworkSpec, Ranges
+from svd_trt.engine.tensorrt_import import TensorRtName
 from svd_trt.errors import BundleError
 
 __all__ = [
@@ -130,15 +130,15 @@ class GraphEntry(msgspec.Struct, frozen=True):
     """``onnx`` are those of the standard, which TensorRT needs; ``onnxruntime`` has ONNX Runtime's own among them."""
 
 
-class FlavourEntry(msgspec.Struct, frozen=True):
+class TensorRtEntry(msgspec.Struct, frozen=True):
     """The TensorRT that built the plans; only the same version loads them, on ``target`` where that is not empty."""
 
-    name: FlavourName
+    name: TensorRtName
     version: str
     target: str
 
 
-class Manifest(msgspec.Struct, frozen=True):
+class Manifest(msgspec.Struct, frozen=True, rename={"tensorrt": "flavour"}):
     """The whole of ``manifest.json`` but its ``digest``, which guards the rest."""
 
     schema_version: int
@@ -150,7 +150,7 @@ class Manifest(msgspec.Struct, frozen=True):
     sampler: SamplerInfo
     ranges: Ranges
     graph: GraphEntry
-    flavour: FlavourEntry | None
+    tensorrt: TensorRtEntry | None
     networks: dict[NetworkName, NetworkEntry]
 
     @property

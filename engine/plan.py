@@ -13,17 +13,17 @@ from pathlib import Path
 
 import msgspec
 
-from svd_trt.engine.child import epitaph, run_child
-from svd_trt.engine.flavour import Flavour
+from svd_trt.engine.child_process import describe_exit, run_child
 from svd_trt.engine.spec import NetworkSpec
 from svd_trt.engine.tensorrt_build import Job, Message, PlanReport
+from svd_trt.engine.tensorrt_import import TensorRt
 from svd_trt.errors import EngineBuildError
 
 __all__ = ["build_plan"]
 
 
 def build_plan(
-    flavour: Flavour,
+    tensorrt: TensorRt,
     onnx_path: Path,
     spec: NetworkSpec,
     plan_path: Path,
@@ -43,7 +43,7 @@ def build_plan(
     plan_path.parent.mkdir(parents=True, exist_ok=True)
     partial = plan_path.with_name(f"{plan_path.name}.{os.getpid()}")
     job = Job(
-        flavour=flavour.name,
+        tensorrt=tensorrt.name,
         onnx_path=str(onnx_path),
         plan_path=str(partial),
         spec=spec,
@@ -64,7 +64,7 @@ def build_plan(
     try:
         code = run_child("svd_trt.engine.tensorrt_build", msgspec.json.encode(job), handle)
         if code is not None:
-            raise EngineBuildError(f"building {spec.name} failed: {epitaph(code, 'TensorRT')}")
+            raise EngineBuildError(f"building {spec.name} failed: {describe_exit(code, 'TensorRT')}")
         partial.replace(plan_path)
     finally:
         partial.unlink(missing_ok=True)

@@ -18,7 +18,6 @@ import msgspec
 from filelock import FileLock, Timeout
 
 from svd_trt.engine.bundle import Bundle
-from svd_trt.engine.flavour import FlavourName
 from svd_trt.engine.manifest import (
     MANIFEST_NAME,
     FileEntry,
@@ -29,6 +28,7 @@ from svd_trt.engine.manifest import (
     sha256_of,
     write_manifest,
 )
+from svd_trt.engine.tensorrt_import import TensorRtName
 from svd_trt.errors import BundleError, LockedError, OutputError
 
 __all__ = ["Staging"]
@@ -36,7 +36,7 @@ __all__ = ["Staging"]
 _Entry = TypeVar("_Entry", OnnxEntry, PlanEntry)
 _RECORDS = "records"
 # All that a bundle has at its top.
-_OURS = {MANIFEST_NAME, "onnx", *get_args(FlavourName)}
+_OURS = {MANIFEST_NAME, "onnx", *get_args(TensorRtName)}
 
 
 class Staging:

@@ -19,9 +19,9 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from svd_trt.engine.child import Answer, serve
-from svd_trt.engine.flavour import Flavour, FlavourName, find_flavour
+from svd_trt.engine.child_process import Answer, serve
 from svd_trt.engine.spec import NetworkSpec
+from svd_trt.engine.tensorrt_import import TensorRt, TensorRtName, find_tensorrt
 from svd_trt.errors import EngineBuildError, SvdTrtError
 
 __all__ = [
@@ -64,7 +64,7 @@ class PlanReport(msgspec.Struct, frozen=True):
 class Job(msgspec.Struct, frozen=True):
     """One engine to build."""
 
-    flavour: FlavourName
+    tensorrt: TensorRtName
     onnx_path: str
     plan_path: str
     spec: NetworkSpec
@@ -80,7 +80,7 @@ class Message(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 def build(
-    flavour: Flavour,
+    tensorrt: TensorRt,
     onnx_path: Path,
     spec: NetworkSpec,
     plan_path: Path,
@@ -95,20 +95,20 @@ def build(
     Raises:
         EngineBuildError: a node was refused, the tensors are not those of ``spec``, or the build failed.
     """
-    trt = flavour.trt
+    trt = tensorrt.trt
     started = time.perf_counter()
     logger = _make_logger(trt)
     monitor = _make_monitor(trt, progress)  # has to outlive the builder
     builder = trt.Builder(logger)
     weights = MappedWeights(onnx_path)  # and so do these, which the network points to
-    network, _parser = parse_network(flavour, builder, logger, onnx_path, spec, weights)
-    config = make_config(flavour, builder, spec, monitor, weight_streaming=weight_streaming)
-    report = _compile(flavour, builder, logger, network, config, spec, plan_path, weights)
+    network, _parser = parse_network(tensorrt, builder, logger, onnx_path, spec, weights)
+    config = make_config(tensorrt, builder, spec, monitor, weight_streaming=weight_streaming)
+    report = _compile(tensorrt, builder, logger, network, config, spec, plan_path, weights)
     return msgspec.structs.replace(report, seconds=time.perf_counter() - started)
 
 
 def _compile(
-    flavour: Flavour,
+    tensorrt: TensorRt,
     builder: Any,
     logger: Any,
     network: Any,
@@ -118,22 +118,22 @@ def _compile(
     weights: MappedWeights,
 ) -> PlanReport:
     layers = network.num_layers
-    with _PlanFile(flavour.trt, plan_path) as plan, weights.kept_small():
+    with _PlanFile(tensorrt.trt, plan_path) as plan, weights.kept_small():
         built = plan.build(builder, network, config)
     reason = logger.broken_profile or (logger.errors[-1] if logger.errors else "no reason given")
     if not built or logger.broken_profile:
-        raise EngineBuildError(f"{flavour.name} {flavour.version} cannot build {spec.name}: {reason}")
+        raise EngineBuildError(f"{tensorrt.name} {tensorrt.version} cannot build {spec.name}: {reason}")
     return PlanReport(
         activation_bytes=None if logger.unreported else logger.memory.get("activation_bytes"),
         weight_bytes=logger.memory.get("weight_bytes"),
         layers=layers,
         seconds=0.0,
-        weight_streaming=config.get_flag(flavour.trt.BuilderFlag.WEIGHT_STREAMING),
+        weight_streaming=config.get_flag(tensorrt.trt.BuilderFlag.WEIGHT_STREAMING),
     )
 
 
 def parse_network(
-    flavour: Flavour, builder: Any, logger: Any, onnx_path: Path, spec: NetworkSpec, weights: MappedWeights
+    tensorrt: TensorRt, builder: Any, logger: Any, onnx_path: Path, spec: NetworkSpec, weights: MappedWeights
 ) -> tuple[Any, Any]:
     """Parse the file into a strongly typed network whose inputs and outputs are those of ``spec``.
 
@@ -142,13 +142,13 @@ def parse_network(
     Raises:
         EngineBuildError: the parser refused a node, or the tensors differ from ``spec``.
     """
-    trt = flavour.trt
+    trt = tensorrt.trt
     network = builder.create_network(_strongly_typed(trt))
     parser = trt.OnnxParser(network, logger)
     if not _parse(parser, onnx_path, weights):
         errors = [parser.get_error(i) for i in range(parser.num_errors)]
         details = "; ".join(f"{e.desc()} (node {e.node_name() or e.node()})" for e in errors[:3]) or "no reason given"
-        raise EngineBuildError(f"{flavour.name} {flavour.version} cannot parse {spec.name}: {details}")
+        raise EngineBuildError(f"{tensorrt.name} {tensorrt.version} cannot parse {spec.name}: {details}")
     _check_tensors(network, spec)
     return network, parser
 
@@ -163,7 +163,7 @@ def _parse(parser: Any, onnx_path: Path, weights: MappedWeights) -> bool:
     )
 
 
-def make_config(flavour: Flavour, builder: Any, spec: NetworkSpec, monitor: Any, *, weight_streaming: bool) -> Any:
+def make_config(tensorrt: TensorRt, builder: Any, spec: NetworkSpec, monitor: Any, *, weight_streaming: bool) -> Any:
     """The builder's configuration: who is told of progress, the profile of ``spec``, and who holds which memory."""
     config = builder.create_builder_config()
     config.progress_monitor = monitor
@@ -172,11 +172,11 @@ def make_config(flavour: Flavour, builder: Any, spec: NetworkSpec, monitor: Any,
         config.add_optimization_profile(profile)
     if weight_streaming:
         # TensorRT 10 takes it for strongly typed networks only, which ours are.
-        config.set_flag(flavour.trt.BuilderFlag.WEIGHT_STREAMING)
-    elif hasattr(flavour.trt.BuilderFlag, "REQUIRE_USER_ALLOCATION"):
+        config.set_flag(tensorrt.trt.BuilderFlag.WEIGHT_STREAMING)
+    elif hasattr(tensorrt.trt.BuilderFlag, "REQUIRE_USER_ALLOCATION"):
         # TensorRT for RTX would otherwise be free to allocate while running, which no CUDA graph can hold. Both flags
         # together need a CUDA driver to build with (seen with 1.7.1), and streamed weights are slow anyway.
-        config.set_flag(flavour.trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
+        config.set_flag(tensorrt.trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
     return config
 
 
@@ -380,9 +380,9 @@ def _work(line: bytes, answer: Answer) -> None:
             say(Message(progress=fraction))
 
     try:
-        flavour = find_flavour(job.flavour)
+        tensorrt = find_tensorrt(job.tensorrt)
         report = build(
-            flavour,
+            tensorrt,
             Path(job.onnx_path),
             job.spec,
             Path(job.plan_path),

@@ -234,7 +234,7 @@ def _total(plan: MemoryPlan) -> int:
 
 
 def _unknown(manifest: Manifest) -> str:
-    reason = "it has no engines" if manifest.flavour is None else "the builder of its engines did not report it"
+    reason = "it has no engines" if manifest.tensorrt is None else "the builder of its engines did not report it"
     return (
         f"the bundle's memory is not known since {reason}, so it cannot be held to a budget; "
         "build engines with `svd-trt build MODEL -o BUNDLE --backend tensorrt-rtx`"

@@ -16,15 +16,14 @@ import msgspec
 
 import svd_trt
 from svd_trt.engine.bundle import Bundle
-from svd_trt.engine.flavour import Flavour, select_flavour
 from svd_trt.engine.manifest import (
     SCHEMA_VERSION,
     FileEntry,
-    FlavourEntry,
     Manifest,
     NetworkEntry,
     OnnxEntry,
     PlanEntry,
+    TensorRtEntry,
 )
 from svd_trt.engine.plan import build_plan
 from svd_trt.engine.spec import (
@@ -33,10 +32,11 @@ from svd_trt.engine.spec import (
     NetworkSpec,
     network_specs,
 )
+from svd_trt.engine.tensorrt_import import TensorRt, select_tensorrt
 from svd_trt.errors import ArgumentError, MissingDependencyError, OutputError
 from svd_trt.export.checkpoint import COMPONENT_OF, Checkpoint, open_checkpoint
 from svd_trt.export.options import BuildOptions, ranges_of
-from svd_trt.export.room import Work, check_room
+from svd_trt.export.preflight import Work, check_resources
 from svd_trt.export.worker import Exported, Task, export_networks
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class Stage:
 
     network: NetworkName
     kind: str
-    """``onnx`` or the TensorRT flavour."""
+    """``onnx`` or the TensorRT tensorrt."""
     seconds: float
     reused: bool
 
@@ -123,7 +123,7 @@ def build_bundle(
         MissingDependencyError, BackendError: the backend cannot be used here.
         ExportError, EngineBuildError: a network could not be exported or built.
         OutputError: ``output`` cannot be written, or is something other than a bundle.
-        RoomError: disk or memory would not last.
+        ResourceError: disk or memory would not last.
     """
     options = options or BuildOptions()
     progress = progress or BuildProgress()
@@ -139,15 +139,15 @@ def build_bundle(
     progress.opened()
     ranges_of(options, checkpoint.description.model)  # a bad range is refused before anything is written
     _ = options.graph  # and so are contradictions
-    flavour = select_flavour(options.backend)
-    if options.weight_streaming and flavour is None:
+    tensorrt = select_tensorrt(options.backend)
+    if options.weight_streaming and tensorrt is None:
         raise ArgumentError("--weight-streaming is for engines, and this build makes none; leave it out")
     target = Path(output)
     from svd_trt.engine.staging import Staging
 
     try:
         with Staging(target, lambda: progress.waiting(target)) as staging:
-            return _Build(checkpoint, options, flavour, staging, progress).run()
+            return _Build(checkpoint, options, tensorrt, staging, progress).run()
     except OSError as error:
         raise OutputError(
             f"cannot write {target}: {error.strerror or error}; free space or choose another place"
@@ -161,13 +161,13 @@ class _Build:
         self,
         checkpoint: Checkpoint,
         options: BuildOptions,
-        flavour: Flavour | None,
+        tensorrt: TensorRt | None,
         staging: Staging,
         progress: BuildProgress,
     ) -> None:
         self.checkpoint = checkpoint
         self.options = options
-        self.flavour = flavour
+        self.tensorrt = tensorrt
         self.staging = staging
         self.progress = progress
         self.ranges = ranges_of(options, checkpoint.description.model)
@@ -180,7 +180,7 @@ class _Build:
             self.staging.discard()
             return BuildResult(bundle, (), up_to_date=True)
         onnx = self._exports()
-        plans = {name: self._plan(spec) for name, spec in self.specs.items()} if self.flavour else {}
+        plans = {name: self._plan(spec) for name, spec in self.specs.items()} if self.tensorrt else {}
         networks = {
             name: NetworkEntry(spec, onnx[name], plans.get(name), self._flops(spec))
             for name, spec in self.specs.items()
@@ -200,7 +200,7 @@ class _Build:
         tasks = [Task(spec, self._onnx_path(spec)) for name, spec in self.specs.items() if name not in entries]
         if not tasks:
             return entries
-        self._check_room([task.spec.name for task in tasks], list(self.specs) if self.flavour else [])
+        self._check_room([task.spec.name for task in tasks], list(self.specs) if self.tensorrt else [])
         begun = time.perf_counter()
 
         def started_one(name: NetworkName) -> None:
@@ -226,7 +226,7 @@ class _Build:
             work = Work(
                 exports, engines, self.checkpoint.parameters, self.options.precision, self.options.graph.rewrites
             )
-            check_room(self.staging.path, work)
+            check_resources(self.staging.path, work)
         self.checked = True
 
     def _finish(self, stage: Stage) -> None:
@@ -235,8 +235,8 @@ class _Build:
 
     def _plan(self, spec: NetworkSpec) -> PlanEntry:
         """The engine of one network, built if there is none of the right key."""
-        assert self.flavour is not None
-        kind, key = self.flavour.name, self._plan_key(spec)
+        assert self.tensorrt is not None
+        kind, key = self.tensorrt.name, self._plan_key(spec)
         self.progress.started(spec.name, kind)
         started = time.perf_counter()
         entry = self.staging.reuse(spec.name, key, PlanEntry)
@@ -257,10 +257,10 @@ class _Build:
         return count_flops(self._onnx_path(spec), spec)
 
     def _build_plan(self, spec: NetworkSpec, key: str) -> PlanEntry:
-        assert self.flavour is not None
-        path = self.staging.path / self.flavour.name / f"{spec.name}.plan"
+        assert self.tensorrt is not None
+        path = self.staging.path / self.tensorrt.name / f"{spec.name}.plan"
         report = build_plan(
-            self.flavour,
+            self.tensorrt,
             self._onnx_path(spec),
             spec,
             path,
@@ -294,7 +294,7 @@ class _Build:
         )
 
     def _plan_key(self, spec: NetworkSpec) -> str:
-        assert self.flavour is not None
+        assert self.tensorrt is not None
         # Absent where it is off, so that plans of before the option keep their keys.
         streaming = {"weight_streaming": True} if self._streamed(spec) else {}
         return _key(
@@ -302,7 +302,7 @@ class _Build:
             revision=_PLAN_REVISION,
             onnx=self._onnx_key(spec),
             ranges={symbol: str(r) for symbol, r in spec.ranges.items()},
-            flavour=[self.flavour.name, self.flavour.version, self.flavour.target],
+            tensorrt=[self.tensorrt.name, self.tensorrt.version, self.tensorrt.target],
         )
 
     def _is_current(self) -> bool:
@@ -317,7 +317,7 @@ class _Build:
         wanted = {name: (self._onnx_key(spec), spec) for name, spec in self.specs.items()}
         found = {name: (entry.onnx.key, entry.spec) for name, entry in manifest.networks.items()}
         plans = {name: entry.plan.key for name, entry in manifest.networks.items() if entry.plan}
-        wanted_plans = {name: self._plan_key(spec) for name, spec in self.specs.items()} if self.flavour else {}
+        wanted_plans = {name: self._plan_key(spec) for name, spec in self.specs.items()} if self.tensorrt else {}
         return wanted == found and plans == wanted_plans
 
     def _manifest(self, networks: dict[NetworkName, NetworkEntry]) -> Manifest:
@@ -331,8 +331,8 @@ class _Build:
             sampler=self.checkpoint.description.sampler,
             ranges=self.ranges,
             graph=self.options.graph,
-            flavour=FlavourEntry(self.flavour.name, self.flavour.version, self.flavour.target)
-            if self.flavour
+            tensorrt=TensorRtEntry(self.tensorrt.name, self.tensorrt.version, self.tensorrt.target)
+            if self.tensorrt
             else None,
             networks=networks,
         )

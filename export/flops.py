@@ -14,7 +14,7 @@ from onnxscript import optimizer
 
 from svd_trt.engine.spec import NetworkSpec
 from svd_trt.errors import ExportError
-from svd_trt.export.quiet import quiet
+from svd_trt.export.silence import silence_libraries
 
 __all__ = ["count_flops"]
 
@@ -38,7 +38,7 @@ def count_flops(onnx_path: Path, spec: NetworkSpec) -> int:
             # ONNX infers no shape for it; this one has the same.
             node.op_type = "InstanceNormalization"
             node.attributes.clear()
-    with quiet():
+    with silence_libraries():
         optimizer.fold_constants(model, onnx_shape_inference=True)  # sizes are numbers now, and so is all that follows
     return sum(_operations(node) for node in model.graph)
 

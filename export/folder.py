@@ -62,10 +62,10 @@ class FolderCheckpoint(Checkpoint):
 
     def load(self, component: Component, dtype: Any) -> Any:
         """See `Checkpoint.load`."""
-        from svd_trt.export.quiet import quiet
+        from svd_trt.export.silence import silence_libraries
 
         try:
-            with quiet():
+            with silence_libraries():
                 model, info = _model_classes()[component].from_pretrained(
                     self.path,
                     subfolder=component,

@@ -20,7 +20,7 @@ from torch.export import Dim
 
 from svd_trt.engine.spec import LARGEST_COUNT, NetworkSpec, TensorSpec
 from svd_trt.errors import ExportError, first_line
-from svd_trt.export.quiet import quiet
+from svd_trt.export.silence import silence_libraries
 
 __all__ = ["OPSET", "OnnxReport", "export_network"]
 
@@ -67,7 +67,7 @@ def export_network(
     arguments = tuple(torch.zeros(_traced_shape(t, factor)) for t in spec.inputs)
     shapes = _dynamic_shapes(spec, factor, smallest_latent)
     try:
-        with quiet(), torch.no_grad():
+        with silence_libraries(), torch.no_grad():
             program = torch.export.export(
                 module,
                 arguments,
@@ -99,7 +99,7 @@ def export_network(
     path.parent.mkdir(parents=True, exist_ok=True)
     for leftover in (path, weights):
         leftover.unlink(missing_ok=True)
-    with quiet():
+    with silence_libraries():
         translated.save(path, external_data=True)
     onnx.checker.check_model(str(path))
     return OnnxReport(

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from svd_trt.engine.flavour import BuildBackend
 from svd_trt.engine.manifest import GraphEntry, Operators, Precision
 from svd_trt.engine.spec import LARGEST_COUNT, LARGEST_SIDE, ModelInfo, Range, Ranges
+from svd_trt.engine.tensorrt_import import BuildBackend
 from svd_trt.errors import ArgumentError
 
 __all__ = ["DEFAULT_FF_CHUNKS", "MOST_FF_CHUNKS", "ONNXRUNTIME_FF_CHUNKS", "BuildOptions", "ranges_of"]

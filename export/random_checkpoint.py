@@ -20,10 +20,10 @@ from diffusers import AutoencoderKLTemporalDecoder, UNetSpatioTemporalConditionM
 from torch import nn
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from svd_trt.errors import CheckpointError, OutputError, RoomError, first_line
+from svd_trt.errors import CheckpointError, OutputError, ResourceError, first_line
+from svd_trt.export.preflight import check_space
 from svd_trt.export.presets import WEIGHTS_REVISION, Preset, configurations, find_preset
-from svd_trt.export.quiet import quiet
-from svd_trt.export.room import check_space
+from svd_trt.export.silence import silence_libraries
 
 __all__ = ["empty_model", "parameters_of", "random_model", "random_pipeline", "write_random_checkpoint"]
 
@@ -35,7 +35,7 @@ def empty_model(component: str, configuration: dict[str, Any]) -> nn.Module:
         CheckpointError: no model can be made of it.
     """
     try:
-        with quiet(), init_empty_weights(include_buffers=False):
+        with silence_libraries(), init_empty_weights(include_buffers=False):
             if component == "unet":
                 model = UNetSpatioTemporalConditionModel.from_config(configuration)
             elif component == "vae":
@@ -79,7 +79,7 @@ def random_pipeline(preset: str = "tiny", seed: int = 0, dtype: torch.dtype = to
         ArgumentError: there is no such preset.
     """
     p = find_preset(preset)
-    with quiet():
+    with silence_libraries():
         # Only whoever wants the pipeline pays for importing it.
         from diffusers import EulerDiscreteScheduler, StableVideoDiffusionPipeline
         from transformers import CLIPImageProcessor
@@ -101,13 +101,13 @@ def write_random_checkpoint(
     Raises:
         ArgumentError: ``preset`` is unknown.
         OutputError: ``directory`` exists and is not empty, or cannot be written.
-        RoomError: disk or memory would not last.
+        ResourceError: disk or memory would not last.
     """
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise OutputError(f"{directory} exists and is not an empty folder; choose another place")
     check_space(directory, sum(find_preset(preset).parameters.values()) * (2 if variant == "fp16" else 4))
     try:
-        with quiet():
+        with silence_libraries():
             pipeline = random_pipeline(preset, seed, torch.float16 if variant == "fp16" else torch.float32)
             pipeline.save_pretrained(directory, variant=variant)
     except OSError as error:
@@ -115,7 +115,9 @@ def write_random_checkpoint(
     except RuntimeError as error:
         if "allocate memory" not in str(error):
             raise
-        raise RoomError(f"memory ran out while {directory} was made; use --variant fp16 or a larger machine") from error
+        raise ResourceError(
+            f"memory ran out while {directory} was made; use --variant fp16 or a larger machine"
+        ) from error
 
 
 def parameters_of(model: nn.Module) -> Iterator[tuple[nn.Module, str, str]]:

@@ -16,7 +16,7 @@ from pathlib import Path
 import msgspec
 
 from svd_trt import errors
-from svd_trt.engine.child import Answer, epitaph, run_child, serve
+from svd_trt.engine.child_process import Answer, describe_exit, run_child, serve
 from svd_trt.engine.manifest import GraphEntry, Precision
 from svd_trt.engine.spec import NetworkName, NetworkSpec
 from svd_trt.errors import ExportError, SvdTrtError, first_line
@@ -91,7 +91,7 @@ def export_networks(
     job = pickle.dumps(_Job(checkpoint, precision, graph, tuple(tasks)))
     code = run_child("svd_trt.export.worker", base64.b64encode(job), handle)
     if code is not None:
-        raise ExportError(f"exporting {current} failed: {epitaph(code, 'the exporter')}")
+        raise ExportError(f"exporting {current} failed: {describe_exit(code, 'the exporter')}")
 
 
 def _revive(kind: str, text: str) -> SvdTrtError:

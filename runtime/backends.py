@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from svd_trt.engine.bundle import Bundle
 from svd_trt.engine.driver import Driver, Gpu, list_gpus, load_driver
-from svd_trt.engine.flavour import Flavour, FlavourName, find_flavour
+from svd_trt.engine.tensorrt_import import TensorRt, TensorRtName, find_tensorrt
 from svd_trt.errors import ArgumentError, BackendError, MissingDependencyError, NoGpuError
 from svd_trt.runtime.device import Device
 
 if TYPE_CHECKING:
-    from svd_trt.runtime.cuda.device import Engine
+    from svd_trt.runtime.cuda.cuda_device import Engine
 
 __all__ = ["CPU_NAME", "PROVIDERS", "RUN_BACKENDS", "Provider", "RunBackend", "open_device"]
 
@@ -54,10 +54,10 @@ def open_device(
     if backend == "onnxruntime":
         provider = provider or ("cuda" if wants_gpu else "cpu")
     elif backend == "auto":
-        if device == "cpu" or not (wants_gpu or _has_gpu()) or (bundle.manifest.flavour is None and not wants_gpu):
+        if device == "cpu" or not (wants_gpu or _has_gpu()) or (bundle.manifest.tensorrt is None and not wants_gpu):
             provider = "cpu"
         else:
-            backend = _flavour_of(bundle)
+            backend = _tensorrt_of(bundle)
     if provider == "cpu":
         from svd_trt.runtime.ort import CpuDevice
 
@@ -100,29 +100,29 @@ def _check(backend: str, device: str | None, provider: str | None) -> None:
         raise ArgumentError(f"{backend}{f' with provider {provider}' if provider else ''} does not run on {device}")
 
 
-def _flavour_of(bundle: Bundle) -> FlavourName:
-    if bundle.manifest.flavour is None:
+def _tensorrt_of(bundle: Bundle) -> TensorRtName:
+    if bundle.manifest.tensorrt is None:
         raise BackendError(
             f"{bundle.path} holds no engines to run on a GPU; build them with `svd-trt build "
             f"{bundle.manifest.source.model} -o {bundle.path}`, or use --backend onnxruntime --provider cuda"
         )
-    return bundle.manifest.flavour.name
+    return bundle.manifest.tensorrt.name
 
 
 def _open_gpu(bundle: Bundle, backend: RunBackend, device: str | None, provider: Provider | None) -> Device:
     from svd_trt.runtime.cuda.context import Context
-    from svd_trt.runtime.cuda.device import CudaDevice
+    from svd_trt.runtime.cuda.cuda_device import CudaDevice
 
     try:
         driver = load_driver()
     except NoGpuError as error:
         raise NoGpuError(f"{error}; without --backend, --provider and --device it runs on the CPU, slowly") from error
     gpu = _choose_gpu(driver, device)
-    flavour = None if backend == "onnxruntime" else _fitting(bundle, gpu, backend)
+    tensorrt = None if backend == "onnxruntime" else _fitting(bundle, gpu, backend)
     with ExitStack() as stack:
         context = stack.enter_context(Context(driver, gpu))
         with context.current():  # what asks which GPU this is must not see another one
-            engine = stack.enter_context(_make_engine(bundle, gpu, flavour, provider))
+            engine = stack.enter_context(_make_engine(bundle, gpu, tensorrt, provider))
         stack.pop_all()  # the device closes them
         return CudaDevice(context, engine)
 
@@ -137,25 +137,25 @@ def _choose_gpu(driver: Driver, device: str | None) -> Gpu:
     return gpus[index]
 
 
-def _fitting(bundle: Bundle, gpu: Gpu, backend: RunBackend) -> Flavour:
+def _fitting(bundle: Bundle, gpu: Gpu, backend: RunBackend) -> TensorRt:
     """The TensorRT that was asked for, where it and ``gpu`` are what the engines were built with and for."""
-    from svd_trt.runtime.cuda.flavours import refuse_misfit
+    from svd_trt.runtime.cuda.tensorrt_runtime import refuse_misfit
 
     assert backend == "tensorrt" or backend == "tensorrt-rtx"
     try:
-        flavour = find_flavour(backend)
+        tensorrt = find_tensorrt(backend)
     except MissingDependencyError as error:
         raise _or_cpu(error) from error
-    refuse_misfit(flavour, gpu, bundle)
-    return flavour
+    refuse_misfit(tensorrt, gpu, bundle)
+    return tensorrt
 
 
-def _make_engine(bundle: Bundle, gpu: Gpu, flavour: Flavour | None, provider: Provider | None) -> Engine:
-    if flavour is None:
+def _make_engine(bundle: Bundle, gpu: Gpu, tensorrt: TensorRt | None, provider: Provider | None) -> Engine:
+    if tensorrt is None:
         from svd_trt.runtime.cuda.provider import OrtEngine
 
         assert provider == "cuda" or provider == "tensorrt", "the CPU is another device"
         return OrtEngine(provider)
     from svd_trt.runtime.cuda.tensorrt import TensorRtEngine
 
-    return TensorRtEngine(flavour, gpu, bundle)
+    return TensorRtEngine(tensorrt, gpu, bundle)

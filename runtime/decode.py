@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from svd_trt.errors import BackendError
-from svd_trt.runtime._released import Released
+from svd_trt.runtime.closeable import Closeable
 from svd_trt.runtime.denoise import Floats
 from svd_trt.runtime.device import Device, Session
 
@@ -24,7 +24,7 @@ AHEAD = 2
 """Chunks that are decoded or copied at once, handed out or not. More would only take more memory."""
 
 
-class ChunkedDecode(Released, Iterator[Frames]):
+class ChunkedDecode(Closeable, Iterator[Frames]):
     """Chunks of frames ``[n, H, W, 3]`` in order, decoded by a thread ahead of whoever takes them.
 
     The thread enqueues decoding and the copy to the host for as many chunks as there are slots, and waits for a slot
@@ -143,7 +143,7 @@ class ChunkedDecode(Released, Iterator[Frames]):
                 self._session = None
 
 
-class _Slot(Released):
+class _Slot(Closeable):
     """Memory for one chunk on its way."""
 
     def __init__(self, device: Device, shape: tuple[int, ...], size: tuple[int, int]) -> None:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from svd_trt.engine.spec import COEFFICIENTS
 from svd_trt.errors import ArgumentError
-from svd_trt.runtime._released import Released
+from svd_trt.runtime.closeable import Closeable
 from svd_trt.runtime.device import Array, Buffer, Device, HostBuffer, Session, settled
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ class Conditions:
         ]
 
 
-class Loop(Released):
+class Loop(Closeable):
     """The loop's memory on the device for one shape, and its recorded steps; used again for every run of that shape.
 
     Two pairs of buffers change places, so there are two different steps, an even and an odd one, which the device

@@ -11,7 +11,7 @@ from svd_trt.engine.manifest import read_manifest
 from svd_trt.engine.spec import NetworkName
 from svd_trt.engine.vram import MemoryPlan
 from svd_trt.errors import BackendError, BundleError
-from svd_trt.runtime._released import Released
+from svd_trt.runtime.closeable import Closeable
 from svd_trt.runtime.device import Device, Session
 
 __all__ = ["CLOSED", "Engines"]
@@ -21,7 +21,7 @@ CLOSED = "the pipeline is closed; open it again with VideoPipeline.open"
 _PATIENCE = 0.1  # seconds between looks at whether to give up waiting
 
 
-class Engines(Released):
+class Engines(Closeable):
     """Loads networks when they are first used, and lends them, one at a time, to whoever enqueues work.
 
     The denoising loop and the thread that decodes may both want the device; what one of them enqueues under a lease

@@ -18,8 +18,8 @@ import onnxruntime
 from svd_trt.engine.bundle import Bundle
 from svd_trt.engine.spec import NetworkName, NetworkSpec
 from svd_trt.errors import BackendError, first_line
-from svd_trt.runtime._released import Released, was_released
 from svd_trt.runtime.backends import CPU_NAME
+from svd_trt.runtime.closeable import Closeable, closed_error
 from svd_trt.runtime.device import Array, Buffer, HostBuffer, Mark
 
 __all__ = ["CpuBuffer", "CpuDevice", "CpuMark", "CpuSession", "load_onnx", "run_bound", "usable_processors"]
@@ -28,7 +28,7 @@ _BINDINGS_KEPT = 4  # two steps of the loop, in two passes each
 _ERRORS_ONLY = 3  # onnxruntime's log level: its warnings speak of graph details that no user can act on
 
 
-class CpuBuffer(Released):
+class CpuBuffer(Closeable):
     """A numpy array, which stays the same one.
 
     Attributes:
@@ -56,7 +56,7 @@ class CpuBuffer(Released):
         return CpuBuffer(self.array[start:stop])
 
 
-class CpuMark(Released):
+class CpuMark(Closeable):
     """A time."""
 
     def __init__(self) -> None:
@@ -75,7 +75,7 @@ class CpuMark(Released):
         return self.time - earlier.time
 
 
-class CpuRecording(Released):
+class CpuRecording(Closeable):
     """A function: enqueuing costs nothing here, so there is nothing to record."""
 
     def __init__(self, work: Callable[[], None]) -> None:
@@ -86,7 +86,7 @@ class CpuRecording(Released):
         self._work()
 
 
-class CpuSession(Released):
+class CpuSession(Closeable):
     """An ONNX network in ONNX Runtime; inputs and outputs are used in place."""
 
     def __init__(self, bundle: Bundle, network: NetworkName) -> None:
@@ -100,7 +100,7 @@ class CpuSession(Released):
     def enqueue(self, tensors: Mapping[str, Buffer]) -> None:
         """Run once and wait. See `svd_trt.runtime.device.Session.enqueue`."""
         if self._session is None:
-            raise was_released(self.spec.name)
+            raise closed_error(self.spec.name)
         binding = self._bound(tensors)
         self._running = options = onnxruntime.RunOptions()
         try:
@@ -205,7 +205,7 @@ class _Thread:
             del call
 
 
-class CpuDevice(Released):
+class CpuDevice(Closeable):
     """The CPU, through ONNX Runtime. Implements `svd_trt.runtime.device.Device`."""
 
     name = CPU_NAME

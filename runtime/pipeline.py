@@ -18,8 +18,8 @@ import svd_trt
 from svd_trt.engine.bundle import Bundle
 from svd_trt.engine.vram import MemoryPlan, Request, plan_memory, size_words
 from svd_trt.errors import ArgumentError, BackendError, BudgetError, DeviceMemoryError
-from svd_trt.runtime._released import Released
 from svd_trt.runtime.backends import Provider, RunBackend, open_device
+from svd_trt.runtime.closeable import Closeable
 from svd_trt.runtime.decode import ChunkedDecode
 from svd_trt.runtime.denoise import Floats, Loop, StepCallback
 from svd_trt.runtime.device import Device
@@ -37,7 +37,7 @@ _OURS = 0.95  # of what is free; the rest is for what engines take beside what t
 _LESS = 0.9  # of what was too much, to try next
 
 
-class VideoPipeline(Released):
+class VideoPipeline(Closeable):
     """Runs a bundle: ``with VideoPipeline.open("bundle") as pipe: video = pipe("picture.png", seed=42)``.
 
     The counterpart of diffusers' ``StableVideoDiffusionPipeline``: the same checkpoint, picture, seed and arguments

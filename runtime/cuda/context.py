@@ -8,12 +8,12 @@ from typing import Any
 
 from svd_trt.engine.driver import Driver, Gpu
 from svd_trt.errors import DeviceMemoryError
-from svd_trt.runtime._released import Released, was_released
+from svd_trt.runtime.closeable import Closeable, closed_error
 
 __all__ = ["Context"]
 
 
-class Context(Released):
+class Context(Closeable):
     """The primary context of ``gpu``: shared with whatever else in this process uses the GPU (torch, say).
 
     Attributes:
@@ -38,7 +38,7 @@ class Context(Released):
             BackendError: the context is closed.
         """
         if self._handle is None:
-            raise was_released(self.gpu.name)
+            raise closed_error(self.gpu.name)
         before = self.driver.call("cuCtxGetCurrent")
         if int(before) == int(self._handle):
             yield

@@ -10,9 +10,9 @@ import onnxruntime
 from svd_trt.engine.bundle import Bundle
 from svd_trt.engine.spec import NetworkName, NetworkSpec
 from svd_trt.errors import BackendError
-from svd_trt.runtime._released import Released, was_released
-from svd_trt.runtime.cuda.device import CudaDevice
-from svd_trt.runtime.cuda.memory import CudaBuffer, as_cuda
+from svd_trt.runtime.closeable import Closeable, closed_error
+from svd_trt.runtime.cuda.buffers import CudaBuffer, as_cuda
+from svd_trt.runtime.cuda.cuda_device import CudaDevice
 from svd_trt.runtime.device import Buffer
 from svd_trt.runtime.ort import load_onnx, run_bound
 
@@ -23,8 +23,8 @@ GpuProvider: TypeAlias = Literal["cuda", "tensorrt"]
 _PROVIDERS: dict[str, str] = {"cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
 
 
-class OrtEngine(Released):
-    """Loads ONNX graphs. Implements `svd_trt.runtime.cuda.device.Engine`.
+class OrtEngine(Closeable):
+    """Loads ONNX graphs. Implements `svd_trt.runtime.cuda.cuda_device.Engine`.
 
     Raises:
         BackendError: the installed onnxruntime does not have the provider.
@@ -63,7 +63,7 @@ class OrtEngine(Released):
         """Nothing is shared."""
 
 
-class OrtSession(Released):
+class OrtSession(Closeable):
     """One network in ONNX Runtime, on our stream and our memory. Implements `svd_trt.runtime.device.Session`."""
 
     memory = "cuda"
@@ -76,7 +76,7 @@ class OrtSession(Released):
     def enqueue(self, tensors: Mapping[str, Buffer]) -> None:
         """Run once. See `svd_trt.runtime.device.Session.enqueue`."""
         if self._session is None:
-            raise was_released(self.spec.name)
+            raise closed_error(self.spec.name)
         if self._device.capturing:
             raise BackendError("ONNX Runtime allocates while it runs, so it cannot be captured")
         binding = self._session.io_binding()

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from svd_trt.runtime._released import Released
+from svd_trt.runtime.closeable import Closeable
 from svd_trt.runtime.cuda.context import Context
 from svd_trt.runtime.device import Mark
 
 __all__ = ["Event", "Graph", "Stream"]
 
 
-class Stream(Released):
+class Stream(Closeable):
     """A queue of work that never waits for the legacy default stream."""
 
     def __init__(self, context: Context, name: str) -> None:
@@ -71,7 +71,7 @@ class Stream(Released):
             self.context.call("cuStreamDestroy", handle)
 
 
-class Event(Released):
+class Event(Closeable):
     """A point in a stream, once recorded. Implements `svd_trt.runtime.device.Mark` for ``stream``."""
 
     def __init__(self, stream: Stream) -> None:
@@ -109,7 +109,7 @@ class Event(Released):
             self._stream.context.call("cuEventDestroy", handle)
 
 
-class Graph(Released):
+class Graph(Closeable):
     """Captured work that is enqueued as a whole."""
 
     def __init__(self, context: Context, executable: Any) -> None:

@@ -10,13 +10,13 @@ from typing import Any
 
 from svd_trt.engine.bundle import Bundle
 from svd_trt.engine.driver import Gpu
-from svd_trt.engine.flavour import Flavour
 from svd_trt.engine.spec import NetworkName, NetworkSpec
+from svd_trt.engine.tensorrt_import import TensorRt
 from svd_trt.errors import BackendError, DeviceMemoryError, first_line
-from svd_trt.runtime._released import Released, was_released
-from svd_trt.runtime.cuda.device import CudaDevice
-from svd_trt.runtime.cuda.flavours import Runtime, RuntimeCache, make_runtime, refuse_invalid
-from svd_trt.runtime.cuda.memory import CudaBuffer, as_cuda
+from svd_trt.runtime.closeable import Closeable, closed_error
+from svd_trt.runtime.cuda.buffers import CudaBuffer, as_cuda
+from svd_trt.runtime.cuda.cuda_device import CudaDevice
+from svd_trt.runtime.cuda.tensorrt_runtime import Runtime, RuntimeCache, make_runtime, refuse_invalid
 from svd_trt.runtime.device import Buffer
 
 __all__ = ["TensorRtEngine", "TensorRtSession"]
@@ -25,8 +25,8 @@ __all__ = ["TensorRtEngine", "TensorRtSession"]
 _OUT_OF_MEMORY = re.compile(r"out ?of ?memory|amount of (gpu )?memory|insufficient (gpu )?memory", re.IGNORECASE)
 
 
-class TensorRtEngine(Released):
-    """Loads plans. Implements `svd_trt.runtime.cuda.device.Engine` for both TensorRTs.
+class TensorRtEngine(Closeable):
+    """Loads plans. Implements `svd_trt.runtime.cuda.cuda_device.Engine` for both TensorRTs.
 
     Made with the GPU's context current, and with nothing of ``bundle`` loaded.
 
@@ -36,14 +36,14 @@ class TensorRtEngine(Released):
 
     uses_block = True
 
-    def __init__(self, flavour: Flavour, gpu: Gpu, bundle: Bundle) -> None:
-        self._flavour = flavour
-        self._runtime: Runtime | None = make_runtime(flavour, _logger(flavour.trt))
+    def __init__(self, tensorrt: TensorRt, gpu: Gpu, bundle: Bundle) -> None:
+        self._tensorrt = tensorrt
+        self._runtime: Runtime | None = make_runtime(tensorrt, _logger(tensorrt.trt))
         refuse_invalid(self._runtime, gpu, bundle)
 
     @property
     def name(self) -> str:
-        return f"{self._flavour.name} {self._flavour.version}"
+        return f"{self._tensorrt.name} {self._tensorrt.version}"
 
     def load(self, device: CudaDevice, bundle: Bundle, network: NetworkName, streamed_bytes: int) -> TensorRtSession:
         """Load the plan of one network."""
@@ -55,7 +55,7 @@ class TensorRtEngine(Released):
         self._runtime = None
 
 
-class TensorRtSession(Released):
+class TensorRtSession(Closeable):
     """One engine with one execution context. Implements `svd_trt.runtime.device.Session`.
 
     TensorRT is told of shapes and addresses only when they change, which in a loop is never.
@@ -92,7 +92,7 @@ class TensorRtSession(Released):
     def enqueue(self, tensors: Mapping[str, Buffer]) -> None:
         """Run once on the compute stream. See `svd_trt.runtime.device.Session.enqueue`."""
         if self._context is None:
-            raise was_released(self.spec.name)
+            raise closed_error(self.spec.name)
         buffers = {tensor.name: as_cuda(tensors[tensor.name]) for tensor in self.spec.tensors}
         stream = self._device.compute.handle
         with self._device.context.current():

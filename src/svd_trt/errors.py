@@ -14,7 +14,7 @@
     │       └── DeviceMemoryError  the GPU has too little free memory, or the budget does not allow more
     ├── ImageError                 an input picture could not be read
     ├── OutputError                a video could not be written
-    ├── RoomError                  not enough disk or memory for what was asked, seen before it starts
+    ├── ResourceError                  not enough disk or memory for what was asked, seen before it starts
     ├── BudgetError                the memory budget is below what any plan needs; the message says what works
     ├── MissingDependencyError     an optional package is not installed (also an ImportError)
     ├── BenchmarkError             what everything was to be measured against could not be measured
@@ -43,8 +43,8 @@ __all__ = [
     "MissingDependencyError",
     "NoGpuError",
     "OutputError",
+    "ResourceError",
     "ResultError",
-    "RoomError",
     "SvdTrtError",
     "first_line",
 ]
@@ -127,7 +127,7 @@ class OutputError(SvdTrtError):
     """A video cannot be written where it was asked for."""
 
 
-class RoomError(SvdTrtError):
+class ResourceError(SvdTrtError):
     """Disk or memory would run out; the message says how much is needed and how much there is."""
 
 

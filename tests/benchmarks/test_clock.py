@@ -15,7 +15,7 @@ from svd_trt.benchmarks.diffusers_runs import DiffusersRun
 from svd_trt.benchmarks.picture import draw_picture
 from svd_trt.benchmarks.protocol import Job
 from svd_trt.benchmarks.schema import Subject
-from svd_trt.engine.child import environment
+from svd_trt.engine.child_process import environment
 
 
 class LateEvent:

@@ -17,8 +17,8 @@ import pytest
 
 from svd_trt import Bundle, VideoPipeline
 from svd_trt.engine.manifest import read_manifest
-from svd_trt.errors import BundleError, RoomError
-from svd_trt.export.room import Work, check_room, disk_needed, memory_needed
+from svd_trt.errors import BundleError, ResourceError
+from svd_trt.export.preflight import Work, check_resources, disk_needed, memory_needed
 from tests.cli.conftest import Run, start
 
 pytestmark = pytest.mark.xdist_group("small")
@@ -307,7 +307,7 @@ def test_hub_cache_is_used_offline(run: Run, small_checkpoint: Path, tmp_path: P
     source = read_manifest(bundle).source
     assert (source.model, source.commit) == ("someone/svd", commit)
     with VideoPipeline.open(bundle) as pipe:
-        assert pipe.bundle.manifest.flavour is None
+        assert pipe.bundle.manifest.tensorrt is None
     missing = run("build", "someone/else", "-o", tmp_path / "x", env={"HF_HOME": str(tmp_path / "home")})
     assert_refused(missing, "someone/else", "offline")
 
@@ -435,9 +435,9 @@ def test_too_little_disk_is_seen_at_once(tmp_path: Path) -> None:
     """What a petabyte of weights would need, on the disk that there is; finished networks need nothing."""
     many = {"unet": 10**15, "vae": 10**9, "image_encoder": 10**9}
     for work in (Work(["denoiser"], [], many, "fp32"), Work([], ["denoiser"], many, "fp16")):
-        with pytest.raises(RoomError, match=r"writes about \d{7}\.\d GB and .* GB free"):
-            check_room(tmp_path, work)
-    check_room(tmp_path, Work([], [], many, "fp16"))
+        with pytest.raises(ResourceError, match=r"writes about \d{7}\.\d GB and .* GB free"):
+            check_resources(tmp_path, work)
+    check_resources(tmp_path, Work([], [], many, "fp16"))
 
 
 def test_the_rewritten_network_and_missing_engines_are_what_counts() -> None:

@@ -145,7 +145,7 @@ def test_plan_needs_engines(run: Run, small_bundle: Path, tmp_path: Path) -> Non
     shutil.copytree(small_bundle, bundle)
     manifest = Bundle.open(bundle).manifest
     networks = {name: msgspec.structs.replace(entry, plan=None) for name, entry in manifest.networks.items()}
-    write_manifest(msgspec.structs.replace(manifest, flavour=None, networks=networks), bundle)
+    write_manifest(msgspec.structs.replace(manifest, tensorrt=None, networks=networks), bundle)
     result = run("inspect", bundle, "--vram-budget", "8GB")
     assert result.returncode == 1
     assert "has no engines" in result.stderr

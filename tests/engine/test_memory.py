@@ -10,7 +10,6 @@ import pytest
 from svd_trt.engine.manifest import (
     SCHEMA_VERSION,
     FileEntry,
-    FlavourEntry,
     GraphEntry,
     Manifest,
     NetworkEntry,
@@ -18,6 +17,7 @@ from svd_trt.engine.manifest import (
     PlanEntry,
     SamplerInfo,
     SourceInfo,
+    TensorRtEntry,
 )
 from svd_trt.engine.memory import Mode, vram_bytes
 from svd_trt.engine.spec import ModelInfo, NetworkName, Range, Ranges, network_specs
@@ -67,7 +67,7 @@ def full_size(
         sampler=SamplerInfo(0.002, 700.0, 7.0, "leading"),
         ranges=ranges,
         graph=GraphEntry(rewrites=True, ff_chunks=ff_chunks),
-        flavour=FlavourEntry("tensorrt-rtx", "1.7.1", ""),
+        tensorrt=TensorRtEntry("tensorrt-rtx", "1.7.1", ""),
         networks={name: entry(name) for name in figures},
     )
 
@@ -88,7 +88,7 @@ def without_figures(manifest: Manifest, *, engines: bool) -> Manifest:
 
     return msgspec.structs.replace(
         manifest,
-        flavour=manifest.flavour if engines else None,
+        tensorrt=manifest.tensorrt if engines else None,
         networks={name: bare(entry) for name, entry in manifest.networks.items()},
     )
 

@@ -12,10 +12,10 @@ import pytest
 
 from svd_trt import Bundle
 from svd_trt.engine.driver import gpu_count
-from svd_trt.engine.flavour import find_flavour, select_flavour
 from svd_trt.engine.plan import build_plan
 from svd_trt.engine.spec import NETWORKS
 from svd_trt.engine.tensorrt_build import MappedWeights, make_config, make_profile, parse_network
+from svd_trt.engine.tensorrt_import import find_tensorrt, select_tensorrt
 from svd_trt.errors import EngineBuildError
 
 pytest.importorskip("onnxruntime_ep_nv_tensorrt_rtx", reason="TensorRT for RTX is not installed (svd-trt[rtx])")
@@ -23,9 +23,9 @@ pytest.importorskip("onnxruntime_ep_nv_tensorrt_rtx", reason="TensorRT for RTX i
 
 @pytest.fixture
 def builder() -> tuple[Any, Any, Any]:
-    flavour = find_flavour("tensorrt-rtx")
-    logger = flavour.trt.Logger(flavour.trt.Logger.ERROR)
-    return flavour, flavour.trt.Builder(logger), logger
+    tensorrt = find_tensorrt("tensorrt-rtx")
+    logger = tensorrt.trt.Logger(tensorrt.trt.Logger.ERROR)
+    return tensorrt, tensorrt.trt.Builder(logger), logger
 
 
 DYNAMIC, FIXED, SMALL = (pytest.mark.xdist_group(name) for name in ("dynamic", "fixed", "small"))
@@ -36,9 +36,9 @@ DYNAMIC, FIXED, SMALL = (pytest.mark.xdist_group(name) for name in ("dynamic", "
 )
 def test_plans_are_built_and_described(which: str, request: pytest.FixtureRequest, builder: Any) -> None:
     bundle: Bundle = request.getfixturevalue(which)
-    flavour, trt_builder, logger = builder
-    assert bundle.manifest.flavour is not None
-    assert (bundle.manifest.flavour.name, bundle.manifest.flavour.version) == ("tensorrt-rtx", flavour.version)
+    tensorrt, trt_builder, logger = builder
+    assert bundle.manifest.tensorrt is not None
+    assert (bundle.manifest.tensorrt.name, bundle.manifest.tensorrt.version) == ("tensorrt-rtx", tensorrt.version)
     for name in NETWORKS:
         entry = bundle.network(name)
         assert entry.plan is not None
@@ -50,7 +50,7 @@ def test_plans_are_built_and_described(which: str, request: pytest.FixtureReques
         # The builder lays weights out for its kernels, and may keep small ones twice.
         assert 0.9 <= entry.plan.weight_bytes / (entry.onnx.parameters * bytes_each) <= 2
         path = bundle.onnx_path(name)
-        network, _parser = parse_network(flavour, trt_builder, logger, path, entry.spec, MappedWeights(path))
+        network, _parser = parse_network(tensorrt, trt_builder, logger, path, entry.spec, MappedWeights(path))
         assert network.num_layers == entry.plan.layers
 
 
@@ -72,10 +72,10 @@ def test_profile_holds_the_ranges(name: Any, dynamic_bundle: Bundle, builder: An
 @DYNAMIC
 def test_every_onnx_operator_is_taken(dynamic_bundle: Bundle, builder: Any) -> None:
     """The parser names the operators that it cannot take; there are none."""
-    flavour, trt_builder, logger = builder
+    tensorrt, trt_builder, logger = builder
     for name in NETWORKS:
         network = trt_builder.create_network(0)
-        parser = flavour.trt.OnnxParser(network, logger)
+        parser = tensorrt.trt.OnnxParser(network, logger)
         supported = parser.supports_model_v2(
             dynamic_bundle.onnx_path(name).read_bytes(), str(dynamic_bundle.onnx_path(name))
         )
@@ -89,7 +89,7 @@ def test_a_refused_graph_is_named(small_bundle: Path, tmp_path: Path) -> None:
     broken = tmp_path / "broken.onnx"
     broken.write_bytes(bundle.onnx_path("denoiser").read_bytes()[:5000])
     with pytest.raises(EngineBuildError, match="cannot parse denoiser"):
-        build_plan(find_flavour("tensorrt-rtx"), broken, bundle.network("denoiser").spec, tmp_path / "p.plan")
+        build_plan(find_tensorrt("tensorrt-rtx"), broken, bundle.network("denoiser").spec, tmp_path / "p.plan")
     assert not (tmp_path / "p.plan").exists()
 
 
@@ -98,7 +98,7 @@ def test_a_graph_of_other_tensors_is_refused(small_bundle: Path, tmp_path: Path)
     bundle = Bundle.open(small_bundle)
     with pytest.raises(EngineBuildError, match="not what its manifest says"):
         build_plan(
-            find_flavour("tensorrt-rtx"),
+            find_tensorrt("tensorrt-rtx"),
             bundle.onnx_path("vae_encoder"),
             bundle.network("image_encoder").spec,
             tmp_path / "p.plan",
@@ -108,15 +108,15 @@ def test_a_graph_of_other_tensors_is_refused(small_bundle: Path, tmp_path: Path)
 @SMALL
 def test_weight_streaming_is_a_flag_of_the_builder(small_bundle: Path, tmp_path: Path, builder: Any) -> None:
     bundle = Bundle.open(small_bundle)
-    flavour, trt_builder, _ = builder
+    tensorrt, trt_builder, _ = builder
     spec, plain = bundle.network("denoiser").spec, bundle.network("denoiser").plan
     assert plain is not None
-    flag = flavour.trt.BuilderFlag.WEIGHT_STREAMING
+    flag = tensorrt.trt.BuilderFlag.WEIGHT_STREAMING
     for wanted in (False, True):
-        config = make_config(flavour, trt_builder, spec, None, weight_streaming=wanted)
+        config = make_config(tensorrt, trt_builder, spec, None, weight_streaming=wanted)
         assert config.get_flag(flag) == wanted
         assert config.num_optimization_profiles == 1
-    report = build_plan(flavour, bundle.onnx_path("denoiser"), spec, tmp_path / "p.plan", weight_streaming=True)
+    report = build_plan(tensorrt, bundle.onnx_path("denoiser"), spec, tmp_path / "p.plan", weight_streaming=True)
     assert report.weight_streaming, "the builder's own process had the flag"
     # What is streamed is decided where the engine runs; the builder reports the same memory.
     assert (report.layers, report.activation_bytes) == (plain.layers, plain.activation_bytes)
@@ -128,7 +128,7 @@ def test_progress_grows_to_the_end(small_bundle: Path, tmp_path: Path) -> None:
     bundle = Bundle.open(small_bundle)
     seen: list[float] = []
     spec = bundle.network("vae_decoder").spec
-    build_plan(find_flavour("tensorrt-rtx"), bundle.onnx_path("vae_decoder"), spec, tmp_path / "p.plan", seen.append)
+    build_plan(find_tensorrt("tensorrt-rtx"), bundle.onnx_path("vae_decoder"), spec, tmp_path / "p.plan", seen.append)
     assert seen == sorted(seen)
     assert len(seen) > 10
     assert 0.5 < seen[-1] <= 1
@@ -180,7 +180,7 @@ def test_a_killed_builder_is_an_error(fixed_bundle: Bundle, tmp_path: Path) -> N
 
 def build_denoiser(bundle: Bundle, target: Path, progress: Any) -> None:
     spec = bundle.network("denoiser").spec
-    build_plan(find_flavour("tensorrt-rtx"), bundle.onnx_path("denoiser"), spec, target, progress)
+    build_plan(find_tensorrt("tensorrt-rtx"), bundle.onnx_path("denoiser"), spec, target, progress)
 
 
 def builders() -> list[int]:
@@ -190,8 +190,8 @@ def builders() -> list[int]:
 
 
 def test_auto_builds_for_rtx_without_a_gpu() -> None:
-    flavour = select_flavour("auto")
-    assert flavour is not None
+    tensorrt = select_tensorrt("auto")
+    assert tensorrt is not None
     if gpu_count() == 0:
-        assert flavour.name == "tensorrt-rtx"
-    assert select_flavour("onnxruntime") is None
+        assert tensorrt.name == "tensorrt-rtx"
+    assert select_tensorrt("onnxruntime") is None

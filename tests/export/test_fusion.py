@@ -10,9 +10,9 @@ from diffusers.models.attention import FeedForward
 from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
-from svd_trt.engine.flavour import find_flavour
 from svd_trt.engine.plan import build_plan
 from svd_trt.engine.spec import NetworkSpec, Range, TensorSpec
+from svd_trt.engine.tensorrt_import import find_tensorrt
 from svd_trt.export.onnx_export import export_network
 from svd_trt.export.rewrites.attention import BoundedAttention
 from svd_trt.export.rewrites.feed_forward import SplitFeedForward
@@ -46,7 +46,7 @@ def activations(layer: nn.Module, folder: Path) -> int:
         {"frames": Range(2, FRAMES, FRAMES)},
     )
     export_network(InHalf(layer).eval().requires_grad_(requires_grad=False), spec, folder / "layer.onnx")
-    report = build_plan(find_flavour("tensorrt-rtx"), folder / "layer.onnx", spec, folder / "layer.plan")
+    report = build_plan(find_tensorrt("tensorrt-rtx"), folder / "layer.onnx", spec, folder / "layer.plan")
     assert report.activation_bytes is not None
     return report.activation_bytes
 

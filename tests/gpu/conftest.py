@@ -48,9 +48,9 @@ class Rig:
         """Have the stand-in for the TensorRT that built ``bundle`` imported in its place."""
         if self.cuda is None or (self.trt is not None and self.trt.bundle is bundle and not options):
             return
-        assert bundle.manifest.flavour is not None
-        name = options.pop("flavour", bundle.manifest.flavour.name)
-        self.trt = StandInTensorRT(self.cuda, bundle, flavour=name, **options)
+        assert bundle.manifest.tensorrt is not None
+        name = options.pop("tensorrt", bundle.manifest.tensorrt.name)
+        self.trt = StandInTensorRT(self.cuda, bundle, tensorrt=name, **options)
         self._monkeypatch.setitem(sys.modules, name.replace("-", "_"), self.trt)
 
     def used(self) -> int:

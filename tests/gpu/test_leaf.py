@@ -15,8 +15,8 @@ from svd_trt import Bundle, VideoPipeline
 from svd_trt.engine.driver import list_gpus, load_driver
 from svd_trt.engine.vram import Request, smallest_budget
 from svd_trt.errors import ArgumentError, BackendError, BudgetError, CudaError, DeviceMemoryError
+from svd_trt.runtime.cuda.buffers import CudaBuffer, DeviceMemory, PinnedBuffer
 from svd_trt.runtime.cuda.context import Context
-from svd_trt.runtime.cuda.memory import CudaBuffer, DeviceMemory, PinnedBuffer
 from svd_trt.runtime.cuda.streams import Event, Stream
 from tests.gpu.conftest import Rig
 from tests.gpu.test_pipeline import FAST, STREAMED, furthest
@@ -171,9 +171,9 @@ def test_contexts_that_cannot_be_captured_capture_themselves(
     assert all("captured" in reason for reason in refused)
 
 
-@pytest.mark.parametrize("flavour", ["tensorrt", "tensorrt-rtx"])
+@pytest.mark.parametrize("tensorrt", ["tensorrt", "tensorrt-rtx"])
 def test_both_tensorrts_run_by_the_same_code(
-    flavour: Any,
+    tensorrt: Any,
     standin: Rig,
     dynamic_bundle: Bundle,
     dynamic_pipe: VideoPipeline,
@@ -182,13 +182,13 @@ def test_both_tensorrts_run_by_the_same_code(
 ) -> None:
     """Plain TensorRT lacks all that only RTX has; a bundle for it is written as if it had built the plans."""
     theirs = dynamic_pipe(picture, **FAST).frames
-    built = dynamic_bundle.manifest.flavour
+    built = dynamic_bundle.manifest.tensorrt
     assert built is not None
-    changed = msgspec.structs.replace(built, name=flavour, version="10.13.0", target="sm89")
-    bundle = Bundle(dynamic_bundle.path, msgspec.structs.replace(dynamic_bundle.manifest, flavour=changed))
+    changed = msgspec.structs.replace(built, name=tensorrt, version="10.13.0", target="sm89")
+    bundle = Bundle(dynamic_bundle.path, msgspec.structs.replace(dynamic_bundle.manifest, tensorrt=changed))
     monkeypatch.setattr("svd_trt.runtime.engines.read_manifest", lambda path: bundle.manifest)
-    with standin.open(bundle, backend=flavour) as pipe:
-        assert flavour in pipe.device.name
+    with standin.open(bundle, backend=tensorrt) as pipe:
+        assert tensorrt in pipe.device.name
         frames = pipe(picture, **FAST).frames
     np.testing.assert_array_equal(frames, theirs)
 

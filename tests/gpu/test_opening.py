@@ -38,17 +38,17 @@ def test_two_gpus(dynamic_bundle: Bundle, picture: PIL.Image.Image, monkeypatch:
             {"version": "1.5.0"},
             r"from tensorrt-rtx 1\.7\.1\.116, and 1\.5\.0 is installed; build it again: svd-trt build",
         ),
-        ({"flavour": "tensorrt"}, "its engines are for tensorrt-rtx, and tensorrt was asked for"),
+        ({"tensorrt": "tensorrt"}, "its engines are for tensorrt-rtx, and tensorrt was asked for"),
     ],
 )
 def test_engines_of_another_tensorrt_are_refused(
     options: dict[str, Any], problem: str, standin: Rig, dynamic_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     standin.install(dynamic_bundle, **options)
-    if "flavour" in options:
+    if "tensorrt" in options:
         monkeypatch.setattr(standin.trt, "__version__", "10.13.0")
     with pytest.raises(BackendError, match=problem):
-        VideoPipeline.open(dynamic_bundle, backend=options.get("flavour", "auto"))
+        VideoPipeline.open(dynamic_bundle, backend=options.get("tensorrt", "auto"))
     assert standin.cuda.count("cuDevicePrimaryCtxRetain") == 0, "before anything is allocated"
 
 

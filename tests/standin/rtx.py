@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from svd_trt.engine.flavour import find_flavour
+from svd_trt.engine.tensorrt_import import find_tensorrt
 
 __all__ = ["real"]
 
-real: Any = find_flavour("tensorrt-rtx").trt
+real: Any = find_tensorrt("tensorrt-rtx").trt

@@ -42,11 +42,11 @@ class StandInTensorRT(Module):
         cuda: StandInCuda,
         bundle: Bundle,
         *,
-        flavour: Literal["tensorrt", "tensorrt-rtx"],
+        tensorrt: Literal["tensorrt", "tensorrt-rtx"],
         version: str | None = None,
     ) -> None:
-        super().__init__(cuda, bundle, rtx=flavour == "tensorrt-rtx")
-        built_with = bundle.manifest.flavour
+        super().__init__(cuda, bundle, rtx=tensorrt == "tensorrt-rtx")
+        built_with = bundle.manifest.tensorrt
         self.__version__ = version or (built_with.version if built_with else str(real.__version__))
         self.validity = (real.EngineValidity.VALID, 0)
         self.Runtime = functools.partial(RtxRuntime if self.rtx else Runtime, self)

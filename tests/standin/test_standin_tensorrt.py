@@ -55,7 +55,7 @@ def bundle(small_bundle: Path) -> Bundle:
 
 @pytest.fixture
 def trt(cuda: StandInCuda, bundle: Bundle) -> StandInTensorRT:
-    return StandInTensorRT(cuda, bundle, flavour="tensorrt-rtx")
+    return StandInTensorRT(cuda, bundle, tensorrt="tensorrt-rtx")
 
 
 def opened(trt: StandInTensorRT, logger: Logger, name: Any = "vae_encoder") -> Any:
@@ -172,7 +172,7 @@ def test_an_engine_released_while_it_runs_is_noted(trt: StandInTensorRT, stream:
 def test_engines_that_do_not_load(bundle: Bundle) -> None:
     weights = bundle.network("denoiser").plan.weight_bytes  # type: ignore[union-attr]
     cuda = with_context(total_bytes=CONTEXT_BYTES + weights - 1)
-    trt, logger = StandInTensorRT(cuda, bundle, flavour="tensorrt-rtx"), Logger()
+    trt, logger = StandInTensorRT(cuda, bundle, tensorrt="tensorrt-rtx"), Logger()
     assert opened(trt, logger, "denoiser") is None
     assert "out of memory" in logger.lines[-1]
     assert trt.Runtime(logger).deserialize_cuda_engine(b"junk") is None
@@ -196,7 +196,7 @@ RTX_ONLY = ("EngineValidity", "EngineInvalidityDiagnostics", "CudaGraphStrategy"
 
 
 def test_plain_tensorrt_lacks_what_only_rtx_has(cuda: StandInCuda, bundle: Bundle) -> None:
-    trt = StandInTensorRT(cuda, bundle, flavour="tensorrt", version="10.13.0")
+    trt = StandInTensorRT(cuda, bundle, tensorrt="tensorrt", version="10.13.0")
     runtime, engine = trt.Runtime(Logger()), opened(trt, Logger())
     config, context = engine.create_runtime_config(), context_of(trt, engine)
     assert not any(hasattr(trt, name) for name in (*RTX_ONLY, "DynamicShapesKernelSpecializationStrategy"))
@@ -212,7 +212,7 @@ def test_weights_are_streamed_within_the_budget(cuda: StandInCuda, bundle: Bundl
     plan = msgspec.structs.replace(entry.plan, weight_streaming=True)
     networks = bundle.manifest.networks | {"denoiser": msgspec.structs.replace(entry, plan=plan)}
     streaming = Bundle(bundle.path, msgspec.structs.replace(bundle.manifest, networks=networks))
-    trt = StandInTensorRT(cuda, streaming, flavour="tensorrt-rtx")
+    trt = StandInTensorRT(cuda, streaming, tensorrt="tensorrt-rtx")
     engine = opened(trt, Logger(), "denoiser")
     assert engine.weight_streaming_budget_v2 == engine.streamable_weights_size  # nothing is streamed until one says so
     whole = engine.device_memory_size_v2

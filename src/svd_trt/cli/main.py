@@ -21,12 +21,12 @@ from svd_trt.errors import SvdTrtError
 __all__ = ["cli", "main"]
 
 _COMMANDS = {
-    "build": "svd_trt.cli.build",
-    "bench": "svd_trt.cli.bench",
-    "infer": "svd_trt.cli.infer",
-    "inspect": "svd_trt.cli.inspect",
-    "random-checkpoint": "svd_trt.cli.random_checkpoint",
-    "verify": "svd_trt.cli.verify",
+    "build": "svd_trt.cli.build_command",
+    "bench": "svd_trt.cli.bench_command",
+    "infer": "svd_trt.cli.infer_command",
+    "inspect": "svd_trt.cli.inspect_command",
+    "random-checkpoint": "svd_trt.cli.random_checkpoint_command",
+    "verify": "svd_trt.cli.verify_command",
 }
 _INTERRUPTED = 130
 

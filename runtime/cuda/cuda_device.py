@@ -12,16 +12,17 @@ import numpy.typing as npt
 from svd_trt.engine.bundle import Bundle
 from svd_trt.engine.spec import NetworkName
 from svd_trt.errors import ArgumentError, BackendError
-from svd_trt.runtime._released import Released
+from svd_trt.runtime.closeable import Closeable
+from svd_trt.runtime.cuda.buffers import CudaBuffer, DeviceMemory, PinnedBuffer, as_cuda
 from svd_trt.runtime.cuda.context import Context
-from svd_trt.runtime.cuda.memory import CudaBuffer, DeviceMemory, PinnedBuffer, as_cuda
 from svd_trt.runtime.cuda.streams import Event, Graph, Stream
-from svd_trt.runtime.device import Buffer, Closeable, HostBuffer, Mark, Session
+from svd_trt.runtime.device import Buffer, HostBuffer, Mark, Session
+from svd_trt.runtime.device import Closeable as CloseableProtocol
 
 __all__ = ["ActivationBlock", "CudaDevice", "Engine", "Recording"]
 
 
-class Engine(Closeable, Protocol):
+class Engine(CloseableProtocol, Protocol):
     """What runs networks on the GPU: TensorRT, or ONNX Runtime."""
 
     @property
@@ -36,7 +37,7 @@ class Engine(Closeable, Protocol):
         """See `svd_trt.runtime.device.Device.open`."""
 
 
-class CudaDevice(Released):
+class CudaDevice(Closeable):
     """One GPU. Implements `svd_trt.runtime.device.Device`.
 
     Attributes:
@@ -171,7 +172,7 @@ class CudaDevice(Released):
         self._held.close()
 
 
-class ActivationBlock(Released):
+class ActivationBlock(Closeable):
     """Memory that networks compute in. They run one after another on one stream, so they share it.
 
     Attributes:
@@ -210,7 +211,7 @@ class ActivationBlock(Released):
             memory.close()
 
 
-class Recording(Released):
+class Recording(Closeable):
     """Work that is captured as a CUDA graph when it is called the second time, and launched from then on.
 
     The first call runs it as it is: TensorRT initialises lazily, and what it does then cannot be captured. Where

@@ -155,7 +155,7 @@ def command(model: str, output: Path, quiet: bool, as_json: bool, **options: Any
         console.print(f"{output} is up to date: nothing to do")
     else:
         console.print(_summary(result))
-        built = result.bundle.manifest.flavour
+        built = result.bundle.manifest.tensorrt
         engines = f"engines for {built.name} {built.version}" if built else "ONNX alone (--backend onnxruntime)"
         console.print(f"built {output}: four networks, {engines}")
         console.print(f"next: svd-trt inspect {output}\n      svd-trt infer {output} PICTURE -o video.mp4")

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import svd_trt
 
-__all__ = ["Answer", "environment", "epitaph", "run_child", "serve"]
+__all__ = ["Answer", "describe_exit", "environment", "run_child", "serve"]
 
 Answer = Callable[[bytes], None]
 
@@ -47,7 +47,7 @@ def run_child(module: str, job: bytes, handle: Callable[[bytes], bool]) -> int |
             raise
 
 
-def epitaph(code: int, what: str) -> str:
+def describe_exit(code: int, what: str) -> str:
     """Why a child that did not answer is gone."""
     if code == -signal.SIGKILL:
         return f"{what} was killed, most likely because memory ran out; close other programs or use a larger machine"

@@ -37,9 +37,9 @@ def command(directory: Path, preset: str, seed: int, variant: str | None) -> Non
     console = stderr()
     with console.status("drawing weights"):
         try:
-            from svd_trt.export.quiet import quiet
+            from svd_trt.export.silence import silence_libraries
 
-            with quiet():  # importing diffusers' pipeline is enough for a note on torchvision
+            with silence_libraries():  # importing diffusers' pipeline is enough for a note on torchvision
                 from svd_trt.export.random_checkpoint import write_random_checkpoint
         except ModuleNotFoundError as error:
             raise MissingDependencyError("svd-trt random-checkpoint", "export") from error

@@ -90,7 +90,7 @@ def _print_tables(console: Console, manifest: Manifest) -> None:
     console.print()
     console.print(_symbols(manifest))
     console.print()
-    if manifest.flavour is None:
+    if manifest.tensorrt is None:
         console.print("The bundle has no engines (--backend onnxruntime), so what they need in VRAM is not known.")
     else:
         console.print(_vram(manifest))
@@ -124,7 +124,7 @@ def _print_plan(console: Console, manifest: Manifest, request: Request, plan: Me
 
 
 def _print_head(console: Console, path: Path, manifest: Manifest) -> None:
-    built = manifest.flavour
+    built = manifest.tensorrt
     engines = f"{built.name} {built.version} {built.target}".strip() if built else "none, ONNX alone"
     graph = manifest.graph
     rows = {
@@ -222,7 +222,7 @@ def _as_dict(manifest: Manifest) -> dict[str, Any]:
         "source": msgspec.to_builtins(manifest.source),
         "precision": manifest.precision,
         "num_frames": manifest.model.num_frames,
-        "flavour": msgspec.to_builtins(manifest.flavour),
+        "flavour": msgspec.to_builtins(manifest.tensorrt),
         "passes_per_step": _passes(manifest),
         "graph": msgspec.to_builtins(manifest.graph),
         "ranges": msgspec.to_builtins(manifest.ranges),

@@ -2,7 +2,7 @@
 
 | | TensorRT 10.12+, 11 | TensorRT for RTX |
 |---|---|---|
-| module | ``tensorrt`` | ``tensorrt_rtx``, or its bindings (`svd_trt.engine.flavour`) |
+| module | ``tensorrt`` | ``tensorrt_rtx``, or its bindings (`svd_trt.engine.tensorrt_import`) |
 | an engine fits | the version and compute capability that built it | the version, and what the runtime says of it |
 | kernels for a shape | chosen when the engine is built | compiled at the first run; kept in a cache file |
 | CUDA graphs | captured by us | captured by us where the context allows it, else by the runtime itself |
@@ -20,7 +20,7 @@ import platformdirs
 
 from svd_trt.engine.bundle import Bundle
 from svd_trt.engine.driver import Gpu
-from svd_trt.engine.flavour import Flavour
+from svd_trt.engine.tensorrt_import import TensorRt
 from svd_trt.errors import BackendError
 
 __all__ = ["Rtx", "Runtime", "RuntimeCache", "make_runtime", "refuse_invalid", "refuse_misfit"]
@@ -29,9 +29,9 @@ __all__ = ["Rtx", "Runtime", "RuntimeCache", "make_runtime", "refuse_invalid", "
 class Runtime:
     """TensorRT. Engines are for the GPU and the version that built them, and have their kernels in them."""
 
-    def __init__(self, flavour: Flavour, logger: Any) -> None:
-        self.flavour = flavour
-        self.trt = flavour.trt
+    def __init__(self, tensorrt: TensorRt, logger: Any) -> None:
+        self.tensorrt = tensorrt
+        self.trt = tensorrt.trt
         self.handle: Any = self.trt.Runtime(logger)
 
     def invalidity(self, gpu: Gpu, header: bytes) -> str | None:  # noqa: ARG002
@@ -68,7 +68,7 @@ class Rtx(Runtime):
             return None
         found = [_REASONS.get(name, name.lower()) for name in _diagnostics(self.trt, problems)]
         reasons = ", ".join(found) or "the runtime does not say why"
-        return f"TensorRT for RTX {self.flavour.version} refuses its engines on {gpu.name} ({gpu.sm}): {reasons}"
+        return f"TensorRT for RTX {self.tensorrt.version} refuses its engines on {gpu.name} ({gpu.sm}): {reasons}"
 
     @property
     def header_bytes(self) -> int:
@@ -91,7 +91,7 @@ class Rtx(Runtime):
 
     def cache(self, key: str, gpu: Gpu) -> RuntimeCache | None:
         """A file for this engine on this kind of GPU."""
-        name = f"{key[:24]}-{gpu.sm}-{self.flavour.version}.bin"
+        name = f"{key[:24]}-{gpu.sm}-{self.tensorrt.version}.bin"
         return RuntimeCache(platformdirs.user_cache_path("svd-trt") / "runtime-cache" / name)
 
 
@@ -133,29 +133,29 @@ class RuntimeCache:
                 partial.unlink(missing_ok=True)
 
 
-def make_runtime(flavour: Flavour, logger: Any) -> Runtime:
-    """The runtime of ``flavour``."""
-    return (Rtx if flavour.name == "tensorrt-rtx" else Runtime)(flavour, logger)
+def make_runtime(tensorrt: TensorRt, logger: Any) -> Runtime:
+    """The runtime of ``tensorrt``."""
+    return (Rtx if tensorrt.name == "tensorrt-rtx" else Runtime)(tensorrt, logger)
 
 
-def refuse_misfit(flavour: Flavour, gpu: Gpu, bundle: Bundle) -> None:
-    """Check that ``flavour`` and ``gpu`` are what the bundle's engines were built with and for.
+def refuse_misfit(tensorrt: TensorRt, gpu: Gpu, bundle: Bundle) -> None:
+    """Check that ``tensorrt`` and ``gpu`` are what the bundle's engines were built with and for.
 
     Raises:
         BackendError: they are not; the message says why, and what builds them again.
     """
-    built = bundle.manifest.flavour
+    built = bundle.manifest.tensorrt
     if built is None:
         reason = "it holds no engines"
-    elif built.name != flavour.name:
-        reason = f"its engines are for {built.name}, and {flavour.name} was asked for"
-    elif built.version != flavour.version:
-        reason = f"its engines are from {built.name} {built.version}, and {flavour.version} is installed"
+    elif built.name != tensorrt.name:
+        reason = f"its engines are for {built.name}, and {tensorrt.name} was asked for"
+    elif built.version != tensorrt.version:
+        reason = f"its engines are from {built.name} {built.version}, and {tensorrt.version} is installed"
     elif built.target not in ("", gpu.sm):
         reason = f"its engines are for {built.target}, and this GPU is {gpu.sm} ({gpu.name})"
     else:
         return
-    raise BackendError(_misfit(flavour, gpu, bundle, reason))
+    raise BackendError(_misfit(tensorrt, gpu, bundle, reason))
 
 
 def refuse_invalid(runtime: Runtime, gpu: Gpu, bundle: Bundle) -> None:
@@ -166,11 +166,11 @@ def refuse_invalid(runtime: Runtime, gpu: Gpu, bundle: Bundle) -> None:
     """
     reason = runtime.invalidity(gpu, _header(bundle, runtime.header_bytes))
     if reason is not None:
-        raise BackendError(_misfit(runtime.flavour, gpu, bundle, reason))
+        raise BackendError(_misfit(runtime.tensorrt, gpu, bundle, reason))
 
 
-def _misfit(flavour: Flavour, gpu: Gpu, bundle: Bundle, reason: str) -> str:
-    again = f"svd-trt build {bundle.manifest.source.model} -o {bundle.path} --backend {flavour.name}"
+def _misfit(tensorrt: TensorRt, gpu: Gpu, bundle: Bundle, reason: str) -> str:
+    again = f"svd-trt build {bundle.manifest.source.model} -o {bundle.path} --backend {tensorrt.name}"
     return f"{bundle.path} cannot run on cuda:{gpu.index}: {reason}; build it again: {again}"
 
 

@@ -9,19 +9,19 @@ from typing import Any, Literal, TypeAlias
 from svd_trt.engine.driver import gpu_count, list_gpus, load_driver
 from svd_trt.errors import BackendError, MissingDependencyError
 
-__all__ = ["BuildBackend", "Flavour", "FlavourName", "find_flavour", "select_flavour"]
+__all__ = ["BuildBackend", "TensorRt", "TensorRtName", "find_tensorrt", "select_tensorrt"]
 
-FlavourName: TypeAlias = Literal["tensorrt", "tensorrt-rtx"]
+TensorRtName: TypeAlias = Literal["tensorrt", "tensorrt-rtx"]
 BuildBackend: TypeAlias = Literal["auto", "tensorrt", "tensorrt-rtx", "onnxruntime"]
 
 _MINIMUM_TENSORRT = (10, 12)
 
 
 @dataclass(frozen=True)
-class Flavour:
+class TensorRt:
     """An importable TensorRT."""
 
-    name: FlavourName
+    name: TensorRtName
     trt: Any
     """The Python module: ``tensorrt``, ``tensorrt_rtx`` or ``tensorrt_rtx_bindings``."""
     version: str
@@ -29,7 +29,7 @@ class Flavour:
     """GPU that its engines are for, as ``sm90``; empty where they run on several kinds."""
 
 
-def find_flavour(name: FlavourName) -> Flavour:
+def find_tensorrt(name: TensorRtName) -> TensorRt:
     """Import TensorRT or TensorRT for RTX.
 
     Raises:
@@ -40,10 +40,10 @@ def find_flavour(name: FlavourName) -> Flavour:
     version = str(trt.__version__)
     if name == "tensorrt" and tuple(int(part) for part in version.split(".")[:2]) < _MINIMUM_TENSORRT:
         raise BackendError(f"TensorRT {version} is too old; svd-trt needs 10.12 or newer: pip install -U tensorrt")
-    return Flavour(name, trt, version, _current_gpu() if name == "tensorrt" else "")
+    return TensorRt(name, trt, version, _current_gpu() if name == "tensorrt" else "")
 
 
-def select_flavour(backend: BuildBackend) -> Flavour | None:
+def select_tensorrt(backend: BuildBackend) -> TensorRt | None:
     """The TensorRT that ``backend`` asks for; None where the bundle is to hold ONNX alone.
 
     ``auto`` is TensorRT where it is installed beside a GPU, else TensorRT for RTX where that is installed (it needs
@@ -56,18 +56,18 @@ def select_flavour(backend: BuildBackend) -> Flavour | None:
     if backend == "onnxruntime":
         return None
     if backend == "tensorrt":
-        flavour = find_flavour("tensorrt")
+        tensorrt = find_tensorrt("tensorrt")
         if gpu_count() == 0:
             raise BackendError(
                 "TensorRT builds on a GPU and none is visible; use --backend tensorrt-rtx, which builds without one"
             )
-        return flavour
+        return tensorrt
     if backend == "tensorrt-rtx":
-        return find_flavour("tensorrt-rtx")
-    names: tuple[FlavourName, ...] = ("tensorrt", "tensorrt-rtx") if gpu_count() else ("tensorrt-rtx",)
+        return find_tensorrt("tensorrt-rtx")
+    names: tuple[TensorRtName, ...] = ("tensorrt", "tensorrt-rtx") if gpu_count() else ("tensorrt-rtx",)
     for name in names:
         try:
-            return find_flavour(name)
+            return find_tensorrt(name)
         except MissingDependencyError:
             continue
     return None

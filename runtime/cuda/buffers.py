@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from svd_trt.runtime._released import Released
+from svd_trt.runtime.closeable import Closeable
 from svd_trt.runtime.cuda.context import Context
 from svd_trt.runtime.device import Array, Buffer
 
 __all__ = ["CudaBuffer", "DeviceMemory", "PinnedBuffer", "as_cuda"]
 
 
-class DeviceMemory(Released):
+class DeviceMemory(Closeable):
     """One allocation on the GPU; its address is aligned to 256 bytes and more.
 
     Raises:
@@ -44,7 +44,7 @@ class DeviceMemory(Released):
             self._context.give(self.nbytes)
 
 
-class CudaBuffer(Released):
+class CudaBuffer(Closeable):
     """A tensor on the GPU: an allocation of its own, or rows of another's."""
 
     def __init__(
@@ -86,7 +86,7 @@ class CudaBuffer(Released):
             self._memory.close()
 
 
-class PinnedBuffer(Released):
+class PinnedBuffer(Closeable):
     """A tensor in host memory that the system may not move, so that copies run beside other work."""
 
     def __init__(self, context: Context, shape: Sequence[int], dtype: npt.DTypeLike, what: str) -> None:

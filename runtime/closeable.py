@@ -8,15 +8,15 @@ from typing import Self
 
 from svd_trt.errors import BackendError
 
-__all__ = ["Released", "was_released"]
+__all__ = ["Closeable", "closed_error"]
 
 
-def was_released(name: str) -> BackendError:
+def closed_error(name: str) -> BackendError:
     """The error of whoever uses ``name`` after it was closed."""
     return BackendError(f"{name} was released; open the pipeline again")
 
 
-class Released:
+class Closeable:
     """Holds something until it is closed; leaving a ``with`` block closes it."""
 
     def close(self) -> None:

@@ -13,10 +13,10 @@ from pathlib import Path
 
 from svd_trt.engine.manifest import Precision, precision_of
 from svd_trt.engine.spec import NetworkName
-from svd_trt.errors import RoomError
+from svd_trt.errors import ResourceError
 from svd_trt.export.checkpoint import COMPONENT_OF, Component
 
-__all__ = ["Work", "check_room", "check_space", "disk_needed", "memory_needed"]
+__all__ = ["Work", "check_resources", "check_space", "disk_needed", "memory_needed"]
 
 # Bytes of memory for each byte of the largest network's weights, over what the programs themselves take.
 _EXPORT_FACTOR, _EXPORT_BASE = 1.3, 1.4e9
@@ -48,21 +48,21 @@ class Work:
     rewrites: bool = True
 
 
-def check_room(where: Path, work: Work) -> None:
+def check_resources(where: Path, work: Work) -> None:
     """Refuse to start what cannot end, in the folder ``where``.
 
     Raises:
-        RoomError: not enough disk or memory; the message has both figures.
+        ResourceError: not enough disk or memory; the message has both figures.
     """
     disk, free = disk_needed(work), shutil.disk_usage(where).free
     if disk > free:
-        raise RoomError(
+        raise ResourceError(
             f"this build writes about {_text(disk)} and {where.parent} has {_text(free)} free; "
             "free space, choose another -o, or insist with --skip-checks"
         )
     memory, available = memory_needed(work), available_memory()
     if memory > available:
-        raise RoomError(
+        raise ResourceError(
             f"this build needs about {_text(memory)} of memory and {_text(available)} are available; "
             "close other programs, raise the limit, use a larger machine, or insist with --skip-checks"
         )
@@ -72,14 +72,18 @@ def check_space(directory: Path, weights: float) -> None:
     """Refuse to make a checkpoint of so many bytes, in memory and then in ``directory``, that would not fit.
 
     Raises:
-        RoomError: not enough disk or memory; the message has both figures.
+        ResourceError: not enough disk or memory; the message has both figures.
     """
     there = next(folder for folder in directory.absolute().parents if folder.exists())
     free, available = shutil.disk_usage(there).free, available_memory()
     if weights * _DISK_FACTOR > free:
-        raise RoomError(f"this takes {_text(weights)} of disk and {there} has {_text(free)} free; choose another place")
+        raise ResourceError(
+            f"this takes {_text(weights)} of disk and {there} has {_text(free)} free; choose another place"
+        )
     if weights + _EXPORT_BASE > available:
-        raise RoomError(f"this takes {_text(weights + _EXPORT_BASE)} of memory and {_text(available)} are available")
+        raise ResourceError(
+            f"this takes {_text(weights + _EXPORT_BASE)} of memory and {_text(available)} are available"
+        )
 
 
 def disk_needed(work: Work) -> float:
