@@ -13,9 +13,9 @@ from typing import Any
 
 import psutil
 
-import svd_trt
 from svd_trt.engine.driver import list_gpus, load_driver
 from svd_trt.errors import SvdTrtError
+from svd_trt.version import __version__
 
 __all__ = ["describe_clocks", "describe_machine"]
 
@@ -44,7 +44,7 @@ def describe_machine() -> dict[str, Any]:
         **describe_clocks(),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
-        "svd_trt": svd_trt.__version__,
+        "svd_trt": __version__,
         "commit": _commit(),
         "packages": {name: version for name in _PACKAGES if (version := _version(name))},
     }

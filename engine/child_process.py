@@ -16,7 +16,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-import svd_trt
+import svd_trt.version
 
 __all__ = ["Answer", "describe_exit", "environment", "run_child", "serve"]
 
@@ -91,7 +91,7 @@ def _write_all(pipe: object, data: bytes) -> None:
 
 def environment() -> dict[str, str]:
     """Ours, with this svd_trt found first wherever it was imported from."""
-    here = str(Path(svd_trt.__file__).parent.parent)
+    here = str(Path(svd_trt.version.__file__).parent.parent)
     path = os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH", "")]))
     return os.environ | {"PYTHONPATH": path}
 

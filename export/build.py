@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-import svd_trt
 from svd_trt.engine.bundle import Bundle
 from svd_trt.engine.manifest import (
     SCHEMA_VERSION,
@@ -38,6 +37,7 @@ from svd_trt.export.checkpoint import COMPONENT_OF, Checkpoint, open_checkpoint
 from svd_trt.export.options import BuildOptions, ranges_of
 from svd_trt.export.preflight import Work, check_resources
 from svd_trt.export.worker import Exported, Task, export_networks
+from svd_trt.version import __version__
 
 if TYPE_CHECKING:
     from svd_trt.engine.staging import Staging
@@ -323,7 +323,7 @@ class _Build:
     def _manifest(self, networks: dict[NetworkName, NetworkEntry]) -> Manifest:
         return Manifest(
             schema_version=SCHEMA_VERSION,
-            svd_trt_version=svd_trt.__version__,
+            svd_trt_version=__version__,
             family="stable-video-diffusion",
             source=self.checkpoint.source,
             precision=self.options.precision,

@@ -14,7 +14,6 @@ import numpy as np
 import numpy.typing as npt
 import PIL.Image
 
-import svd_trt
 from svd_trt.engine.bundle import Bundle
 from svd_trt.engine.vram import MemoryPlan, Request, plan_memory, size_words
 from svd_trt.errors import ArgumentError, BackendError, BudgetError, DeviceMemoryError
@@ -28,6 +27,7 @@ from svd_trt.runtime.generation import Generation, Progress
 from svd_trt.runtime.images import ImageInput, load_image
 from svd_trt.runtime.output import VideoOutput, VideoStream
 from svd_trt.runtime.parameters import ParameterArguments, Parameters, resolve
+from svd_trt.version import __version__
 
 __all__ = ["OutputType", "VideoPipeline"]
 
@@ -267,7 +267,7 @@ class VideoPipeline(Closeable):
     def _about(self, run: Generation) -> dict[str, Any]:
         manifest = self.bundle.manifest
         return {
-            "svd_trt": svd_trt.__version__,
+            "svd_trt": __version__,
             "model": manifest.source.model,
             "precision": manifest.precision,
             "backend": self.device.name,

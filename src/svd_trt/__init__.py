@@ -8,6 +8,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from svd_trt.version import __version__
+
 if TYPE_CHECKING:
     from svd_trt.engine.bundle import Bundle as Bundle
     from svd_trt.errors import SvdTrtError as SvdTrtError
@@ -15,8 +17,6 @@ if TYPE_CHECKING:
     from svd_trt.export.options import BuildOptions as BuildOptions
     from svd_trt.runtime.output import VideoOutput as VideoOutput
     from svd_trt.runtime.pipeline import VideoPipeline as VideoPipeline
-
-__version__ = "0.1.0"
 
 _LAZY = {
     "Bundle": "svd_trt.engine.bundle",

@@ -1,0 +1,44 @@
+"""How sizes, counts and durations are written, in messages and tables alike."""
+
+from __future__ import annotations
+
+__all__ = ["format_bytes", "format_count", "format_seconds", "round_up_bytes"]
+
+_BYTES = ((10**9, "GB"), (10**6, "MB"), (10**3, "kB"), (1, "bytes"))
+
+
+def format_bytes(size: int | None, *, round_up: bool = False) -> str:
+    """``8 GB``, ``4.93 GB``, ``800 MB``: at most two decimals, rounded down unless ``round_up``; ``-`` for None.
+
+    A size that the reader is told to provide is rounded up, so that the figure shown is enough.
+    """
+    if size is None:
+        return "-"
+    factor, unit = _unit(size)
+    hundredths = round_up_bytes(size) * 100 // factor if round_up else size * 100 // factor
+    return f"{hundredths / 100:.2f}".rstrip("0").rstrip(".") + f" {unit}"
+
+
+def round_up_bytes(size: int) -> int:
+    """The number of bytes that `format_bytes` names when it rounds ``size`` up."""
+    step = max(_unit(size)[0] // 100, 1)
+    return -(-size // step) * step
+
+
+def format_count(count: int) -> str:
+    """``632 M``, ``1.39 G``, ``150 T``: three digits and a factor of a thousand."""
+    for factor, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if count >= 0.9995 * factor:
+            return f"{count / factor:.3g} {letter}"
+    return str(count)
+
+
+def format_seconds(value: float) -> str:
+    """``0.04 s``, ``3.2 s``, ``2 min 05 s``."""
+    if value >= 60:
+        return f"{int(value) // 60} min {int(value) % 60:02d} s"
+    return f"{value:.2g} s" if value < 1 else f"{value:.1f} s"
+
+
+def _unit(size: int) -> tuple[int, str]:
+    return next(unit for unit in _BYTES if size >= unit[0] or unit[0] == 1)
