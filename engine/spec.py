@@ -94,6 +94,23 @@ class Range(msgspec.Struct, frozen=True, order=False):
         """The value of the range that is nearest to ``value``."""
         return min(max(value, self.min), self.max)
 
+    def require(self, value: int, name: str, option: str) -> None:
+        """Refuse ``value`` if it is outside the range.
+
+        Args:
+            value: of the caller.
+            name: what the caller calls the value.
+            option: of ``svd-trt build``, which sets the range.
+
+        Raises:
+            ArgumentError: the value is outside.
+        """
+        if value not in self:
+            raise ArgumentError(
+                f"{name} {value} is outside what this bundle was built for ({self.words}); "
+                f"build one with another {option}"
+            )
+
     @property
     def fixed(self) -> bool:
         """True where the range is a single value."""

@@ -8,8 +8,8 @@ from types import TracebackType
 
 from svd_trt.engine.bundle import Bundle
 from svd_trt.engine.manifest import read_manifest
+from svd_trt.engine.memory import MemoryPlan
 from svd_trt.engine.spec import NetworkName
-from svd_trt.engine.vram import MemoryPlan
 from svd_trt.errors import BackendError, BundleError
 from svd_trt.runtime.closeable import Closeable
 from svd_trt.runtime.device import Device, Session

@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 import PIL.Image
 
+from svd_trt.engine.memory import MemoryPlan, MemoryRequest
 from svd_trt.engine.spec import NetworkName, chunk_sizes
-from svd_trt.engine.vram import MemoryPlan, Request
 from svd_trt.errors import ArgumentError, BackendError
 from svd_trt.runtime.decode import ChunkedDecode, Frames
 from svd_trt.runtime.denoise import Conditions, Floats, Lease, StepCallback
@@ -55,7 +55,7 @@ class Generation:
     given_latents: npt.ArrayLike | None
     progress: Progress
     plan: MemoryPlan
-    request: Request
+    request: MemoryRequest
     timings: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from svd_trt.engine.vram import MemoryPlan
+from svd_trt.engine.memory import MemoryPlan
 from svd_trt.errors import OutputError
 from svd_trt.runtime.denoise import StepCallback
 from svd_trt.runtime.generation import Frames, Generation

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import PIL.Image
 
 from svd_trt.engine.bundle import Bundle
-from svd_trt.engine.vram import MemoryPlan, Request, plan_memory, size_words
+from svd_trt.engine.memory import MemoryPlan, MemoryRequest, plan_memory
 from svd_trt.errors import ArgumentError, BackendError, BudgetError, DeviceMemoryError
 from svd_trt.runtime.backends import Provider, RunBackend, open_device
 from svd_trt.runtime.closeable import Closeable
@@ -27,6 +27,7 @@ from svd_trt.runtime.generation import Generation, Progress
 from svd_trt.runtime.images import ImageInput, load_image
 from svd_trt.runtime.output import VideoOutput, VideoStream
 from svd_trt.runtime.parameters import ParameterArguments, Parameters, resolve
+from svd_trt.units import format_bytes
 from svd_trt.version import __version__
 
 __all__ = ["OutputType", "VideoPipeline"]
@@ -194,7 +195,7 @@ class VideoPipeline(Closeable):
                 "or open another pipeline"
             )
 
-    def plan(self, request: Request) -> MemoryPlan:
+    def plan(self, request: MemoryRequest) -> MemoryPlan:
         """How ``request`` would be run now, within the budget.
 
         Raises:
@@ -249,7 +250,7 @@ class VideoPipeline(Closeable):
         except BudgetError as unfit:
             return str(unfit)
         assert plan.total_bytes is not None, "without figures there is no plan within a budget"
-        size = size_words(plan.total_bytes, up=True)
+        size = format_bytes(plan.total_bytes, round_up=True)
         return f"try --vram-budget '{size}' (vram_budget={plan.total_bytes}): {plan.words()}"
 
     def _abandon(self, error: BackendError) -> None:
@@ -296,25 +297,24 @@ class VideoPipeline(Closeable):
         resolved = resolve(checked, self.bundle.manifest, pictures=len(images), seed=secrets.randbits(32))
         request = _request(resolved, len(images), checked.decode_chunk_size)
         plan = self.plan(request)
-        resolved = dataclasses.replace(resolved, decode_chunk_size=plan.decode_chunk)
+        resolved = dataclasses.replace(resolved, decode_chunk_size=plan.decode_chunk_size)
         pictures = [load_image(one) for one in images]
         return Generation(self, resolved, pictures, latents, progress or (lambda *_: None), plan, request)
 
 
-def _request(parameters: Parameters, pictures: int, decode_chunk: int | None) -> Request:
+def _request(parameters: Parameters, pictures: int, decode_chunk_size: int | None) -> MemoryRequest:
     """What ``parameters`` ask of memory."""
     p = parameters
     assert p.num_frames is not None
     assert p.height is not None
     assert p.width is not None
     videos = pictures * p.num_videos_per_prompt
-    return Request(
+    return MemoryRequest(
         frames=p.num_frames,
         height=p.height,
         width=p.width,
         videos=videos,
-        batch=videos,
         pictures=pictures,
         guided=max(p.min_guidance_scale, p.max_guidance_scale) > 1,
-        decode_chunk=decode_chunk,
+        decode_chunk_size=decode_chunk_size,
     )

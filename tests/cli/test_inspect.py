@@ -13,9 +13,8 @@ import pytest
 from svd_trt import Bundle
 from svd_trt.cli.sizes import ByteSize
 from svd_trt.engine.manifest import Manifest, write_manifest
-from svd_trt.engine.memory import Mode, activation_bytes, modes, vram_bytes
+from svd_trt.engine.memory import MemoryRequest, activation_bytes, compare_plans, plan_memory, smallest_budget
 from svd_trt.engine.spec import NETWORKS
-from svd_trt.engine.vram import Request, plan_memory, smallest_budget
 from tests.cli.conftest import Run
 
 pytestmark = pytest.mark.xdist_group("small")
@@ -83,15 +82,18 @@ def test_memory_follows_frames_and_chunks(small_bundle: Path) -> None:
     assert whole == denoiser.plan.activation_bytes
     assert activation_bytes(denoiser, {"branches": 1}) == pytest.approx(whole / 2, abs=1)
     assert activation_bytes(denoiser, {"frames": 2}) == pytest.approx(whole * 2 / 3, abs=1)
-    needs = {mode: vram_bytes(manifest, mode) or 0 for mode in modes(manifest)}
-    for mode, need in needs.items():
+    needs = {
+        (request.frames, plan.decode_chunk_size, plan.resident): plan.total_bytes or 0
+        for request, plan in compare_plans(manifest)
+    }
+    for (frames, chunk, resident), need in needs.items():
         assert need > 0
-        assert need <= needs.get(Mode(mode.frames, mode.decode_chunk, resident=True), need)
-        assert need <= needs.get(Mode(mode.frames, mode.frames, mode.resident), need)
+        assert need <= needs[frames, chunk, True]
+        assert need <= needs.get((frames, frames, resident), need)
 
 
-def whole_video(manifest: Manifest) -> Request:
-    return Request(manifest.ranges.frames.max, manifest.ranges.height.max, manifest.ranges.width.max)
+def whole_video(manifest: Manifest) -> MemoryRequest:
+    return MemoryRequest(manifest.ranges.frames.max, manifest.ranges.height.max, manifest.ranges.width.max)
 
 
 def test_plan_within_a_budget(run: Run, small_bundle: Path) -> None:

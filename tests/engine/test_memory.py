@@ -19,13 +19,12 @@ from svd_trt.engine.manifest import (
     SourceInfo,
     TensorRtEntry,
 )
-from svd_trt.engine.memory import Mode, vram_bytes
+from svd_trt.engine.memory import MemoryPlan, MemoryRequest, compare_plans, plan_footprint, plan_memory, smallest_budget
 from svd_trt.engine.spec import ModelInfo, NetworkName, Range, Ranges, network_specs
-from svd_trt.engine.vram import MemoryPlan, Request, plan_footprint, plan_memory, smallest_budget
 from svd_trt.errors import ArgumentError, BudgetError
 
 GB = 10**9
-VIDEO = Request(25, 576, 1024)
+VIDEO = MemoryRequest(25, 576, 1024)
 BRANCHES, CHUNK = Range(1, 2, 2), Range(1, 8, 25)
 BUDGETS = [budget * GB for budget in (4, 5, 6, 8, 10, 12, 16, 24, 32, 48, 80)]
 
@@ -118,16 +117,16 @@ CHOICES["low memory"] += [(True, True, 25, 0)] * 3
 CHOICES["low memory, streaming"] += CHOICES["low memory"][1:]
 
 
-def choice(manifest: Manifest, request: Request, budget: int | None) -> Choice:
+def choice(manifest: Manifest, request: MemoryRequest, budget: int | None) -> Choice:
     try:
         plan = plan_memory(manifest, request, budget)
     except BudgetError:
         return None
-    return plan.resident, plan.split_guidance, plan.decode_chunk, round(plan.streamed_bytes / 1e6)
+    return plan.resident, plan.split_guidance, plan.decode_chunk_size, round(plan.streamed_bytes / 1e6)
 
 
 def slowness(plan: MemoryPlan) -> tuple[int, bool, bool, int]:
-    return plan.streamed_bytes, not plan.resident, plan.split_guidance, -plan.decode_chunk
+    return plan.streamed_bytes, not plan.resident, plan.split_guidance, -plan.decode_chunk_size
 
 
 @pytest.mark.parametrize(
@@ -146,12 +145,12 @@ def test_choices_of_full_size(bundle: str, budget: int, expected: Choice) -> Non
         replace(VIDEO, frames=14),
         replace(VIDEO, frames=2),
         replace(VIDEO, guided=False),
-        replace(VIDEO, decode_chunk=8),
+        replace(VIDEO, decode_chunk_size=8),
         replace(VIDEO, videos=3),
     ],
     ids=["25", "14", "2", "unguided", "chunks of 8", "three videos"],
 )
-def test_every_budget(bundle: str, request_: Request) -> None:
+def test_every_budget(bundle: str, request_: MemoryRequest) -> None:
     manifest = BUNDLES[bundle]
     smallest = smallest_budget(manifest, request_)
     assert smallest is not None
@@ -166,8 +165,8 @@ def test_every_budget(bundle: str, request_: Request) -> None:
         assert found is not None
         assert (plan.activation_bytes, plan.total_bytes) == (found.activations, found.total)
         assert before is None or slowness(plan) <= slowness(before)
-        assert plan.decode_chunk in range(1, request_.frames + 1)
-        assert request_.decode_chunk in (None, plan.decode_chunk)
+        assert plan.decode_chunk_size in range(1, request_.frames + 1)
+        assert request_.decode_chunk_size in (None, plan.decode_chunk_size)
         weights = manifest.networks["denoiser"].plan
         assert weights is not None
         assert weights.weight_bytes is not None
@@ -200,10 +199,10 @@ def test_a_quarter_of_the_weights_stays() -> None:
 
 def test_one_engine_at_a_time_counts_the_one_that_needs_most() -> None:
     manifest = default()
-    decoding = plan_footprint(manifest, VIDEO, MemoryPlan(False, False, 25, 0, None, None))
+    decoding = plan_footprint(manifest, VIDEO, MemoryPlan(False, False, 25))
     assert decoding is not None
     assert (decoding.weights, decoding.activations) == DEFAULT["vae_decoder"]
-    denoising = plan_footprint(manifest, VIDEO, MemoryPlan(False, False, 1, 0, None, None))
+    denoising = plan_footprint(manifest, VIDEO, MemoryPlan(False, False, 1))
     assert denoising is not None
     assert (denoising.weights, denoising.activations) == DEFAULT["denoiser"]
 
@@ -216,8 +215,8 @@ def test_less_is_needed_for_less() -> None:
     ]
     assert needs == sorted(needs, reverse=True)
     assert needs[0] > needs[1] + 0.9 * GB
-    unguided = plan_memory(manifest, replace(VIDEO, guided=False, decode_chunk=1), None)
-    guided = plan_memory(manifest, replace(VIDEO, decode_chunk=1), None)
+    unguided = plan_memory(manifest, replace(VIDEO, guided=False, decode_chunk_size=1), None)
+    guided = plan_memory(manifest, replace(VIDEO, decode_chunk_size=1), None)
     assert unguided.activation_bytes == pytest.approx((guided.activation_bytes or 0) / 2, rel=1e-6)
     assert not unguided.split_guidance, "there is one branch"
     assert not plan_memory(low_memory(), replace(VIDEO, guided=False), None).split_guidance
@@ -236,26 +235,31 @@ def test_chunks_leave_a_rest_that_the_bundle_takes() -> None:
     assert choice(manifest, VIDEO, 20 * GB) == (True, False, 5, 0)  # 6 leaves 1
     assert choice(manifest, VIDEO, 12 * GB) is None  # 4 and 3 leave 1
     with pytest.raises(ArgumentError, match="decoding 25 frames by 3 needs a chunk of 1"):
-        plan_memory(manifest, replace(VIDEO, decode_chunk=3), None)
+        plan_memory(manifest, replace(VIDEO, decode_chunk_size=3), None)
     with pytest.raises(ArgumentError, match="needs a chunk of 1"):
-        plan_memory(default(chunk=Range(5, 5, 6)), replace(VIDEO, frames=7, decode_chunk=6), 80 * GB)
+        plan_memory(default(chunk=Range(5, 5, 6)), replace(VIDEO, frames=7, decode_chunk_size=6), 80 * GB)
 
 
 def test_a_chunk_of_more_than_all_frames_costs_all_frames() -> None:
     request = replace(VIDEO, frames=14)
-    plan = plan_memory(default(), replace(request, decode_chunk=25), None)
-    assert plan.decode_chunk == 25
+    plan = plan_memory(default(), replace(request, decode_chunk_size=25), None)
+    assert plan.decode_chunk_size == 25
     assert plan.total_bytes == plan_memory(default(), request, None).total_bytes
 
 
-@pytest.mark.parametrize("resident", [True, False])
-@pytest.mark.parametrize("chunk", [1, 8, 25])
-def test_modes_and_plans_have_one_arithmetic(chunk: int, resident: bool) -> None:
+def test_compared_plans_are_of_the_planner() -> None:
+    """The default bundle runs both branches together, the low-memory one cannot."""
     for manifest, split in ((default(), False), (low_memory(), True)):
-        plan = MemoryPlan(resident, split, chunk, 0, None, None)
-        found = plan_footprint(manifest, VIDEO, plan)
-        assert found is not None
-        assert vram_bytes(manifest, Mode(25, chunk, resident)) == found.total
+        compared = compare_plans(manifest)
+        assert [(r.frames, p.decode_chunk_size, p.resident) for r, p in compared] == [
+            (frames, chunk, resident) for resident in (True, False) for frames in (14, 25) for chunk in (frames, 8, 1)
+        ]
+        for request, plan in compared:
+            assert plan.split_guidance == split
+            found = plan_footprint(manifest, request, plan)
+            assert found is not None
+            assert plan.total_bytes == found.total
+        assert max(plan.total_bytes or 0 for _, plan in compared) == plan_memory(manifest, VIDEO, None).total_bytes
 
 
 def test_buffers() -> None:
@@ -290,13 +294,13 @@ def test_refusals_name_what_works() -> None:
 
 
 def test_refusals_tell_what_a_smaller_chunk_allows() -> None:
-    fixed = replace(VIDEO, decode_chunk=25)
+    fixed = replace(VIDEO, decode_chunk_size=25)
     with pytest.raises(BudgetError, match=r"is 23\.19 GB \(.*\); decode_chunk_size 8 instead of 25 fits; a bundle"):
         plan_memory(default(), fixed, 12 * GB)
     with pytest.raises(BudgetError, match=r"; with decode_chunk_size 1 instead of 25, 5\.12 GB is enough; a bundle"):
         plan_memory(default(), fixed, 4 * GB)
     with pytest.raises(BudgetError) as error:
-        plan_memory(default(), replace(VIDEO, decode_chunk=1), 4 * GB)
+        plan_memory(default(), replace(VIDEO, decode_chunk_size=1), 4 * GB)
     assert "decode_chunk_size" not in str(error.value)
 
 
@@ -304,13 +308,14 @@ def test_unknown_figures() -> None:
     for engines, words in ((False, "has no engines"), (True, "did not report it")):
         manifest = without_figures(default(), engines=engines)
         assert smallest_budget(manifest, VIDEO) is None
-        assert plan_memory(manifest, VIDEO, None) == MemoryPlan(True, False, 25, 0, None, None)
+        assert plan_memory(manifest, VIDEO, None) == MemoryPlan(True, False, 25)
         with pytest.raises(BudgetError, match=f"{words}.*svd-trt build .* --backend tensorrt-rtx"):
             plan_memory(manifest, VIDEO, 8 * GB)
 
 
 @pytest.mark.parametrize(
-    "changes", [{"frames": 26}, {"height": 512}, {"width": 1032}, {"frames": 1}, {"videos": 0}, {"decode_chunk": 0}]
+    "changes",
+    [{"frames": 26}, {"height": 512}, {"width": 1032}, {"frames": 1}, {"videos": 0}, {"decode_chunk_size": 0}],
 )
 def test_requests_outside_the_bundle(changes: dict[str, int]) -> None:
     with pytest.raises(ArgumentError, match=next(iter(changes))):
@@ -318,5 +323,5 @@ def test_requests_outside_the_bundle(changes: dict[str, int]) -> None:
 
 
 def test_pictures_and_batches_are_counted_to_what_the_bundle_takes() -> None:
-    many = replace(VIDEO, batch=4, pictures=4, videos=4)
+    many = replace(VIDEO, pictures=4, videos=4)
     assert plan_memory(default(), many, None).total_bytes == plan_memory(default(), VIDEO, None).total_bytes

@@ -14,14 +14,14 @@ import PIL.Image
 import pytest
 
 from svd_trt import Bundle
-from svd_trt.engine.vram import Request, plan_memory
+from svd_trt.engine.memory import MemoryRequest, plan_memory
 from tests.conftest import TINY, psnr
 from tests.gpu.conftest import Rig
 
 pytestmark = pytest.mark.xdist_group("tiny")
 
 ROUNDS = 5
-REQUEST = Request(frames=8, height=32, width=32)
+REQUEST = MemoryRequest(frames=8, height=32, width=32)
 
 
 @pytest.fixture(scope="module")

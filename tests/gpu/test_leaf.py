@@ -13,7 +13,7 @@ import pytest
 
 from svd_trt import Bundle, VideoPipeline
 from svd_trt.engine.driver import list_gpus, load_driver
-from svd_trt.engine.vram import Request, smallest_budget
+from svd_trt.engine.memory import MemoryRequest, smallest_budget
 from svd_trt.errors import ArgumentError, BackendError, BudgetError, CudaError, DeviceMemoryError
 from svd_trt.runtime.cuda.buffers import CudaBuffer, DeviceMemory, PinnedBuffer
 from svd_trt.runtime.cuda.context import Context
@@ -220,7 +220,7 @@ def test_a_gpu_that_is_full_at_the_start(
     dynamic_bundle: Bundle, picture: PIL.Image.Image, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is free is the budget, so the refusal comes before the first allocation."""
-    least = smallest_budget(dynamic_bundle.manifest, Request(frames=4, height=72, width=96)) or 0
+    least = smallest_budget(dynamic_bundle.manifest, MemoryRequest(frames=4, height=72, width=96)) or 0
     rig = Rig(monkeypatch, StandInCuda(total_bytes=CONTEXT_BYTES + least))
     with rig.open(dynamic_bundle) as pipe, pytest.raises(BudgetError, match="smallest budget that works"):
         pipe(picture, **FAST)
@@ -326,7 +326,7 @@ def test_weights_are_streamed_where_nothing_else_fits(
     theirs = dynamic_pipe(picture, **asked).frames
     manifest = dynamic_bundle.manifest
     bundle = altered(dynamic_bundle, {"denoiser": {"weight_streaming": True}}, monkeypatch)
-    request = Request(frames=4, height=72, width=96, decode_chunk=1)
+    request = MemoryRequest(frames=4, height=72, width=96, decode_chunk_size=1)
     least = smallest_budget(bundle.manifest, request)
     without = smallest_budget(manifest, request)
     assert least is not None
@@ -354,7 +354,7 @@ def test_a_budget_is_kept_over_videos_of_different_lengths(
     # Encoders that need little, as at full size: here they would decide at every length.
     less = {"image_encoder": {"activation_bytes": 1 << 20}, "vae_encoder": {"activation_bytes": 1 << 20}}
     bundle = altered(dynamic_bundle, less, monkeypatch)
-    least = smallest_budget(bundle.manifest, Request(frames=9, height=72, width=96)) or 0
+    least = smallest_budget(bundle.manifest, MemoryRequest(frames=9, height=72, width=96)) or 0
     budgets = range(least, 2 * least, least // 6)
     residency = set()
     for budget in budgets:

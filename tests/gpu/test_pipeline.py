@@ -10,7 +10,7 @@ import PIL.Image
 import pytest
 
 from svd_trt import Bundle, VideoPipeline
-from svd_trt.engine.vram import Request, plan_memory, smallest_budget
+from svd_trt.engine.memory import MemoryRequest, plan_memory, smallest_budget
 from svd_trt.errors import BackendError, BudgetError, DeviceMemoryError
 from tests.gpu.conftest import Rig
 from tests.standin.devices import CONTEXT_BYTES
@@ -37,7 +37,7 @@ CASES: dict[str, dict[str, Any]] = {
     "unguided": {"max_guidance_scale": 1.0},
     "videos-over-batches": {"num_frames": 3, "num_videos_per_prompt": 3, "decode_chunk_size": 4},
 }
-REQUEST = Request(frames=4, height=72, width=96)
+REQUEST = MemoryRequest(frames=4, height=72, width=96)
 
 
 def furthest(ours: Any, theirs: Any) -> int:
@@ -95,7 +95,7 @@ def test_a_budget_is_kept(
         "medium": (plan.resident, plan.split_guidance),
         "ample": (True, False),
     }[budget]
-    theirs = dynamic_pipe(picture, **FAST, decode_chunk_size=plan.decode_chunk).frames
+    theirs = dynamic_pipe(picture, **FAST, decode_chunk_size=plan.decode_chunk_size).frames
     for one in made:
         assert furthest(one.frames, theirs) <= (1 if rig.cuda else 2)
     gc.collect()
@@ -182,7 +182,7 @@ def test_a_run_can_be_cancelled_anywhere(
 
 def test_streams_can_be_interleaved_and_abandoned(rig: Rig, dynamic_bundle: Bundle, picture: PIL.Image.Image) -> None:
     asked = STREAMED | {"num_frames": 6, "decode_chunk_size": 2}
-    least = smallest_budget(dynamic_bundle.manifest, Request(frames=6, height=72, width=96, decode_chunk=2))
+    least = smallest_budget(dynamic_bundle.manifest, MemoryRequest(frames=6, height=72, width=96, decode_chunk_size=2))
     for budget in (None, least):
         with rig.open(dynamic_bundle, vram_budget=budget) as pipe:
             whole = list(pipe.stream(picture, **asked))

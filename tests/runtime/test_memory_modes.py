@@ -11,7 +11,7 @@ import PIL.Image
 import pytest
 
 from svd_trt import BuildOptions, Bundle, VideoPipeline, build_bundle
-from svd_trt.engine.memory import Mode, vram_bytes
+from svd_trt.engine.memory import MemoryPlan, MemoryRequest, plan_footprint
 from svd_trt.engine.spec import Range
 
 pytestmark = pytest.mark.xdist_group("small")
@@ -69,5 +69,9 @@ def test_options_are_in_the_manifest(bundles: dict[str, Bundle]) -> None:
     assert rewritten.graph.rewrites
     assert light.graph.ff_chunks == 5
     assert light.ranges.branches.max == 1
-    needs = [vram_bytes(m, Mode(6, 1, resident=False)) or 0 for m in (plain, rewritten, light)]
+    needs = []
+    for manifest, split in ((plain, False), (rewritten, False), (light, True)):
+        found = plan_footprint(manifest, MemoryRequest(6, 40, 48), MemoryPlan(False, split, 1))
+        assert found is not None
+        needs.append(found.total)
     assert needs == sorted(needs, reverse=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -213,7 +212,7 @@ def _as_dict(pipe: VideoPipeline, stream: VideoStream, paths: list[str], timings
         "parameters": stream.parameters.as_dict(),
         "backend": stream.backend,
         "precision": pipe.bundle.manifest.precision,
-        "memory": dataclasses.asdict(stream.memory),
+        "memory": stream.memory.as_dict(),
         "notes": list(pipe.device.notes),
         "timings_s": rounded,
     }

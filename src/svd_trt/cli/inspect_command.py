@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,8 @@ from svd_trt.cli.console import count_text, print_json, size_text, stdout
 from svd_trt.cli.sizes import ByteSize
 from svd_trt.engine.bundle import Bundle
 from svd_trt.engine.manifest import Manifest, NetworkEntry, precision_of
-from svd_trt.engine.memory import modes, vram_bytes
+from svd_trt.engine.memory import MemoryPlan, MemoryRequest, compare_plans, plan_footprint, plan_memory
 from svd_trt.engine.spec import SYMBOLS
-from svd_trt.engine.vram import MemoryPlan, Request, plan_footprint, plan_memory
 
 __all__ = ["command"]
 
@@ -65,7 +63,7 @@ def command(bundle: Path, vram_budget: int | None, as_json: bool, **video: int |
     request = _request(manifest, **video)
     plan = None if vram_budget is None else plan_memory(manifest, request, vram_budget)
     if as_json:
-        chosen = {} if plan is None else {"plan": {**asdict(plan), "budget": vram_budget}}
+        chosen = {} if plan is None else {"plan": {**plan.as_dict(), "budget": vram_budget}}
         print_json(_as_dict(manifest) | chosen)
         return
     console = stdout()
@@ -76,11 +74,11 @@ def command(bundle: Path, vram_budget: int | None, as_json: bool, **video: int |
         _print_tables(console, manifest)
 
 
-def _request(manifest: Manifest, num_frames: int | None, height: int | None, width: int | None) -> Request:
+def _request(manifest: Manifest, num_frames: int | None, height: int | None, width: int | None) -> MemoryRequest:
     """One video, of the largest size unless another is given."""
     ranges = manifest.ranges
     frames = num_frames or ranges.frames.clamp(manifest.model.num_frames)
-    return Request(frames, height or ranges.height.max, width or ranges.width.max)
+    return MemoryRequest(frames, height or ranges.height.max, width or ranges.width.max)
 
 
 def _print_tables(console: Console, manifest: Manifest) -> None:
@@ -97,12 +95,12 @@ def _print_tables(console: Console, manifest: Manifest) -> None:
         console.print(_NOTES)
 
 
-def _print_plan(console: Console, manifest: Manifest, request: Request, plan: MemoryPlan, budget: int) -> None:
+def _print_plan(console: Console, manifest: Manifest, request: MemoryRequest, plan: MemoryPlan, budget: int) -> None:
     chosen = _table("plan", f"{request.frames} frames of {request.width}x{request.height}", left=2)
     chosen.add_row("engines", "all loaded" if plan.resident else "loaded one at a time")
     split = "one at a time, two runs a step" if plan.split_guidance else "together"
     chosen.add_row("guidance branches", split)
-    chosen.add_row("decoding", _chunk_text(plan.decode_chunk, request.frames))
+    chosen.add_row("decoding", _chunk_text(plan.decode_chunk_size, request.frames))
     if plan.streamed_bytes:
         chosen.add_row("weights in host memory", f"{size_text(plan.streamed_bytes)} of the denoiser's, streamed")
     console.print(chosen)
@@ -186,13 +184,13 @@ def _symbols(manifest: Manifest) -> Table:
 
 
 def _vram(manifest: Manifest) -> Table:
-    found = modes(manifest)
-    counts = sorted({mode.frames for mode in found})
+    compared = compare_plans(manifest)
+    counts = sorted({request.frames for request, _ in compared})
     table = _table("VRAM for one video", *(f"{n} frames" for n in counts))
     rows: dict[tuple[bool, str], dict[int, str]] = {}
-    for mode in found:
-        key = (mode.resident, _chunk_text(mode.decode_chunk, mode.frames))
-        rows.setdefault(key, {})[mode.frames] = f"~{size_text(vram_bytes(manifest, mode))}"
+    for request, plan in compared:
+        key = (plan.resident, _chunk_text(plan.decode_chunk_size, request.frames))
+        rows.setdefault(key, {})[request.frames] = f"~{size_text(plan.total_bytes)}"
     for (resident, chunk), cells in rows.items():
         label = f"{'all engines loaded' if resident else 'one engine at a time'}, decoding {chunk}"
         table.add_row(label, *(cells.get(n, "-") for n in counts))
@@ -229,12 +227,12 @@ def _as_dict(manifest: Manifest) -> dict[str, Any]:
         "networks": {name: _network_dict(manifest, name, entry) for name, entry in manifest.networks.items()},
         "vram": [
             {
-                "frames": mode.frames,
-                "decode_chunk": mode.decode_chunk,
-                "resident": mode.resident,
-                "bytes": vram_bytes(manifest, mode),
+                "frames": request.frames,
+                "decode_chunk": plan.decode_chunk_size,
+                "resident": plan.resident,
+                "bytes": plan.total_bytes,
             }
-            for mode in modes(manifest)
+            for request, plan in compare_plans(manifest)
         ],
     }
 
