@@ -1,8 +1,8 @@
 """ONNX to a TensorRT plan, in a process of its own.
 
-The builder spends most of its time in steps that it does not interrupt (a minute for a full-size denoiser), takes
-gigabytes, and, where memory runs out, takes its process with it. Apart from ours it can be stopped at once, its
-memory is free when it is done, and its death is an error message.
+Most of the builder's time goes into steps that it does not interrupt (a minute for a full-size denoiser). It takes
+gigabytes, and its process dies when memory runs out. As a child process it can be stopped at once, its memory is free
+when it is done, and its death becomes an error message.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import msgspec
 
-from svd_trt.engine.child_process import describe_exit, run_child
+from svd_trt.engine.child_process import FREE_MEMORY_EARLY, ChildProcess
 from svd_trt.engine.spec import NetworkSpec
 from svd_trt.engine.tensorrt_build import Job, Message, PlanReport
 from svd_trt.engine.tensorrt_import import TensorRt
@@ -49,23 +49,23 @@ def build_plan(
         spec=spec,
         weight_streaming=weight_streaming,
     )
-    reports: list[PlanReport] = []
-
-    def handle(line: bytes) -> bool:
-        message = msgspec.json.decode(line, type=Message)
-        if message.error is not None:
-            raise EngineBuildError(message.error)
-        if message.progress is not None and progress is not None:
-            progress(message.progress)
-        if message.report is not None:
-            reports.append(message.report)
-        return bool(reports)
-
     try:
-        code = run_child("svd_trt.engine.tensorrt_build", msgspec.json.encode(job), handle)
-        if code is not None:
-            raise EngineBuildError(f"building {spec.name} failed: {describe_exit(code, 'TensorRT')}")
+        report = _run(job, progress or (lambda _: None))
         partial.replace(plan_path)
     finally:
         partial.unlink(missing_ok=True)
-    return reports[0]
+    return report
+
+
+def _run(job: Job, progress: Callable[[float], None]) -> PlanReport:
+    with ChildProcess("svd_trt.engine.tensorrt_build", FREE_MEMORY_EARLY) as child:
+        child.send(msgspec.json.encode(job))
+        while (line := child.receive()) is not None:
+            message = msgspec.json.decode(line, type=Message)
+            if message.error is not None:
+                raise EngineBuildError(message.error)
+            if message.progress is not None:
+                progress(message.progress)
+            if message.report is not None:
+                return message.report
+        raise EngineBuildError(f"building {job.spec.name} failed: {child.describe_exit('TensorRT')}")

@@ -19,7 +19,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from svd_trt.engine.child_process import Answer, serve
+from svd_trt.engine.child_process import Answer, connect_to_parent
 from svd_trt.engine.spec import NetworkSpec
 from svd_trt.engine.tensorrt_import import TensorRt, TensorRtName, find_tensorrt
 from svd_trt.errors import EngineBuildError, SvdTrtError
@@ -401,4 +401,5 @@ def _work(line: bytes, answer: Answer) -> None:
 
 
 if __name__ == "__main__":
-    serve(_work)
+    requests, answer = connect_to_parent()
+    _work(next(requests), answer)

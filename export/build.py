@@ -34,9 +34,9 @@ from svd_trt.engine.spec import (
 from svd_trt.engine.tensorrt_import import TensorRt, select_tensorrt
 from svd_trt.errors import ArgumentError, MissingDependencyError, OutputError
 from svd_trt.export.checkpoint import COMPONENT_OF, Checkpoint, open_checkpoint
+from svd_trt.export.export_process import Exported, Task, export_networks
 from svd_trt.export.options import BuildOptions, ranges_of
 from svd_trt.export.preflight import Work, check_resources
-from svd_trt.export.worker import Exported, Task, export_networks
 from svd_trt.version import __version__
 
 if TYPE_CHECKING:

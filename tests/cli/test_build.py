@@ -210,7 +210,7 @@ def exporters(process: subprocess.Popen[str]) -> list[psutil.Process]:
     """The processes of a running build that export."""
     deadline = time.monotonic() + 60
     while process.poll() is None and time.monotonic() < deadline:
-        found = [p for p in psutil.Process(process.pid).children() if "svd_trt.export.worker" in p.cmdline()]
+        found = [p for p in psutil.Process(process.pid).children() if "svd_trt.export.export_process" in p.cmdline()]
         if found:
             return found
         time.sleep(0.05)

@@ -21,9 +21,9 @@ from svd_trt.benchmarks.reference import diffusers_output, draw_inputs
 from svd_trt.engine.manifest import GraphEntry, Precision
 from svd_trt.engine.spec import NetworkName, NetworkSpec, Range, Ranges, network_specs
 from svd_trt.export.checkpoint import COMPONENT_OF, open_checkpoint
+from svd_trt.export.export_process import Task, export_networks
 from svd_trt.export.presets import PRESETS, configurations
 from svd_trt.export.random_checkpoint import random_model
-from svd_trt.export.worker import Task, export_networks
 
 pytestmark = pytest.mark.slow
 

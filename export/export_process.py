@@ -1,7 +1,7 @@
 """Exporting in a process of its own: torch's gigabytes are back before an engine is built, and Ctrl-C needs no leave.
 
-`export_networks` is the parent's side; ``python -m svd_trt.export.worker`` is the child's, and exports any number of
-networks one after another.
+`export_networks` is the parent's side; ``python -m svd_trt.export.export_process`` is the child's, and exports any
+number of networks one after another.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 import msgspec
 
 from svd_trt import errors
-from svd_trt.engine.child_process import Answer, describe_exit, run_child, serve
+from svd_trt.engine.child_process import FREE_MEMORY_EARLY, Answer, ChildProcess, connect_to_parent
 from svd_trt.engine.manifest import GraphEntry, Precision
 from svd_trt.engine.spec import NetworkName, NetworkSpec
 from svd_trt.errors import ExportError, SvdTrtError, first_line
@@ -75,23 +75,21 @@ def export_networks(
         OutputError: a file cannot be written.
     """
     current: NetworkName = tasks[0].spec.name
-
-    def handle(line: bytes) -> bool:
-        nonlocal current
-        message = msgspec.json.decode(line, type=_Message)
-        if message.started is not None:
-            current = message.started
-            started(current)
-        if message.exported is not None:
-            exported(message.exported)
-        if message.error is not None:
-            raise _revive(*message.error)
-        return message.finished
-
     job = pickle.dumps(_Job(checkpoint, precision, graph, tuple(tasks)))
-    code = run_child("svd_trt.export.worker", base64.b64encode(job), handle)
-    if code is not None:
-        raise ExportError(f"exporting {current} failed: {describe_exit(code, 'the exporter')}")
+    with ChildProcess("svd_trt.export.export_process", FREE_MEMORY_EARLY) as child:
+        child.send(base64.b64encode(job))
+        while (line := child.receive()) is not None:
+            message = msgspec.json.decode(line, type=_Message)
+            if message.started is not None:
+                current = message.started
+                started(current)
+            if message.exported is not None:
+                exported(message.exported)
+            if message.error is not None:
+                raise _revive(*message.error)
+            if message.finished:
+                return
+        raise ExportError(f"exporting {current} failed: {child.describe_exit('the exporter')}")
 
 
 def _revive(kind: str, text: str) -> SvdTrtError:
@@ -159,6 +157,7 @@ def _halves(spec: NetworkSpec, times: int) -> bool:
 
 if __name__ == "__main__":
     # Under its own name, where the job's classes are; here they would be those of __main__.
-    from svd_trt.export.worker import _work as work
+    from svd_trt.export.export_process import _work as work
 
-    serve(work)
+    requests, answer = connect_to_parent()
+    work(next(requests), answer)
