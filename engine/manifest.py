@@ -13,7 +13,6 @@ from typing import Any, Literal, TypeAlias
 import msgspec
 
 from svd_trt.engine.spec import ModelInfo, NetworkName, NetworkSpec, Ranges
-from svd_trt.engine.tensorrt_import import TensorRtName
 from svd_trt.errors import BundleError
 
 __all__ = [
@@ -29,6 +28,8 @@ __all__ = [
     "Precision",
     "SamplerInfo",
     "SourceInfo",
+    "TensorRtEntry",
+    "TensorRtName",
     "precision_of",
     "read_manifest",
     "sha256_of",
@@ -39,6 +40,7 @@ SCHEMA_VERSION = 2
 MANIFEST_NAME = "manifest.json"
 
 Precision: TypeAlias = Literal["fp16", "fp32"]
+TensorRtName: TypeAlias = Literal["tensorrt", "tensorrt-rtx"]
 Operators: TypeAlias = Literal["onnx", "onnxruntime"]
 
 

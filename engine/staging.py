@@ -24,11 +24,11 @@ from svd_trt.engine.manifest import (
     Manifest,
     OnnxEntry,
     PlanEntry,
+    TensorRtName,
     read_manifest,
     sha256_of,
     write_manifest,
 )
-from svd_trt.engine.tensorrt_import import TensorRtName
 from svd_trt.errors import BundleError, LockedError, OutputError
 
 __all__ = ["Staging"]

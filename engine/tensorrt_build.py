@@ -20,8 +20,9 @@ import msgspec
 import numpy as np
 
 from svd_trt.engine.child_process import Answer, connect_to_parent
+from svd_trt.engine.manifest import TensorRtName
 from svd_trt.engine.spec import NetworkSpec
-from svd_trt.engine.tensorrt_import import TensorRt, TensorRtName, find_tensorrt
+from svd_trt.engine.tensorrt_import import TensorRt, find_tensorrt
 from svd_trt.errors import EngineBuildError, SvdTrtError
 
 __all__ = [

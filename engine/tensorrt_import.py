@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 from svd_trt.engine.driver import gpu_count, list_gpus, load_driver
+from svd_trt.engine.manifest import TensorRtName
 from svd_trt.errors import BackendError, MissingDependencyError
 
-__all__ = ["BuildBackend", "TensorRt", "TensorRtName", "find_tensorrt", "select_tensorrt"]
+__all__ = ["BuildBackend", "TensorRt", "find_tensorrt", "select_tensorrt"]
 
-TensorRtName: TypeAlias = Literal["tensorrt", "tensorrt-rtx"]
 BuildBackend: TypeAlias = Literal["auto", "tensorrt", "tensorrt-rtx", "onnxruntime"]
 
 _MINIMUM_TENSORRT = (10, 12)

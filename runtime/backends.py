@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from svd_trt.engine.bundle import Bundle
 from svd_trt.engine.driver import Driver, Gpu, list_gpus, load_driver
-from svd_trt.engine.tensorrt_import import TensorRt, TensorRtName, find_tensorrt
+from svd_trt.engine.manifest import TensorRtName
+from svd_trt.engine.tensorrt_import import TensorRt, find_tensorrt
 from svd_trt.errors import ArgumentError, BackendError, MissingDependencyError, NoGpuError
 from svd_trt.runtime.device import Device
 

@@ -15,8 +15,8 @@ from typing import NoReturn
 
 import click
 
-from svd_trt import __version__
 from svd_trt.errors import SvdTrtError
+from svd_trt.version import __version__
 
 __all__ = ["cli", "main"]
 
