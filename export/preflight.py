@@ -15,6 +15,7 @@ from svd_trt.engine.manifest import Precision, precision_of
 from svd_trt.engine.spec import NetworkName
 from svd_trt.errors import ResourceError
 from svd_trt.export.checkpoint import COMPONENT_OF, Component
+from svd_trt.units import format_bytes
 
 __all__ = ["Work", "check_resources", "check_space", "disk_needed", "memory_needed"]
 
@@ -57,13 +58,15 @@ def check_resources(where: Path, work: Work) -> None:
     disk, free = disk_needed(work), shutil.disk_usage(where).free
     if disk > free:
         raise ResourceError(
-            f"this build writes about {_text(disk)} and {where.parent} has {_text(free)} free; "
+            f"this build writes about {format_bytes(disk, round_up=True)} and {where.parent} has "
+            f"{format_bytes(free)} free; "
             "free space, choose another -o, or insist with --skip-checks"
         )
     memory, available = memory_needed(work), available_memory()
     if memory > available:
         raise ResourceError(
-            f"this build needs about {_text(memory)} of memory and {_text(available)} are available; "
+            f"this build needs about {format_bytes(memory, round_up=True)} of memory and "
+            f"{format_bytes(available)} are available; "
             "close other programs, raise the limit, use a larger machine, or insist with --skip-checks"
         )
 
@@ -78,11 +81,13 @@ def check_space(directory: Path, weights: float) -> None:
     free, available = shutil.disk_usage(there).free, available_memory()
     if weights * _DISK_FACTOR > free:
         raise ResourceError(
-            f"this takes {_text(weights)} of disk and {there} has {_text(free)} free; choose another place"
+            f"this takes {format_bytes(weights, round_up=True)} of disk and {there} has {format_bytes(free)} free; "
+            "choose another place"
         )
     if weights + _EXPORT_BASE > available:
         raise ResourceError(
-            f"this takes {_text(weights + _EXPORT_BASE)} of memory and {_text(available)} are available"
+            f"this takes {format_bytes(weights + _EXPORT_BASE, round_up=True)} of memory and "
+            f"{format_bytes(available)} are available"
         )
 
 
@@ -97,10 +102,6 @@ def memory_needed(work: Work) -> float:
     exporting = max((_loaded_bytes(name, work) * _EXPORT_FACTOR + _EXPORT_BASE for name in work.exports), default=0.0)
     building = max((_weight_bytes(name, work) * _ENGINE_FACTOR + _ENGINE_BASE for name in work.engines), default=0.0)
     return max(exporting, building)
-
-
-def _text(size: float) -> str:
-    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
 
 
 def _weight_bytes(name: NetworkName, work: Work) -> float:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import os
+import re
 import subprocess
 import sys
 import venv
 import zipfile
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -110,10 +113,28 @@ def test_importing_the_package_imports_nothing_heavy() -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_public_names_resolve() -> None:
+def test_public_names_resolve_and_are_documented() -> None:
     import svd_trt
 
     for name in svd_trt.__all__:
-        assert getattr(svd_trt, name) is not None
+        found = getattr(svd_trt, name)
+        assert name == "__version__" or inspect.getdoc(found), name
     with pytest.raises(AttributeError):
         _: Any = svd_trt.nonsense
+
+
+def test_every_error_is_public() -> None:
+    import svd_trt
+    from svd_trt import errors
+
+    classes = {name for name in errors.__all__ if name.endswith("Error")}
+    assert classes <= set(svd_trt.__all__)
+    assert all(issubclass(getattr(svd_trt, name), svd_trt.SvdTrtError) for name in classes)
+    tree = re.findall(r"─ (\w+)", errors.__doc__ or "")
+    assert set(tree) == classes - {"SvdTrtError"}, "the tree in the module's docstring is complete"
+
+
+def test_no_two_modules_share_a_file_name() -> None:
+    folders = [ROOT / name for name in ("benchmarks", "engine", "export", "runtime", "src/svd_trt")]
+    names = [path.name for folder in folders for path in folder.rglob("*.py") if path.name != "__init__.py"]
+    assert [name for name, count in Counter(names).items() if count > 1] == []

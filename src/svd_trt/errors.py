@@ -2,30 +2,32 @@
 
 ::
 
-    SvdTrtError                    exit code 1: what went wrong and what to do, in one line
-    ├── ArgumentError              a value outside what the bundle or the model takes (also a ValueError)
-    ├── CheckpointError            MODEL is missing, is not SVD, or is SVD that is not supported
-    ├── ExportError                a network could not be traced to ONNX
-    ├── EngineBuildError           TensorRT refused a network or failed to build it
-    ├── BundleError                a bundle is missing, incomplete, altered, or of a newer schema
+    SvdTrtError                    exit code 1; the message is one line: what happened, then what to do
+    ├── ArgumentError              a value is malformed, or outside what the bundle or the model takes (a ValueError)
+    ├── CheckpointError            MODEL is missing, is not SVD, or is a kind of SVD that is not supported
+    ├── ExportError                a network could not be exported to ONNX
+    ├── EngineBuildError           TensorRT refused a network or failed to build its engine
+    ├── BundleError                a bundle is missing, incomplete, altered, or of another schema
     ├── BackendError               no backend on this machine can run the bundle
-    │   ├── NoGpuError             there is no NVIDIA driver here, or it shows no GPU
+    │   ├── NoGpuError             there is no NVIDIA driver, or it shows no GPU
     │   └── CudaError              a call of the CUDA driver failed; the message names the call, the tensor, the bytes
     │       └── DeviceMemoryError  the GPU has too little free memory, or the budget does not allow more
     ├── ImageError                 an input picture could not be read
-    ├── OutputError                a video could not be written
-    ├── ResourceError                  not enough disk or memory for what was asked, seen before it starts
-    ├── BudgetError                the memory budget is below what any plan needs; the message says what works
-    ├── MissingDependencyError     an optional package is not installed (also an ImportError)
-    ├── BenchmarkError             what everything was to be measured against could not be measured
+    ├── OutputError                a video or another output could not be written
+    ├── ResourceError              disk or memory do not suffice; found before the work starts
+    ├── BudgetError                every plan needs more than the memory budget; the message says what works
+    ├── MissingDependencyError     an optional package is not installed (an ImportError)
+    ├── BenchmarkError             the baseline of a comparison failed
     ├── ResultError                a result file is missing, damaged, or not one of `svd-trt bench`
     └── LockedError                another process is building the same bundle
 
-The command line prints the message of any of these and exits with 1; anything else is a defect in svd-trt and
+The command line prints the message of any of these and exits with 1. Any other exception is a defect of svd-trt and
 keeps its traceback.
 """
 
 from __future__ import annotations
+
+from svd_trt.units import format_bytes
 
 __all__ = [
     "ArgumentError",
@@ -51,15 +53,15 @@ __all__ = [
 
 
 class SvdTrtError(Exception):
-    """Base of all errors that a user can mend; the message is one line and says how."""
+    """Base of all errors that a user can correct. The message is one line: what happened, then what to do."""
 
 
 class ArgumentError(SvdTrtError, ValueError):
-    """A value that is malformed, or outside the range that the bundle or the model was made for."""
+    """A value is malformed, or outside the range that the bundle was built for or the model takes."""
 
 
 class CheckpointError(SvdTrtError):
-    """The checkpoint is missing, unreadable, not Stable Video Diffusion, or a kind of it that is not supported."""
+    """The checkpoint is missing, unreadable, not Stable Video Diffusion, or of a kind that is not supported."""
 
 
 class ExportError(SvdTrtError):
@@ -67,15 +69,15 @@ class ExportError(SvdTrtError):
 
 
 class EngineBuildError(SvdTrtError):
-    """TensorRT refused the network or failed while building the engine."""
+    """TensorRT refused the network or failed to build its engine."""
 
 
 class BundleError(SvdTrtError):
-    """The bundle is missing, incomplete, altered since it was built, or written by a newer svd-trt."""
+    """The bundle is missing, incomplete, altered since it was built, or written by a newer or older svd-trt."""
 
 
 class BackendError(SvdTrtError):
-    """No backend on this machine can run the bundle, or the one asked for cannot."""
+    """No backend on this machine can run the bundle, or the requested one cannot."""
 
 
 class NoGpuError(BackendError):
@@ -87,11 +89,11 @@ class CudaError(BackendError):
 
     Attributes:
         call: the driver's function.
-        status: its status, as ``CUDA_ERROR_INVALID_VALUE``.
+        status: the name of its status, such as ``CUDA_ERROR_INVALID_VALUE``.
     """
 
     def __init__(self, call: str, what: str, nbytes: int | None, status: str, reason: str) -> None:
-        """``call`` for ``nbytes`` bytes of ``what`` ended in ``status``, which the driver explains as ``reason``."""
+        """``call`` for ``nbytes`` bytes of ``what`` returned ``status``, which the driver explains as ``reason``."""
         size = "" if nbytes is None else f"{nbytes:,} bytes"
         subject = " of ".join(part for part in (size, what) if part)
         super().__init__(f"{call}{f' ({subject})' if subject else ''} failed: {status}, {reason}")
@@ -103,52 +105,52 @@ class DeviceMemoryError(CudaError):
     """The GPU has too little free memory, or the budget does not allow more.
 
     Attributes:
-        asked: bytes, where known.
-        free: bytes that were free, where known.
+        asked: bytes that were requested; None if not known.
+        free: bytes that were free; None if not known.
     """
 
     def __init__(self, call: str, what: str, asked: int | None, free: int | None, total: int | None) -> None:
-        """``call`` asked for memory for ``what``; ``free`` of ``total`` bytes were free."""
-        gpu = "the GPU is full" if free is None else f"{free / 1e9:.2f} GB free"
-        super().__init__(call, what, asked, "out of memory", gpu + (f" of {total / 1e9:.2f} GB" if total else ""))
+        """``call`` requested ``asked`` bytes for ``what`` when ``free`` of ``total`` bytes were free."""
+        gpu = "the GPU is full" if free is None else f"{format_bytes(free)} free"
+        super().__init__(call, what, asked, "out of memory", gpu + (f" of {format_bytes(total)}" if total else ""))
         self.asked = asked
         self.free = free
 
     def advise(self, advice: str) -> None:
-        """Add what to do to the message."""
+        """Append ``advice``, what to do, to the message."""
         self.args = (f"{self.args[0]}; {advice}",)
 
 
 class ImageError(SvdTrtError):
-    """An input picture is missing, is not a picture, or is damaged."""
+    """An input picture is missing, damaged, or not a picture."""
 
 
 class OutputError(SvdTrtError):
-    """A video cannot be written where it was asked for."""
+    """An output cannot be written to the requested place."""
 
 
 class ResourceError(SvdTrtError):
-    """Disk or memory would run out; the message says how much is needed and how much there is."""
+    """Disk or memory do not suffice; the message says how much is needed and how much is free."""
 
 
 class BudgetError(SvdTrtError):
-    """The memory budget is below what any plan needs; the message says the smallest that works."""
+    """Every plan needs more than the memory budget; the message says the smallest budget that works."""
 
 
 class BenchmarkError(SvdTrtError):
-    """A comparison has nothing to compare with: its baseline failed."""
+    """The baseline of a comparison failed, so there is nothing to compare with."""
 
 
 class ResultError(SvdTrtError):
-    """A benchmark's result file is missing, damaged, of another version, or something else."""
+    """A result file is missing, damaged, of another version, or not one of ``svd-trt bench``."""
 
 
 class LockedError(SvdTrtError):
-    """Another process holds the lock of the bundle that was to be built."""
+    """Another process holds the lock of the bundle that this process should build."""
 
 
 class MissingDependencyError(SvdTrtError, ImportError):
-    """An optional package is needed for what was asked; the message names the ``pip install`` that brings it."""
+    """An optional package is not installed; the message names the ``pip install`` command for it."""
 
     def __init__(self, what: str, extra: str) -> None:
         """``what`` needs packages of the optional dependency group ``extra``."""
@@ -156,5 +158,5 @@ class MissingDependencyError(SvdTrtError, ImportError):
 
 
 def first_line(error: Exception) -> str:
-    """What a library's exception says, cut to the one line that a message has room for; its type if it says nothing."""
+    """The first line of a library's exception, for a one-line message; its type if it has no text."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)

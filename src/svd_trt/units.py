@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
+import math
+
 __all__ = ["format_bytes", "format_count", "format_seconds", "round_up_bytes"]
 
 _BYTES = ((10**9, "GB"), (10**6, "MB"), (10**3, "kB"), (1, "bytes"))
 
 
-def format_bytes(size: int | None, *, round_up: bool = False) -> str:
+def format_bytes(size: float | None, *, round_up: bool = False) -> str:
     """``8 GB``, ``4.93 GB``, ``800 MB``: at most two decimals, rounded down unless ``round_up``; ``-`` for None.
 
     A size that the reader is told to provide is rounded up, so that the figure shown is enough.
     """
     if size is None:
         return "-"
+    size = round_up_bytes(size) if round_up else math.floor(size)
     factor, unit = _unit(size)
-    hundredths = round_up_bytes(size) * 100 // factor if round_up else size * 100 // factor
+    hundredths = size * 100 // factor
     return f"{hundredths / 100:.2f}".rstrip("0").rstrip(".") + f" {unit}"
 
 
-def round_up_bytes(size: int) -> int:
-    """The number of bytes that `format_bytes` names when it rounds ``size`` up."""
-    step = max(_unit(size)[0] // 100, 1)
-    return -(-size // step) * step
+def round_up_bytes(size: float) -> int:
+    """The number of bytes that `format_bytes` shows when it rounds ``size`` up."""
+    whole = math.ceil(size)
+    step = max(_unit(whole)[0] // 100, 1)
+    return -(-whole // step) * step
 
 
 def format_count(count: int) -> str:

@@ -271,7 +271,7 @@ def test_wrappers(rig: Rig) -> None:
             assert context.taken == 1000
             context.budget = 1500
             with pytest.raises(
-                DeviceMemoryError, match=r"\(600 bytes of another\) failed: out of memory, 0.00 GB free"
+                DeviceMemoryError, match=r"\(600 bytes of another\) failed: out of memory, 500 bytes free"
             ):
                 DeviceMemory(context, 600, "another")
             memory.close()

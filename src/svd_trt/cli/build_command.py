@@ -11,11 +11,12 @@ from rich.console import Console
 from rich.progress import TaskID
 from rich.table import Table
 
-from svd_trt.cli.console import Bars, print_json, seconds, size_text, stderr
+from svd_trt.cli.console import Bars, print_json, stderr
 from svd_trt.engine.spec import NetworkName, Range
 from svd_trt.errors import ArgumentError
 from svd_trt.export.build import BuildProgress, BuildResult, Stage, build_bundle
 from svd_trt.export.options import DEFAULT_FF_CHUNKS, MOST_FF_CHUNKS, BuildOptions
+from svd_trt.units import format_bytes, format_seconds
 
 __all__ = ["command"]
 
@@ -196,18 +197,18 @@ class _Reporter(BuildProgress):
         if self.console.is_terminal:
             self.bars.update(self.task, 1.0, total=1.0, note=note)
         else:
-            self.console.print(f"{stage.network}: {_DOING[stage.kind]}: {note or seconds(stage.seconds)}")
+            self.console.print(f"{stage.network}: {_DOING[stage.kind]}: {note or format_seconds(stage.seconds)}")
 
 
 def _summary(result: BuildResult) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in ("network", "export", "engine", "plan", "weights", "activations"):
         table.add_column(heading, justify="left" if heading == "network" else "right", no_wrap=True)
-    times = {(s.network, s.kind == "onnx"): "reused" if s.reused else seconds(s.seconds) for s in result.stages}
+    times = {(s.network, s.kind == "onnx"): "reused" if s.reused else format_seconds(s.seconds) for s in result.stages}
     for name, entry in result.bundle.manifest.networks.items():
         plan = entry.plan
         memory = (
-            (size_text(plan.file.size), size_text(plan.weight_bytes), size_text(plan.activation_bytes))
+            (format_bytes(plan.file.size), format_bytes(plan.weight_bytes), format_bytes(plan.activation_bytes))
             if plan
             else ("-",) * 3
         )

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TaskProgre
 
 from svd_trt.errors import OutputError
 
-__all__ = ["Bars", "count_text", "print_json", "seconds", "size_text", "stderr", "stdout"]
+__all__ = ["Bars", "print_json", "stderr", "stdout"]
 
 _WIDTH_OF_FILES = 140
 
@@ -27,21 +27,6 @@ def stdout() -> Console:
     """Where results go; tables keep their width where no terminal sets one."""
     console = Console(highlight=False, markup=False, soft_wrap=True)
     return console if console.is_terminal else Console(highlight=False, markup=False, width=_WIDTH_OF_FILES)
-
-
-def size_text(size: int | None) -> str:
-    """``12.8 MB``, ``1.27 GB``; a dash where it is not known."""
-    if size is None:
-        return "-"
-    return f"{size / 1e9:.2f} GB" if size >= 999.95e6 else f"{size / 1e6:.1f} MB"
-
-
-def count_text(count: int) -> str:
-    """``632 M``, ``1.39 G``, ``150 T``: three digits and a factor of a thousand."""
-    for factor, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if count >= 0.9995 * factor:
-            return f"{count / factor:.3g} {letter}"
-    return str(count)
 
 
 class Bars:
@@ -90,10 +75,3 @@ def print_json(fields: Mapping[str, Any]) -> None:
         sys.stdout.flush()
     except OSError as error:
         raise OutputError(f"cannot write to standard output: {error.strerror}") from error
-
-
-def seconds(value: float) -> str:
-    """``0.04 s``, ``3.2 s``, ``2 min 05 s``."""
-    if value >= 60:
-        return f"{int(value) // 60} min {int(value) % 60:02d} s"
-    return f"{value:.2g} s" if value < 1 else f"{value:.1f} s"

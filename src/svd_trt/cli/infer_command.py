@@ -12,7 +12,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import TaskID
 
-from svd_trt.cli.console import Bars, print_json, seconds, size_text, stderr
+from svd_trt.cli.console import Bars, print_json, stderr
 from svd_trt.cli.sizes import ByteSize
 from svd_trt.errors import OutputError
 from svd_trt.runtime.backends import CPU_NAME, PROVIDERS, RUN_BACKENDS, Provider, RunBackend
@@ -20,6 +20,7 @@ from svd_trt.runtime.output import VideoStream
 from svd_trt.runtime.parameters import Parameters
 from svd_trt.runtime.pipeline import VideoPipeline
 from svd_trt.runtime.video import FORMATS, WriteBehind, check_output, numbered, open_writer
+from svd_trt.units import format_bytes, format_seconds
 
 __all__ = ["command"]
 
@@ -195,13 +196,13 @@ def _report(console: Console, stream: VideoStream, paths: list[str], timings: di
     where = "standard output" if paths[0] == _STDOUT else names
     console.print(f"wrote {where}: {p.num_frames} frames of {p.width}x{p.height} at {p.fps} fps, seed {p.seed}")
     stages = {k: v for k, v in timings.items() if k not in ("steps", "total")}
-    told = ", ".join(f"{stage} {seconds(value)}" for stage, value in stages.items())
-    console.print(f"{seconds(timings['total'])} on {stream.backend}: {told}", style="dim", soft_wrap=True)
+    told = ", ".join(f"{stage} {format_seconds(value)}" for stage, value in stages.items())
+    console.print(f"{format_seconds(timings['total'])} on {stream.backend}: {told}", style="dim", soft_wrap=True)
 
 
 def _memory_note(stream: VideoStream) -> str:
-    need = stream.memory.total_bytes
-    return f"memory: {stream.memory.words()}" + (f" (~{size_text(need)} of VRAM on a GPU)" if need else "")
+    words, need = stream.memory.words(), stream.memory.total_bytes
+    return f"memory: {words}" + (f" (~{format_bytes(need, round_up=True)} of VRAM on a GPU)" if need else "")
 
 
 def _as_dict(pipe: VideoPipeline, stream: VideoStream, paths: list[str], timings: dict[str, Any]) -> dict[str, Any]:

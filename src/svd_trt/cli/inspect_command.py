@@ -10,12 +10,13 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
-from svd_trt.cli.console import count_text, print_json, size_text, stdout
+from svd_trt.cli.console import print_json, stdout
 from svd_trt.cli.sizes import ByteSize
 from svd_trt.engine.bundle import Bundle
 from svd_trt.engine.manifest import Manifest, NetworkEntry, precision_of
 from svd_trt.engine.memory import MemoryPlan, MemoryRequest, compare_plans, plan_footprint, plan_memory
 from svd_trt.engine.spec import SYMBOLS
+from svd_trt.units import format_bytes, format_count
 
 __all__ = ["command"]
 
@@ -102,7 +103,7 @@ def _print_plan(console: Console, manifest: Manifest, request: MemoryRequest, pl
     chosen.add_row("guidance branches", split)
     chosen.add_row("decoding", _chunk_text(plan.decode_chunk_size, request.frames))
     if plan.streamed_bytes:
-        chosen.add_row("weights in host memory", f"{size_text(plan.streamed_bytes)} of the denoiser's, streamed")
+        chosen.add_row("weights in host memory", f"{format_bytes(plan.streamed_bytes)} of the denoiser's, streamed")
     console.print(chosen)
     console.print()
     need = plan_footprint(manifest, request, plan)
@@ -116,7 +117,7 @@ def _print_plan(console: Console, manifest: Manifest, request: MemoryRequest, pl
         "budget": budget,
         "left over": budget - need.total,
     }.items():
-        memory.add_row(name, size_text(size))
+        memory.add_row(name, format_bytes(size))
     console.print(memory)
     console.print(_PLAN_NOTES)
 
@@ -156,9 +157,9 @@ def _networks(manifest: Manifest) -> Table:
             name,
             precision_of(name, manifest.precision),
             f"{entry.onnx.nodes:,}",
-            count_text(entry.onnx.parameters),
-            count_text(entry.flops),
-            *map(size_text, memory),
+            format_count(entry.onnx.parameters),
+            format_count(entry.flops),
+            *map(format_bytes, memory),
         )
     return table
 
@@ -190,7 +191,7 @@ def _vram(manifest: Manifest) -> Table:
     rows: dict[tuple[bool, str], dict[int, str]] = {}
     for request, plan in compared:
         key = (plan.resident, _chunk_text(plan.decode_chunk_size, request.frames))
-        rows.setdefault(key, {})[request.frames] = f"~{size_text(plan.total_bytes)}"
+        rows.setdefault(key, {})[request.frames] = f"~{format_bytes(plan.total_bytes, round_up=True)}"
     for (resident, chunk), cells in rows.items():
         label = f"{'all engines loaded' if resident else 'one engine at a time'}, decoding {chunk}"
         table.add_row(label, *(cells.get(n, "-") for n in counts))
