@@ -1,4 +1,4 @@
-# make setup | demo | test | test-full | gpu-test | bench | bench-build | lint | clean
+# make setup | demo | test | test-full | gpu-test | bench | bench-build | docs | lint | clean
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -11,14 +11,14 @@ BACKEND ?= tensorrt-rtx
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: setup demo test test-full gpu-test bench bench-build lint clean
+.PHONY: setup demo test test-full gpu-test bench bench-build docs lint clean
 
 setup: $(READY)
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c "import sys; sys.exit('svd-trt needs Python 3.11 or newer: make setup PYTHON=python3.12') if sys.version_info < (3, 11) else 0"
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --editable '.[export,rtx,bench,dev]'
+	$(BIN)/pip install --quiet --editable '.[export,rtx,bench,docs,dev]'
 	touch $(READY)
 
 demo: $(READY)
@@ -39,16 +39,20 @@ gpu-test: $(READY)
 		--record 'benchmarks/results/gpu-tests-{gpu}-$(BACKEND).json'
 
 # Speed and fidelity beside diffusers on this machine: a quarter of an hour for PRESET=mid. Also draws it and puts the
-# figures into the README.
+# figures into docs/performance.md.
 RESULT = benchmarks/results/bench-$(PRESET)-$(if $(wildcard /dev/nvidiactl),gpu,cpu).json
 bench: $(READY)
 	$(BIN)/svd-trt bench --preset $(PRESET) --rounds $(ROUNDS) -o $(RESULT)
 	$(BIN)/svd-trt bench plot $(RESULT)
-	$(BIN)/svd-trt bench readme benchmarks/results/bench-*.json
+	$(BIN)/svd-trt bench readme --readme docs/performance.md benchmarks/results/bench-*.json
 
 # What a full-size build costs: three builds, ten minutes, 20 GB of disk for a while.
 bench-build: $(READY)
 	$(BIN)/python -m svd_trt.benchmarks.build_cost -o benchmarks/results/build-cost.json
+
+# The site of docs/ in site/. The build fails on any warning, and uses no network.
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 lint: $(READY)
 	$(BIN)/ruff check
@@ -57,4 +61,4 @@ lint: $(READY)
 	$(BIN)/lint-imports --no-logo --no-cache
 
 clean:
-	rm -rf $(VENV) build dist demo .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) build dist demo site .mypy_cache .ruff_cache .pytest_cache

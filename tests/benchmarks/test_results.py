@@ -200,10 +200,10 @@ def test_readme_section(make_result: Make, tmp_path: Path) -> None:
             with_section(broken, made)
 
 
-def test_readme_is_current() -> None:
-    """The README's figures are those of the committed results."""
-    readme = Path(__file__).parent.parent.parent / "README.md"
+def test_performance_page_is_current() -> None:
+    """The figures of docs/performance.md are those of the committed results."""
+    page = Path(__file__).parent.parent.parent / "docs" / "performance.md"
     paths = sorted(RESULTS.glob("bench-*.json"))
-    text = readme.read_text()
+    text = page.read_text()
     assert paths
-    assert with_section(text, section([(p, read_result(p)) for p in paths], readme)) == text
+    assert with_section(text, section([(p, read_result(p)) for p in paths], page)) == text
