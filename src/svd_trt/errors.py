@@ -1,7 +1,5 @@
 """Every error that svd-trt raises on purpose.
 
-::
-
     SvdTrtError                    exit code 1; the message is one line: what happened, then what to do
     ├── ArgumentError              a value is malformed, or outside what the bundle or the model takes (a ValueError)
     ├── CheckpointError            MODEL is missing, is not SVD, or is a kind of SVD that is not supported
