@@ -77,13 +77,13 @@ def _make(job: Job) -> Run:
 
 
 def _once(job: Job, run: Run, request: Request, before: int) -> Made:
-    from svd_trt.runtime.video import WriteBehind, open_writer
+    from svd_trt.runtime.video import BackgroundWriter, open_writer
 
     s = job.subject
     with GpuMeter(enabled=job.gpu, before=before) as meter:
         started = time.perf_counter()
         opened: Any = _Finish(open_writer(request.output, height=s.height, width=s.width, fps=_FPS, metadata={}))
-        with WriteBehind(opened, maxsize=s.frames) as writer:
+        with BackgroundWriter(opened, maxsize=s.frames) as writer:
 
             def write(frames: Any) -> None:
                 for frame in frames:
@@ -115,7 +115,8 @@ def _measured(video: Video, total: float, started: float, meter: GpuMeter) -> Ma
 class _Finish:
     """A writer whose last step, finishing the file, is timed.
 
-    Leaving a `WriteBehind` waits for frames that its own clock counts, and then finishes; only the latter is wanted.
+    Leaving a `BackgroundWriter` waits for frames that its own clock counts, and then finishes; only the latter is
+    wanted.
     """
 
     def __init__(self, writer: Any) -> None:

@@ -1,30 +1,30 @@
-"""Frames to files: one writer a format, finished files only.
+"""Frames to files: one writer per format, and only complete files at the path.
 
 ::
 
-    check_output("out.mp4")                       # before the long work: can this be written at all?
+    check_output("out.mp4")                       # before the long work: can a video be written there?
     with open_writer("out.mp4", height=576, width=1024, fps=7, metadata={"seed": 42}) as writer:
         for chunk in decoded:                     # uint8 [N, H, W, 3], N may differ from chunk to chunk
             writer.write(chunk)
     read_metadata("out.mp4")                      # {"seed": 42}
 
-A video is written to a hidden sibling and moved into place once it is complete, so a path holds either the whole
-new video or what it held before. Every failure that a user can mend is an `OutputError`. `WriteBehind` around a
-writer has a thread do the writing.
+A video is written to a hidden file beside its path and moved into place when it is complete, so the path holds either
+the whole new video or what it held before. Every failure that a user can correct is an `OutputError`.
+`BackgroundWriter` around a writer writes in a thread.
 """
 
 from __future__ import annotations
 
-from svd_trt.runtime.video._behind import WriteBehind
+from svd_trt.runtime.video._background import BackgroundWriter
 from svd_trt.runtime.video._formats import FORMATS, Format, check_output, numbered, open_writer
 from svd_trt.runtime.video._metadata import read_metadata
 from svd_trt.runtime.video._writer import VideoWriter
 
 __all__ = [
     "FORMATS",
+    "BackgroundWriter",
     "Format",
     "VideoWriter",
-    "WriteBehind",
     "check_output",
     "numbered",
     "open_writer",

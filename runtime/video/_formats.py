@@ -1,4 +1,4 @@
-"""Which format a path asks for, and whether it can be written."""
+"""The format that a path names, and whether a video can be written there."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FOLDER = "/"
 
 
 class Format(NamedTuple):
-    """One way to write a video: its writer, and a line for ``--help``."""
+    """A way to write a video: its writer, and a line for ``--help``."""
 
     writer: type[VideoWriter]
     description: str
@@ -31,7 +31,7 @@ class Format(NamedTuple):
 FORMATS: Mapping[str, Format] = {
     ".mp4": Format(Mp4Writer, "H.264 in MP4, plays everywhere"),
     ".gif": Format(GifWriter, "animated GIF, 256 colours a frame"),
-    ".webp": Format(WebpWriter, "animated WebP, smaller and truer than GIF"),
+    ".webp": Format(WebpWriter, "animated WebP, smaller and more accurate than GIF"),
     ".npy": Format(NpyWriter, "NumPy array, uint8 [frames, height, width, 3]"),
     FOLDER: Format(PngFolderWriter, "folder of PNGs: no suffix, or a slash at the end"),
     STDOUT: Format(StdoutWriter, "raw rgb24 frames on standard output"),
@@ -39,12 +39,12 @@ FORMATS: Mapping[str, Format] = {
 
 
 def check_output(path: str | os.PathLike[str]) -> None:
-    """Make sure that a video can be written to ``path``, before the long work that makes it.
+    """Check that a video can be written to ``path``, before the long work that generates it.
 
     ``path`` is a file with a suffix in `FORMATS`, a folder for PNGs (no suffix, or a slash at the end), or ``-``.
 
     Raises:
-        OutputError: unknown suffix; folder missing or not writable; a folder where a file is meant or the reverse;
+        OutputError: unknown suffix; folder missing or not writable; a folder instead of a file, or the reverse;
             a folder that holds anything but frames written earlier; a terminal.
     """
     text = os.fspath(path)
@@ -68,7 +68,7 @@ def check_output(path: str | os.PathLike[str]) -> None:
 
 
 def numbered(path: str | os.PathLike[str], index: int, count: int) -> str:
-    """Where video ``index`` of ``count`` goes: ``out.mp4`` becomes ``out-0.mp4``, a folder ``out`` becomes ``out-0``.
+    """The path of video ``index`` of ``count``: ``out.mp4`` becomes ``out-0.mp4``, a folder ``out`` becomes ``out-0``.
 
     Padded with zeros to equal width, so that names sort. A single video, and standard output, keep their path.
 
@@ -83,7 +83,7 @@ def numbered(path: str | os.PathLike[str], index: int, count: int) -> str:
         return text
     number = f"-{index:0{len(str(count - 1))}d}"
     if kind == FOLDER:
-        # A slash at the end stays: it may be all that says that this is a folder.
+        # A slash at the end stays, because it may be the only sign that the path is a folder.
         name = text.rstrip(_SLASHES)
         return name + number + text[len(name) :]
     split = len(text) - len(kind)
@@ -95,12 +95,12 @@ def open_writer(
 ) -> VideoWriter:
     """A writer for frames of ``height`` x ``width`` pixels at ``fps`` frames a second; use it in a ``with``.
 
-    ``metadata`` (strings, numbers, booleans, None, and lists or dicts of them) is stored in the file as JSON where
+    ``metadata`` (strings, numbers, booleans, None, and lists or dicts of them) is stored in the file as JSON if
     the format has a place for it. Nothing is created before the ``with``.
 
     Raises:
-        ArgumentError: a size or rate that no video or not this format can have, or metadata that is not JSON.
-        OutputError: as `check_output`, which is called first.
+        ArgumentError: a size or rate that the format cannot have, or metadata that is not JSON.
+        OutputError: as for `check_output`, which is called first.
     """
     if height < 1 or width < 1:
         raise ArgumentError(f"height and width must be at least 1, got {height}x{width}")
@@ -150,12 +150,12 @@ def _check_folder(path: str, target: Path) -> None:
     if not target.is_dir():
         raise OutputError(f"{path} is a file, not a folder; for a video add a suffix, for PNGs name a new folder")
     if target.is_mount():
-        raise OutputError(f"{path} is a mount point and cannot be exchanged; name a folder inside it")
+        raise OutputError(f"{path} is a mount point and cannot be replaced; name a folder inside it")
     check_only_frames(target)
 
 
 def _try_writing(target: Path) -> None:
-    """Create and remove a file beside ``target``: permission bits say nothing of read-only or full file systems."""
+    """Create and remove a file beside ``target``: permission bits do not show read-only or full file systems."""
     probe = hidden_sibling(target, ".probe")
     try:
         probe.touch(exist_ok=False)

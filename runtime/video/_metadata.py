@@ -1,4 +1,4 @@
-"""The parameters that made a video, as JSON inside its file."""
+"""The parameters that a video was generated with, as JSON inside its file."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from svd_trt.runtime.video._webp import user_comment
 
 
 def encode(metadata: Mapping[str, object]) -> str:
-    """``metadata`` as JSON in ASCII, the one alphabet that every container keeps intact.
+    """``metadata`` as JSON in ASCII, the only encoding that every container keeps intact.
 
     Raises:
-        ArgumentError: a value that JSON does not have (NaN and infinities included).
+        ArgumentError: a value is not JSON, for instance NaN or infinity.
     """
     try:
         return json.dumps(dict(metadata), allow_nan=False, default=_plain)
@@ -30,7 +30,7 @@ def encode(metadata: Mapping[str, object]) -> str:
 
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The parameters stored in a video that was written here: .mp4, .gif, .webp, .png or a folder of PNGs.
+    """The parameters stored in a video that svd-trt wrote: .mp4, .gif, .webp, .png or a folder of PNGs.
 
     Raises:
         OutputError: the file cannot be read, or holds no parameters.
@@ -39,7 +39,7 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
     try:
         text = _stored_text(source)
     except (OSError, av.FFmpegError) as error:
-        reason = getattr(error, "strerror", None) or "it is damaged, or not the kind of file that its name says"
+        reason = getattr(error, "strerror", None) or "it is damaged, or its suffix is wrong"
         raise OutputError(f"cannot read {source}: {reason}") from error
     try:
         parameters = json.loads(text or "")
@@ -54,7 +54,7 @@ def _stored_text(source: Path) -> str | None:
     if source.is_dir():
         source = first_frame(source)
     if source.suffix.lower() == ".mp4":
-        # Absolute, or libav takes what stands before a colon for a protocol.
+        # An absolute path, because libav takes the text before a colon for a protocol.
         with av.open(str(source.absolute())) as container:
             return container.metadata.get("comment")
     if source.suffix.lower() not in (".gif", ".webp", ".png"):

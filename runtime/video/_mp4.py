@@ -1,7 +1,7 @@
 """H.264 in MP4 through PyAV.
 
-imageio's `pyav` plugin wraps the same library, but offers neither the encoder's options (the quality is always
-libx264's default) nor the colour tags, so the encoder is driven directly.
+imageio's `pyav` plugin wraps the same library, but it offers neither the encoder's options (the quality is always
+libx264's default) nor the colour tags, so this module calls the encoder directly.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from svd_trt.runtime.video._yuv import yuv420p
 _ENCODER = {
     # Visually lossless for most material; the default of 23 smears the fine noise of generated frames.
     "crf": "17",
-    # A colour sample lies at the centre of its four pixels. Unsaid, decoders take it to lie half a pixel further
-    # left, and shift all colours by that much.
+    # A colour sample is at the centre of its four pixels. Without this tag, decoders assume that it is half a pixel
+    # further left, and shift all colours by that much.
     "x264-params": "chromaloc=1",
 }
-# ITU-T H.273 code points: BT.709 primaries and matrix; its transfer is what players expect of sRGB pictures too.
+# ITU-T H.273 code points: BT.709 primaries and matrix; players expect its transfer function for sRGB pictures too.
 _BT709 = 1
 
 
 class Mp4Writer(FileWriter):
-    """H.264, yuv420p, BT.709, index first; holds only the encoder's look-ahead, however long the video."""
+    """H.264, yuv420p, BT.709, index first; holds only the encoder's look-ahead, for videos of any length."""
 
     suffix = ".mp4"
 
@@ -51,7 +51,7 @@ class Mp4Writer(FileWriter):
 
     def _start(self) -> None:
         super()._start()
-        # By name, not through our handle: moving the index to the front makes libav open the file a second time.
+        # By name and not by handle: to move the index to the front, libav opens the file a second time.
         options = {"movflags": "+faststart", "movie_timescale": str(_timescale(self.spec.fps))}
         self._container = av.open(str(self._temporary), "w", format="mp4", container_options=options)
         self._container.metadata["comment"] = self.spec.parameters
@@ -62,7 +62,7 @@ class Mp4Writer(FileWriter):
         picture = av.VideoFrame.from_ndarray(yuv420p(frame), format="yuv420p")
         picture.pts = self._count
         picture.time_base = 1 / self.spec.fps
-        # Without it the last frame has no length, and a video of one frame has no rate.
+        # Without a duration the last frame has no length, and a video of one frame has no rate.
         picture.duration = 1
         self._encode(picture)
 
@@ -71,7 +71,7 @@ class Mp4Writer(FileWriter):
         self._close()
 
     def _discard(self) -> None:
-        # The trailer of a file that is about to go may fail as the frames did.
+        # Closing writes a trailer, which can fail for the reason that the frames did; the file is removed anyway.
         with suppress(OSError):
             self._close()
         super()._discard()
@@ -105,7 +105,7 @@ def _timescale(fps: Fraction) -> int:
 
 @contextmanager
 def _system_errors() -> Iterator[None]:
-    """Turn the errors that libav has of its own into an `OSError`, as those of the system already are."""
+    """Turn libav's own errors into `OSError`, which its errors of the operating system already are."""
     try:
         yield
     except av.FFmpegError as error:

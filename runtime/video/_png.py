@@ -1,4 +1,4 @@
-"""A folder of PNGs, frame_0000.png and on."""
+"""A folder of PNGs: frame_0000.png, frame_0001.png and so on."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from PIL.PngImagePlugin import PngInfo
 from svd_trt.errors import OutputError
 from svd_trt.runtime.video._writer import VideoSpec, VideoWriter, hidden_sibling, resolved
 
-# The keyword of the text chunk that holds the parameters, and the sign that a frame was written here.
+# The keyword of the text chunk that holds the parameters; it also shows that svd-trt wrote the frame.
 KEYWORD = "svd-trt"
 _FRAME_NAME = re.compile(r"frame_\d{4,}\.png")
 
 
 class PngFolderWriter(VideoWriter):
-    """One lossless PNG a frame, each with the parameters in a text chunk; holds one frame.
+    """One lossless PNG per frame, each with the parameters in a text chunk; holds one frame.
 
-    The folder appears as a whole. One that holds an earlier video of ours is exchanged for the new one, so no old
-    frame stays behind; one that holds anything else is refused.
+    The folder appears when the video is complete. It replaces a folder with an earlier video of svd-trt, so no old
+    frame remains; a folder that holds anything else is refused.
     """
 
     def __init__(self, path: str, spec: VideoSpec) -> None:
@@ -49,7 +49,7 @@ class PngFolderWriter(VideoWriter):
         if not self._target.exists():
             self._temporary.rename(self._target)
             return
-        check_only_frames(self._target)  # again: much may have happened since the first frame
+        check_only_frames(self._target)  # again: files may have been added since the first check
         try:
             self._target.rename(self._previous)
             self._temporary.rename(self._target)
@@ -62,19 +62,19 @@ class PngFolderWriter(VideoWriter):
     def _discard(self) -> None:
         shutil.rmtree(self._temporary, ignore_errors=True)
         if self._target.exists():
-            # Only there when the new folder is in place and removing the old one was interrupted.
+            # It exists only if the new folder is in place and the removal of the old one was interrupted.
             shutil.rmtree(self._previous, ignore_errors=True)
 
 
 def check_only_frames(folder: Path) -> None:
-    """Make sure that ``folder`` may be replaced: it is empty, or holds nothing but frames written here.
+    """Check that ``folder`` may be replaced: it is empty, or holds only frames that svd-trt wrote.
 
     Raises:
-        OutputError: it holds something else, which is named.
+        OutputError: it holds something else, which the message names.
     """
     for entry in sorted(folder.iterdir()):
         if not _is_own_frame(entry):
-            raise OutputError(f"{folder} holds {entry.name}, which is not ours to replace; name a new folder")
+            raise OutputError(f"{folder} holds {entry.name}, which svd-trt did not write; name a new folder")
 
 
 def first_frame(folder: Path) -> Path:
@@ -85,12 +85,12 @@ def first_frame(folder: Path) -> Path:
     """
     frames = [entry for entry in folder.iterdir() if _FRAME_NAME.fullmatch(entry.name)]
     if not frames:
-        raise OutputError(f"{folder} holds no frames (frame_0000.png and on)")
+        raise OutputError(f"{folder} holds no frames (frame_0000.png and so on)")
     return min(frames, key=lambda frame: (len(frame.name), frame.name))
 
 
 def _is_own_frame(path: Path) -> bool:
-    # The name alone proves little: others number their frames like this as well.
+    # The name is not enough: other programs number their frames in the same way.
     if not _FRAME_NAME.fullmatch(path.name) or not path.is_file():
         return False
     try:

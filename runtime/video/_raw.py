@@ -1,4 +1,4 @@
-"""Frames as they are: a NumPy array in a file, and bytes on standard output."""
+"""Uncompressed frames: a NumPy array in a file, or bytes on standard output."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ class NpyWriter(FileWriter):
     def _complete(self) -> None:
         self._file.seek(0)
         self._write_header(self._count)
-        # NumPy leaves room for the first axis to grow; were that to change, the frames would be overwritten.
-        assert self._file.tell() == self._header_bytes, "the header has outgrown its place"
+        # NumPy leaves space for the first axis to grow. If it did not, the longer header would overwrite frames.
+        assert self._file.tell() == self._header_bytes, "the header does not fit its place"
 
     def _write_header(self, frames: int) -> None:
         shape = (frames, self.spec.height, self.spec.width, 3)
@@ -40,15 +40,15 @@ class NpyWriter(FileWriter):
 
 
 class StdoutWriter(VideoWriter):
-    """Packed RGB, ``H * W * 3`` bytes a frame, nothing around them.
+    """Packed RGB, ``H * W * 3`` bytes per frame, without any header.
 
-    What has been read is gone, so unlike a file it can end half way.
+    Frames that were read cannot be taken back, so the output can be incomplete after a failure, unlike a file.
     """
 
     def _start(self) -> None:
         buffer = binary_stdout()
         sys.stdout.flush()
-        # Past the buffer: what stays in it after a failure would fail again, and loudly, when Python exits.
+        # Without the buffer: bytes that it kept after a failure would fail again, with a traceback, when Python exits.
         self._stream: RawIOBase | BinaryIO = getattr(buffer, "raw", buffer)
 
     def _append(self, frame: NDArray[np.uint8]) -> None:

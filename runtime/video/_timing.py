@@ -11,22 +11,22 @@ _SLOWEST, _FASTEST = Fraction(1, 100), 1000
 
 
 def exact_rate(fps: float) -> Fraction:
-    """Frames a second as the rational that was meant: 7.5 is 15/2, 23.976 is 2997/125, 24000/1001 is itself.
+    """Frames a second as the intended fraction: 7.5 is 15/2, 23.976 is 2997/125, 24000/1001 is itself.
 
     Raises:
         ArgumentError: not a number from 0.01 to 1000.
     """
     if not math.isfinite(fps) or not _SLOWEST <= fps <= _FASTEST:
         raise ArgumentError(f"fps must be from {float(_SLOWEST)} to {_FASTEST}, got {fps}")
-    # 1001 is the largest denominator in use (NTSC), and finds the short decimal behind a float's 52 bits.
+    # 1001 is the largest denominator in use (NTSC), and large enough for the decimals that users write.
     return Fraction(float(fps)).limit_denominator(1001)
 
 
 def duration(index: int, fps: Fraction, unit: int) -> int:
-    """How long frame ``index`` shows, in whole ``1/unit`` seconds.
+    """How long frame ``index`` is shown, in whole ``1/unit`` seconds.
 
-    The ends of frames are rounded, not their lengths, so errors never add up: at 7 frames a second and 100 units
-    the lengths go 14, 15, 14, 14, 14, 15, 14 and seven frames take exactly a second.
+    The time at which a frame ends is rounded, not its duration, so rounding errors do not add up: at 7 frames a second
+    and 100 units the durations are 14, 15, 14, 14, 14, 15, 14, and seven frames take exactly a second.
     """
     return _end(index + 1, fps, unit) - _end(index, fps, unit)
 

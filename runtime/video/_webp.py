@@ -1,7 +1,7 @@
 """Animated WebP, following the container specification (RIFF with VP8X, ANIM, ANMF and EXIF chunks).
 
-Pillow compresses the pictures; the animation around them is written here, because Pillow's ``save_all`` wants every
-frame at once and drops frames that equal the one before.
+Pillow compresses the pictures; this module writes the animation around them, because Pillow's ``save_all`` needs all
+frames at once and drops frames that equal the previous one.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _ASCII_COMMENT = b"ASCII\x00\x00\x00"  # the character code that opens an EXIF U
 
 
 class WebpWriter(FileWriter):
-    """Endless loop, lossy at quality 90; holds one frame. Parameters are the EXIF UserComment."""
+    """Endless loop, lossy at quality 90; holds one frame. The parameters are in the EXIF UserComment."""
 
     suffix = ".webp"
 
@@ -34,7 +34,7 @@ class WebpWriter(FileWriter):
         self._file.write(_riff_header(0))
         flags = struct.pack("<I", _HAS_EXIF | _HAS_ANIMATION)
         self._file.write(_chunk(b"VP8X", flags + _uint24(self.spec.width - 1) + _uint24(self.spec.height - 1)))
-        self._file.write(_chunk(b"ANIM", struct.pack("<IH", 0xFF000000, 0)))  # opaque black, for ever
+        self._file.write(_chunk(b"ANIM", struct.pack("<IH", 0xFF000000, 0)))  # opaque black background, endless loop
 
     def _append(self, frame: NDArray[np.uint8]) -> None:
         height, width = frame.shape[:2]
@@ -52,7 +52,7 @@ class WebpWriter(FileWriter):
 
 
 def user_comment(exif: Image.Exif) -> str | None:
-    """The ASCII UserComment of ``exif``, where the parameters are."""
+    """The ASCII UserComment of ``exif``, which holds the parameters; None if there is none."""
     comment = exif.get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.UserComment)
     if not isinstance(comment, bytes) or not comment.startswith(_ASCII_COMMENT):
         return None
@@ -63,7 +63,7 @@ def _exif(parameters: str) -> bytes:
     exif = Image.Exif()
     exif[ExifTags.Base.Software] = "svd-trt"
     exif[ExifTags.IFD.Exif] = {ExifTags.Base.UserComment: _ASCII_COMMENT + parameters.encode("ascii")}
-    # The prefix belongs to JPEG; the chunk's name takes its place here.
+    # The prefix is for JPEG; WebP has the name of the chunk instead.
     return exif.tobytes().removeprefix(b"Exif\x00\x00")
 
 

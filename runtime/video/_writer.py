@@ -1,4 +1,4 @@
-"""What every format shares: checking frames, reporting failures, and moving finished files into place."""
+"""Common to all formats: checks of frames, messages about failures, and moving complete files into place."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _NOT_ALLOWED = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 @dataclass(frozen=True)
 class VideoSpec:
-    """What is known of a video before its first frame: pixels, frames a second, and parameters as ASCII JSON."""
+    """What is known before the first frame: size in pixels, frames a second, and parameters as ASCII JSON."""
 
     height: int
     width: int
@@ -44,10 +44,10 @@ class _State(Enum):
 
 
 class VideoWriter(ABC):
-    """One video being written; get it from `open_writer` and use it in a ``with`` statement.
+    """A video that is being written; `open_writer` returns one for use in a ``with`` statement.
 
-    Leaving the block normally puts the finished video in place. Leaving it by any exception, or failing to write,
-    removes everything this writer made and leaves what stood at the path before.
+    If the block ends normally, the complete video is moved into place. If an exception ends the block, or if writing
+    fails, everything that the writer made is removed and the path keeps what it held before.
     """
 
     def __init__(self, path: str, spec: VideoSpec) -> None:
@@ -58,7 +58,7 @@ class VideoWriter(ABC):
 
     @classmethod
     def unavailable(cls) -> str | None:
-        """Why the installed libraries cannot write this format, and what to do; None where they can."""
+        """Why the installed libraries cannot write this format, and what to do; None if they can."""
         return None
 
     def __enter__(self) -> Self:
@@ -78,11 +78,22 @@ class VideoWriter(ABC):
         """
         if self._state is not _State.OPEN:
             raise ArgumentError(f"the writer of {display(self.path)} is {self._state.value}; write inside its with")
-        self._check(frames)
+        self.check_frames(frames)
         with self._guarded():
             for frame in frames:
                 self._append(np.ascontiguousarray(frame))
                 self._count += 1
+
+    def check_frames(self, frames: NDArray[Any]) -> None:
+        """Check that `write` takes ``frames``.
+
+        Raises:
+            ArgumentError: the shape, the dtype or the type is another one.
+        """
+        shape = (self.spec.height, self.spec.width, 3)
+        if not isinstance(frames, np.ndarray) or frames.dtype != np.uint8 or frames.shape[1:] != shape:
+            got = f"{frames.dtype} {frames.shape}" if isinstance(frames, np.ndarray) else type(frames).__name__
+            raise ArgumentError(f"expected uint8 frames [N, {', '.join(map(str, shape))}], got {got}")
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -100,7 +111,7 @@ class VideoWriter(ABC):
 
     @abstractmethod
     def _start(self) -> None:
-        """Open whatever the frames go to."""
+        """Open the file, folder or stream that frames are written to."""
 
     @abstractmethod
     def _append(self, frame: NDArray[np.uint8]) -> None:
@@ -112,17 +123,11 @@ class VideoWriter(ABC):
 
     @abstractmethod
     def _discard(self) -> None:
-        """Remove everything written so far; also called when `_start` or `_finish` stopped half way."""
-
-    def _check(self, frames: NDArray[Any]) -> None:
-        shape = (self.spec.height, self.spec.width, 3)
-        if not isinstance(frames, np.ndarray) or frames.dtype != np.uint8 or frames.shape[1:] != shape:
-            got = f"{frames.dtype} {frames.shape}" if isinstance(frames, np.ndarray) else type(frames).__name__
-            raise ArgumentError(f"expected uint8 frames [N, {', '.join(map(str, shape))}], got {got}")
+        """Remove everything written so far; also called if `_start` or `_finish` failed."""
 
     @contextmanager
     def _guarded(self) -> Iterator[None]:
-        """Remove what was written when the body fails in any way, and say plainly why where the system refused."""
+        """Remove what was written if the body fails; an `OSError` becomes an `OutputError` with the cause."""
         try:
             yield
         except OSError as error:
@@ -134,20 +139,20 @@ class VideoWriter(ABC):
 
     def _abandon(self) -> None:
         self._state = _State.FAILED
-        # The failure that led here is the one worth reporting.
+        # The first failure is reported, not one of the clean-up.
         with suppress(OSError):
             self._discard()
 
 
 class FileWriter(VideoWriter):
-    """A writer of one file: a hidden sibling that replaces the target when it is complete."""
+    """A writer of one file: it writes a hidden file beside the target and renames it when it is complete."""
 
     suffix = ""
 
     def __init__(self, path: str, spec: VideoSpec) -> None:
         super().__init__(path, spec)
         self._target = resolved(path)
-        # The same suffix, because libraries choose the format by it.
+        # With the suffix of the format, because libraries choose the format by it.
         self._temporary = hidden_sibling(self._target, self.suffix)
         self._handle: BinaryIO | None = None
 
@@ -157,7 +162,7 @@ class FileWriter(VideoWriter):
         return self._handle
 
     def _start(self) -> None:
-        # Not tempfile: its files can be read by their owner only, and the finished video would stay so.
+        # Not tempfile: only the owner may read its files, and that would be so for the video.
         self._handle = self._temporary.open("xb")
 
     def _complete(self) -> None:
@@ -166,40 +171,40 @@ class FileWriter(VideoWriter):
     def _finish(self) -> None:
         self._complete()
         self._file.flush()
-        # Some file systems report a full disk only now, and a rename must not outrun its contents in a crash.
+        # Some file systems report a full disk only now, and a crash could otherwise leave the new name without content.
         os.fsync(self._file.fileno())
         self._file.close()
         self._temporary.replace(self._target)
 
     def _discard(self) -> None:
         if self._handle is not None:
-            # Closing flushes, which fails again on a full disk, yet closes all the same.
+            # Closing flushes, which fails again on a full disk, but the file is closed.
             with suppress(OSError):
                 self._handle.close()
         self._temporary.unlink(missing_ok=True)
 
 
 def resolved(path: str) -> Path:
-    """Where ``path`` leads: a link to a file or folder is written through, not replaced."""
-    # Not Path.resolve: before Python 3.13 it raises RuntimeError where links run in a circle.
+    """``path`` without symbolic links: the target of a link is replaced, and the link stays."""
+    # Not Path.resolve: before Python 3.13 it raises RuntimeError if links form a circle.
     return Path(os.path.realpath(path))
 
 
 def hidden_sibling(target: Path, suffix: str) -> Path:
-    """A fresh name beside ``target``, on its file system so that a rename suffices.
+    """An unused path beside ``target``, on the same file system so that a rename is enough.
 
-    The name does not grow with the target's, which may already be as long as the file system allows.
+    Its length does not depend on the name of the target, which may be as long as the file system allows.
     """
     return target.with_name(f".svd-trt-{secrets.token_hex(6)}{suffix}")
 
 
 def display(path: str) -> str:
-    """``path`` as messages name it."""
+    """The name of ``path`` in messages."""
     return "standard output" if path == STDOUT else path
 
 
 def explain(path: str, error: OSError) -> str:
-    """One line on why ``path`` could not be written and what to do."""
+    """One line: why ``path`` could not be written, then what to do."""
     cannot = f"cannot write {display(path)}"
     if isinstance(error, BrokenPipeError):
         return f"{cannot}: the reader closed the pipe"

@@ -19,7 +19,7 @@ from svd_trt.runtime.backends import CPU_NAME, PROVIDERS, RUN_BACKENDS, Provider
 from svd_trt.runtime.output import VideoStream
 from svd_trt.runtime.parameters import Parameters
 from svd_trt.runtime.pipeline import VideoPipeline
-from svd_trt.runtime.video import FORMATS, WriteBehind, check_output, numbered, open_writer
+from svd_trt.runtime.video import FORMATS, BackgroundWriter, check_output, numbered, open_writer
 from svd_trt.units import format_bytes, format_seconds
 
 __all__ = ["command"]
@@ -183,7 +183,7 @@ def _write(stream: VideoStream, paths: list[str]) -> float:
     spent = 0.0
     for path in paths:
         opened = open_writer(path, height=p.height, width=p.width, fps=p.fps, metadata=stream.metadata)
-        with WriteBehind(opened, maxsize=_FRAMES_QUEUED) as writer:
+        with BackgroundWriter(opened, maxsize=_FRAMES_QUEUED) as writer:
             for _ in range(p.num_frames):
                 writer.write(next(stream)[np.newaxis])
         spent += writer.seconds

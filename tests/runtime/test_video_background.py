@@ -17,7 +17,7 @@ import pytest
 from numpy.typing import NDArray
 
 from svd_trt.errors import ArgumentError, OutputError
-from svd_trt.runtime.video import VideoWriter, WriteBehind, _behind
+from svd_trt.runtime.video import BackgroundWriter, VideoWriter, _background
 from tests.runtime.test_video import SMOOTH_ERROR, error, load, moving
 from tests.runtime.test_video_failures import NAMES, STDOUT_SCRIPT, largest_file, noise, tree, writer_of
 
@@ -52,16 +52,16 @@ def hooked(path: Path, before: Callable[[int], object]) -> tuple[VideoWriter, li
 def test_the_same_video(tmp_path: Path, name: str, maxsize: int) -> None:
     frames = moving(9, HEIGHT, WIDTH)
     chunks = np.split(frames, (1, 4, 4, 5))  # 1, 3, 0, 1 and 4 frames
-    paths = [tmp_path / "direct" / name, tmp_path / "behind" / name]
+    paths = [tmp_path / "direct" / name, tmp_path / "background" / name]
     for path in paths:
         path.parent.mkdir()
     with writer_of(paths[0]) as direct:
         for chunk in chunks:
             direct.write(chunk)
-    with WriteBehind(writer_of(paths[1]), maxsize) as behind:
+    with BackgroundWriter(writer_of(paths[1]), maxsize) as background:
         for chunk in chunks:
-            behind.write(chunk)
-    assert behind.seconds > 0
+            background.write(chunk)
+    assert background.seconds > 0
     assert [entry.name for entry in paths[1].parent.iterdir()] == [name]
     if name == "out.mp4":  # x264's threads make other bytes each time, also when it is written directly
         back = load(paths[1])
@@ -73,9 +73,9 @@ def test_the_same_video(tmp_path: Path, name: str, maxsize: int) -> None:
 
 
 def test_standard_output() -> None:
-    script = STDOUT_SCRIPT.replace("open_writer(", "WriteBehind(open_writer(").replace("{}) as", "{})) as")
-    script = script.replace("import check_output", "import WriteBehind, check_output")
-    assert "WriteBehind(open_writer(" in script
+    script = STDOUT_SCRIPT.replace("open_writer(", "BackgroundWriter(open_writer(").replace("{}) as", "{})) as")
+    script = script.replace("import check_output", "import BackgroundWriter, check_output")
+    assert "BackgroundWriter(open_writer(" in script
     command = [sys.executable, "-W", "error", "-c", script]
     whole = subprocess.run([*command, "9"], capture_output=True, check=True)
     assert whole.stdout == b"".join(bytes([value]) * (2 * 64 * 96 * 3) for value in range(9))
@@ -94,10 +94,10 @@ def test_the_caller_may_reuse_its_array(tmp_path: Path) -> None:
     writer, _ = hooked(tmp_path / "out.npy", lambda index: gate.wait(60))
     wanted = noise(3)
     buffer = np.empty((1, HEIGHT, WIDTH, 3), np.uint8)
-    with WriteBehind(writer) as behind:
+    with BackgroundWriter(writer) as background:
         for frame in wanted:
             buffer[0] = frame
-            behind.write(buffer)
+            background.write(buffer)
         buffer[:] = 0
         gate.set()
     np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), wanted)
@@ -107,8 +107,8 @@ def test_read_only_frames_are_not_copied(tmp_path: Path) -> None:
     frames = noise(2)
     frames.flags.writeable = False
     writer, begun = hooked(tmp_path / "out.npy", lambda index: None)
-    with WriteBehind(writer) as behind:
-        behind.write(frames)
+    with BackgroundWriter(writer) as background:
+        background.write(frames)
     assert all(np.shares_memory(frame, frames) for frame in begun)
     np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), frames)
 
@@ -124,9 +124,9 @@ def test_the_queue_holds_no_more_than_its_bound(tmp_path: Path, maxsize: int) ->
         queued.append(returned - index - 1)
 
     writer, begun = hooked(tmp_path / "out.npy", slow)
-    with WriteBehind(writer, maxsize) as behind:
+    with BackgroundWriter(writer, maxsize) as background:
         for frame in noise(12):
-            behind.write(frame[None])
+            background.write(frame[None])
             returned += 1
     assert len(begun) == 12
     assert queued[0] == maxsize
@@ -149,9 +149,9 @@ def test_disk_full(tmp_path: Path, name: str, part: float, existing: bool) -> No
     before = tree(tmp_path)
 
     def save() -> None:
-        with largest_file(limit), WriteBehind(writer_of(tmp_path / name)) as behind:
+        with largest_file(limit), BackgroundWriter(writer_of(tmp_path / name)) as background:
             for frame in frames:
-                behind.write(frame[None])
+                background.write(frame[None])
 
     with pytest.raises(OutputError, match=rf"cannot write .*{name}.*; free some space"):
         save()
@@ -171,13 +171,13 @@ def test_an_error_in_the_middle(tmp_path: Path, problem: Exception, failing: int
     writer, begun = hooked(tmp_path / "out.npy", fail)
 
     def save() -> None:
-        with WriteBehind(writer) as behind:
+        with BackgroundWriter(writer) as background:
             for frame in noise(failing + 1):
-                behind.write(frame[None])
-            wait_until(lambda: behind._error is not None)
+                background.write(frame[None])
+            wait_until(lambda: background._error is not None)
             for _ in range(5):  # more than the queue holds, and never silent
                 with pytest.raises(expected, match=words):
-                    behind.write(noise(1))
+                    background.write(noise(1))
 
     with pytest.raises(expected, match=words):  # swallowed above, it still counts
         save()
@@ -187,13 +187,13 @@ def test_an_error_in_the_middle(tmp_path: Path, problem: Exception, failing: int
 
 def test_an_error_of_the_last_frame_comes_at_the_end(tmp_path: Path) -> None:
     def fail(index: int) -> None:
-        wait_until(lambda: not behind._open)
+        wait_until(lambda: not background._open)
         raise RuntimeError("the encoder broke")
 
     writer, _ = hooked(tmp_path / "out.npy", fail)
-    behind = WriteBehind(writer)
-    with pytest.raises(RuntimeError, match="the encoder broke"), behind:
-        behind.write(noise(1))
+    background = BackgroundWriter(writer)
+    with pytest.raises(RuntimeError, match="the encoder broke"), background:
+        background.write(noise(1))
     assert not list(tmp_path.iterdir())
 
 
@@ -204,9 +204,9 @@ def test_a_caller_with_an_error_of_its_own_hears_of_both(tmp_path: Path) -> None
     writer, _ = hooked(tmp_path / "out.npy", fail)
 
     def save() -> None:
-        with WriteBehind(writer) as behind:
-            behind.write(noise(1))
-            wait_until(lambda: behind._error is not None)
+        with BackgroundWriter(writer) as background:
+            background.write(noise(1))
+            wait_until(lambda: background._error is not None)
             raise KeyError("mine")
 
     with pytest.raises(KeyError) as caught:
@@ -222,13 +222,13 @@ def test_abandoned(tmp_path: Path, name: str, failure: type[BaseException]) -> N
     with writer_of(tmp_path / name) as direct:
         direct.write(noise(3, seed=9))
     before = tree(tmp_path)
-    writer, begun = hooked(tmp_path / name, lambda index: wait_until(lambda: behind._abandoned))
-    behind = WriteBehind(writer)
+    writer, begun = hooked(tmp_path / name, lambda index: wait_until(lambda: background._abandoned))
+    background = BackgroundWriter(writer)
 
     def save() -> None:
-        with behind:
+        with background:
             for _ in range(3):
-                behind.write(noise(5))
+                background.write(noise(5))
             raise failure
 
     with pytest.raises(failure):
@@ -238,16 +238,16 @@ def test_abandoned(tmp_path: Path, name: str, failure: type[BaseException]) -> N
     assert len(list(tmp_path.iterdir())) == 1
     with pytest.raises(ArgumentError, match="failed"):
         writer.write(noise(1))
-    behind._thread.join(60)
-    assert not behind._thread.is_alive()
+    background._thread.join(60)
+    assert not background._thread.is_alive()
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_abandoned_generator(tmp_path: Path, name: str) -> None:
     def stream() -> Generator[None, None, None]:
-        with WriteBehind(writer_of(tmp_path / name)) as behind:
+        with BackgroundWriter(writer_of(tmp_path / name)) as background:
             while True:
-                behind.write(noise(1))
+                background.write(noise(1))
                 yield
 
     frames = stream()
@@ -260,18 +260,18 @@ def test_abandoned_generator(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("where", ["write", "exit"])
 def test_ctrl_c_while_waiting(tmp_path: Path, where: str) -> None:
     def interrupt(index: int) -> None:
-        wait_until(behind._queue.full if where == "write" else lambda: not behind._open)
+        wait_until(background._queue.full if where == "write" else lambda: not background._open)
         time.sleep(0.02)  # until the caller waits; before that it is interrupted as well
         os.kill(os.getpid(), signal.SIGINT)
-        wait_until(lambda: behind._abandoned)
+        wait_until(lambda: background._abandoned)
 
     writer, begun = hooked(tmp_path / "out.npy", interrupt)
-    behind = WriteBehind(writer, maxsize=2)
+    background = BackgroundWriter(writer, maxsize=2)
 
     def save() -> None:
-        with behind:
+        with background:
             for frame in noise(20 if where == "write" else 2):
-                behind.write(frame[None])
+                background.write(frame[None])
 
     with pytest.raises(KeyboardInterrupt):
         save()
@@ -288,20 +288,20 @@ def test_ctrl_c_is_not_held_up_by_a_write_that_hangs(
 
     def hang(index: int) -> None:
         if again:
-            wait_until(lambda: behind._abandoned)
+            wait_until(lambda: background._abandoned)
             time.sleep(0.02)
             os.kill(os.getpid(), signal.SIGINT)
         assert gate.wait(60)
 
-    monkeypatch.setattr(_behind, "_PATIENCE_S", 60.0 if again else 0.05)
+    monkeypatch.setattr(_background, "_TIMEOUT_S", 60.0 if again else 0.05)
     writer, begun = hooked(tmp_path / "out.npy", hang)
-    behind = WriteBehind(writer)
+    background = BackgroundWriter(writer)
 
     def save() -> None:
-        with behind:
+        with background:
             for _ in range(3):  # one is being written, and the queue is full
-                behind.write(noise(2))
-            wait_until(behind._queue.full)
+                background.write(noise(2))
+            wait_until(background._queue.full)
             raise RuntimeError if again else KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -314,31 +314,31 @@ def test_ctrl_c_is_not_held_up_by_a_write_that_hangs(
 
 @pytest.mark.parametrize("wrong", [noise(2)[:, :-8], noise(2)[0], noise(2).astype(np.float32), noise(2).tolist(), None])
 def test_wrong_frames_are_refused_and_harmless(tmp_path: Path, wrong: Any) -> None:
-    with WriteBehind(writer_of(tmp_path / "out.npy")) as behind:
-        behind.write(noise(1))
+    with BackgroundWriter(writer_of(tmp_path / "out.npy")) as background:
+        background.write(noise(1))
         with pytest.raises(ArgumentError, match=r"\[N, 24, 40, 3\]"):
-            behind.write(wrong)
-        behind.write(noise(1))
+            background.write(wrong)
+        background.write(noise(1))
     assert np.load(tmp_path / "out.npy").shape == (2, HEIGHT, WIDTH, 3)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_no_frames(tmp_path: Path, name: str) -> None:
-    with pytest.raises(OutputError, match="no frames"), WriteBehind(writer_of(tmp_path / name)) as behind:
-        behind.write(noise(0))
+    with pytest.raises(OutputError, match="no frames"), BackgroundWriter(writer_of(tmp_path / name)) as background:
+        background.write(noise(0))
     assert not list(tmp_path.iterdir())
 
 
 def test_only_inside_the_block(tmp_path: Path) -> None:
-    behind = WriteBehind(writer_of(tmp_path / "out.npy"))
+    background = BackgroundWriter(writer_of(tmp_path / "out.npy"))
     with pytest.raises(ArgumentError, match="not open"):
-        behind.write(noise(1))
+        background.write(noise(1))
     assert not list(tmp_path.iterdir())
-    with behind:
-        behind.write(noise(1))
+    with background:
+        background.write(noise(1))
     with pytest.raises(ArgumentError, match="not open"):
-        behind.write(noise(1))
-    with pytest.raises(ArgumentError, match="closed"), behind:
+        background.write(noise(1))
+    with pytest.raises(ArgumentError, match="closed"), background:
         pass
     assert len(np.load(tmp_path / "out.npy")) == 1
 
@@ -348,17 +348,17 @@ def test_no_thread_can_be_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         raise RuntimeError("can't start new thread")
 
     monkeypatch.setattr(threading.Thread, "start", refuse)
-    with pytest.raises(RuntimeError, match="start new thread"), WriteBehind(writer_of(tmp_path / "out.npy")):
+    with pytest.raises(RuntimeError, match="start new thread"), BackgroundWriter(writer_of(tmp_path / "out.npy")):
         pass
     assert not list(tmp_path.iterdir())
 
 
 def test_what_cannot_be_opened(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
-    behind = WriteBehind(writer_of(tmp_path / "folder" / "out.npy"))
+    background = BackgroundWriter(writer_of(tmp_path / "folder" / "out.npy"))
     (tmp_path / "folder").rmdir()
-    with pytest.raises(OutputError, match="cannot write"), behind:
+    with pytest.raises(OutputError, match="cannot write"), background:
         pass
-    assert not behind._thread.is_alive()
+    assert not background._thread.is_alive()
     with pytest.raises(ArgumentError, match="at least 1"):
-        WriteBehind(writer_of(tmp_path / "out.npy"), maxsize=0)
+        BackgroundWriter(writer_of(tmp_path / "out.npy"), maxsize=0)

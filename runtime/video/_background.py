@@ -1,4 +1,4 @@
-"""Writing in a thread, so that encoding overlaps with what makes the frames."""
+"""Writing in a thread, so that the encoding of frames overlaps with their generation."""
 
 from __future__ import annotations
 
@@ -14,34 +14,35 @@ from numpy.typing import NDArray
 from svd_trt.errors import ArgumentError, first_line
 from svd_trt.runtime.video._writer import VideoWriter
 
-# How long leaving by an exception waits, in seconds, for the frame that is being written. A frame takes well under a
-# second; what takes longer hangs, on a reader of standard output that stalls, say, and must not hold up Ctrl-C.
-_PATIENCE_S = 3.0
+# Seconds to wait for the frame that is being written when an exception ends the block. A frame takes well under a
+# second; a write that takes longer hangs, for instance because the reader of standard output stalls, and must not
+# delay Ctrl-C.
+_TIMEOUT_S = 3.0
 
 
-class WriteBehind:
+class BackgroundWriter:
     """A `VideoWriter` whose frames are written by a thread; use it in a ``with`` instead of the writer.
 
     ::
 
-        with WriteBehind(open_writer("out.mp4", ...)) as writer:
+        with BackgroundWriter(open_writer("out.mp4", ...)) as writer:
             for chunk in decoded:
                 writer.write(chunk)
 
-    Leaving the block normally waits until all is written and finishes the video, in the calling thread. Leaving it
-    by any exception drops what is queued and removes everything, as the writer itself does. Writing the frame that
-    has been begun cannot be interrupted; should it take more than some seconds, or another exception come while it is
-    waited for, the rest is left to a thread that does not keep the program running.
+    If the block ends normally, the caller waits until all frames are written and finishes the video in its own
+    thread. If an exception ends the block, queued frames are dropped and everything that was written is removed, as
+    the writer itself does. The frame that is being written cannot be interrupted: if it takes more than a few seconds,
+    or if another exception is raised while the caller waits for it, a daemon thread removes the files later.
 
-    One thread at a time may use it.
+    Only one thread at a time may use it.
 
     Args:
-        writer: not opened yet; nothing else may use it.
-        maxsize: calls of `write` that may be queued beside the one that is being written; at least 1.
+        writer: a writer that is not open yet and that nothing else uses.
+        maxsize: number of `write` calls that may be queued while an earlier one is being written; at least 1.
 
     Attributes:
-        seconds: time that the thread has spent writing. Opening and finishing happen in the calling thread and are
-            not in it.
+        seconds: time that the thread has spent writing, without opening and finishing the video, which happen in the
+            caller's thread.
 
     Raises:
         ArgumentError: ``maxsize`` is less than 1.
@@ -54,7 +55,7 @@ class WriteBehind:
         self._writer = writer
         self._queue: queue.Queue[NDArray[np.uint8] | None] = queue.Queue(maxsize)  # None is the end
         self._thread = threading.Thread(target=self._run, name="svd-trt-writer", daemon=True)
-        # Not Thread.join: in Python 3.11 one that a signal interrupts takes the thread for finished.
+        # Not Thread.join: in Python 3.11, a join that a signal interrupts marks the thread as finished.
         self._ended = threading.Event()
         self._error: BaseException | None = None
         self._open = False
@@ -74,19 +75,20 @@ class WriteBehind:
     def write(self, frames: NDArray[np.uint8]) -> None:
         """Queue ``frames``, uint8 ``[N, H, W, 3]`` RGB; waits while the queue is full.
 
-        They are copied, so the caller may change them at once. A read-only array is not copied: what lies under it
-        must stay as it is until the block is left.
+        The frames are copied, so the caller may change the array at once. A read-only array is not copied: its memory
+        must not change until the block ends.
 
         Raises:
-            ArgumentError: another shape or dtype, which harms nothing, or it is not inside its ``with`` block.
-            OutputError: frames of an earlier call could not be written. Any other exception of the writer comes the
-                same way. No call after that writes anything; each raises it again, and so does leaving the block.
+            ArgumentError: another shape or dtype, or the writer is not inside its ``with`` block. The video can go on.
+            OutputError: frames of an earlier call could not be written. Any other exception of the writer is raised
+                in the same way. No later call writes anything: each raises the exception again, and so does the end
+                of the block.
         """
         if not self._open:
             raise ArgumentError("the writer is not open; write inside its with")
         if self._error is not None:
             raise self._error
-        self._writer._check(frames)  # here rather than in the thread: the caller is told which call was wrong
+        self._writer.check_frames(frames)  # here and not in the thread, so that the wrong call raises
         self._queue.put(frames.copy() if frames.flags.writeable else frames)
 
     def __exit__(
@@ -109,7 +111,7 @@ class WriteBehind:
     def _run(self) -> None:
         try:
             while (frames := self._queue.get()) is not None:
-                # After a failure the queue is still emptied, or the caller would wait for ever for room in it.
+                # The queue is emptied after a failure as well, or the caller would wait forever for space in it.
                 if self._error is None:
                     self._write(frames)
         finally:
@@ -121,19 +123,19 @@ class WriteBehind:
             for index in range(len(frames)):
                 if self._abandoned:
                     break
-                self._writer.write(frames[index : index + 1])  # one by one, so that it can stop between them
+                self._writer.write(frames[index : index + 1])  # one at a time, so that an abandoned video stops soon
         except BaseException as error:
-            self._error = error  # the caller's to raise
+            self._error = error  # raised in the caller's thread
         finally:
             self.seconds += time.perf_counter() - started
 
     def _abandon(self, error: BaseException) -> None:
-        """Stop the thread and have the writer remove what it made, now or, at the latest, when its call returns."""
+        """Stop the thread and remove what was written: now, or as soon as the write in progress returns."""
         self._abandoned = True
         self._drop_queued()
         ended = False
         try:
-            ended = self._ended.wait(_PATIENCE_S)
+            ended = self._ended.wait(_TIMEOUT_S)
         finally:
             if ended:
                 self._discard(error)
@@ -145,7 +147,7 @@ class WriteBehind:
             while True:
                 self._queue.get_nowait()
         except queue.Empty:
-            self._queue.put_nowait(None)  # there is room: nobody else puts anything in
+            self._queue.put_nowait(None)  # the queue is empty, and no other thread puts anything in
 
     def _discard(self, error: BaseException) -> None:
         self._ended.wait()
