@@ -12,6 +12,7 @@ from svd_trt.benchmarks.clock import clock_for
 from svd_trt.benchmarks.protocol import Job
 from svd_trt.benchmarks.runs import Run, Video
 from svd_trt.benchmarks.schema import Stage
+from svd_trt.export.reference import load_pipeline
 
 __all__ = ["DiffusersRun"]
 
@@ -109,28 +110,3 @@ class DiffusersRun(Run):
             return result
 
         setattr(owner, method, timed)
-
-
-def load_pipeline(model: str, dtype: Any) -> Any:
-    """Diffusers' pipeline of a checkpoint in any form that ``svd-trt build`` takes, on the CPU.
-
-    Raises:
-        CheckpointError: it is no such checkpoint.
-    """
-    from svd_trt.export.checkpoint import open_checkpoint
-    from svd_trt.export.silence import silence_libraries
-
-    checkpoint = open_checkpoint(model)
-    made = checkpoint.configurations
-    with silence_libraries():
-        from diffusers import EulerDiscreteScheduler, StableVideoDiffusionPipeline
-        from transformers import CLIPImageProcessor
-
-        pictures = {name: made["feature_extractor"][name] for name in ("image_mean", "image_std")}
-        return StableVideoDiffusionPipeline(
-            vae=checkpoint.load("vae", dtype),
-            image_encoder=checkpoint.load("image_encoder", dtype),
-            unet=checkpoint.load("unet", dtype),
-            scheduler=EulerDiscreteScheduler.from_config(dict(made["scheduler"])),
-            feature_extractor=CLIPImageProcessor(**pictures),
-        )

@@ -9,10 +9,10 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from svd_trt.benchmarks.fidelity import IDENTICAL_DB
 from svd_trt.benchmarks.report import describe
 from svd_trt.benchmarks.schema import STAGES, Contender, Curve, Result
 from svd_trt.errors import OutputError, ResultError
+from svd_trt.export.fidelity import IDENTICAL_DB
 
 __all__ = ["plot_result"]
 

@@ -7,8 +7,8 @@ from typing import TypeAlias
 
 from rich.table import Table
 
-from svd_trt.benchmarks.fidelity import IDENTICAL_DB
 from svd_trt.benchmarks.schema import STAGES, Contender, Curve, Measure, Result
+from svd_trt.export.fidelity import IDENTICAL_DB
 
 __all__ = ["curve_rows", "describe", "grid", "main_rows", "markdown", "skipped", "stage_rows", "tables"]
 

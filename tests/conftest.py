@@ -10,13 +10,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import PIL.Image
 import pytest
 from filelock import FileLock
 
 from svd_trt import BuildOptions, Bundle, VideoPipeline, build_bundle
 from svd_trt.engine.spec import Range
+from svd_trt.export.fidelity import draw_picture
 
 # Two test processes share two cores, and idle spinning threads of one would take time from the other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -171,21 +171,12 @@ def reference(checkpoint: Path) -> Any:
 @pytest.fixture(scope="session")
 def picture() -> PIL.Image.Image:
     """Coloured blocks over a gradient: detail at several scales, 192x144."""
-    rng = np.random.default_rng(0)
-    blocks = np.kron(rng.random((6, 8, 3)), np.ones((24, 24, 1)))
-    ramp = np.linspace(0, 1, 192)[None, :, None]
-    return PIL.Image.fromarray((255 * (0.7 * blocks + 0.3 * ramp)).astype(np.uint8))
+    return draw_picture(144, 192)
 
 
 @pytest.fixture(scope="session")
 def picture_file(shared: Path, picture: PIL.Image.Image, once: Any) -> Path:
     return once("picture.png", picture.save)
-
-
-def psnr(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> float:
-    """Peak signal-to-noise ratio of uint8 frames, in dB; 100 where they are equal."""
-    error = np.mean((a.astype(np.float64) - b.astype(np.float64)) ** 2)
-    return 100.0 if error == 0 else float(10 * np.log10(255**2 / error))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

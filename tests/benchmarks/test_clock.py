@@ -12,10 +12,10 @@ import torch
 
 from svd_trt.benchmarks.clock import CudaClock, HostClock, clock_for
 from svd_trt.benchmarks.diffusers_runs import DiffusersRun
-from svd_trt.benchmarks.picture import draw_picture
 from svd_trt.benchmarks.protocol import Job
 from svd_trt.benchmarks.schema import Subject
 from svd_trt.engine.child_process import environment
+from svd_trt.export.fidelity import draw_picture
 
 
 class LateEvent:

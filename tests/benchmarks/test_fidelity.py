@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from svd_trt.benchmarks.fidelity import IDENTICAL_DB, compare_frames
+from svd_trt.benchmarks.fidelity import compare_frames
+from svd_trt.export.fidelity import IDENTICAL_DB
 
 Frames = np.ndarray[Any, np.dtype[np.uint8]]
 

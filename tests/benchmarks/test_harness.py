@@ -20,12 +20,12 @@ from svd_trt.benchmarks.bundles import Bundles
 from svd_trt.benchmarks.contender_process import ContenderError, Worker
 from svd_trt.benchmarks.contenders import CONTENDERS, BundleKind, Entrant, choose
 from svd_trt.benchmarks.harness import Bench
-from svd_trt.benchmarks.picture import draw_picture
 from svd_trt.benchmarks.protocol import Job
 from svd_trt.benchmarks.resources import peak_rss
 from svd_trt.benchmarks.results import encode_result
 from svd_trt.benchmarks.schema import STAGES, Contender, Result, Subject
 from svd_trt.errors import ArgumentError, BenchmarkError
+from svd_trt.export.fidelity import draw_picture
 
 pytestmark = pytest.mark.xdist_group("dynamic")
 

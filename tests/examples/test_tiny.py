@@ -11,7 +11,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from tests.conftest import psnr
+from svd_trt.export.fidelity import psnr
 
 TINY = Path(__file__).parent.parent.parent / "examples" / "tiny"
 PICTURES = 6

@@ -1,18 +1,16 @@
-"""Each exported network in ONNX Runtime against diffusers' own modules, at the ends and middle of every range."""
+"""Each network of a bundle on ONNX Runtime against diffusers, at the ends and middle of every range."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import onnxruntime
 import pytest
-import torch
 
-from svd_trt import Bundle
-from svd_trt.benchmarks.reference import diffusers_output, draw_inputs
-from svd_trt.engine.spec import NETWORKS, NetworkName, NetworkSpec
+from svd_trt import Bundle, VideoPipeline
+from svd_trt.engine.spec import NETWORKS, NetworkName
+from svd_trt.export.checkpoint import open_checkpoint
+from svd_trt.export.verify import verify_networks
 
 # Largest difference allowed, by network and precision; frames are in levels of 255.
 TOLERANCE: dict[str, dict[NetworkName, float]] = {
@@ -22,41 +20,34 @@ TOLERANCE: dict[str, dict[NetworkName, float]] = {
 END = ("min", "opt", "max")
 
 
-def sizes_at(spec: NetworkSpec, end: str) -> dict[str, int]:
-    return {symbol: getattr(r, end) for symbol, r in spec.ranges.items()}
-
-
-def largest_difference(path: Path, spec: NetworkSpec, sizes: dict[str, int], reference: Any) -> float:
-    """Of the network ``spec`` in the file ``path``."""
-    inputs = draw_inputs(spec, sizes)
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    ours = session.run(None, inputs)
-    theirs = diffusers_output(reference, spec.name, {k: torch.from_numpy(v) for k, v in inputs.items()})
-    assert [o.shape for o in ours] == [t.resolve(sizes) for t in spec.outputs]
-    assert all(float(t.std()) > 0.01 for t in theirs), "a flat reference would agree with anything"
-    return max(float(np.abs(o.astype(np.float64) - t.numpy()).max()) for o, t in zip(ours, theirs, strict=True))
+def check_network(bundle: Bundle, name: NetworkName, end: str, checkpoint: Path, record_property: Any) -> None:
+    """Compare the network ``name`` with every range at its ``end``, as `svd-trt verify` does."""
+    sizes = {symbol: getattr(values, end) for symbol, values in bundle.network(name).spec.ranges.items()}
+    with VideoPipeline.open(bundle, backend="onnxruntime") as pipe:
+        differences = list(verify_networks(pipe, open_checkpoint(str(checkpoint)), [sizes], [name]))
+    largest = max(d.max_abs for d in differences)
+    record_property("largest_difference", largest)
+    assert largest <= TOLERANCE[bundle.manifest.precision][name]
+    assert all(d.ok for d in differences)
+    assert all(d.reference_std > 0.01 for d in differences), "a flat reference would agree with anything"
 
 
 @pytest.mark.parametrize("end", END)
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.xdist_group("dynamic")
 def test_fp32_network(
-    name: NetworkName, end: str, dynamic_bundle: Bundle, reference: Any, record_property: Any
+    name: NetworkName, end: str, dynamic_bundle: Bundle, checkpoint: Path, record_property: Any
 ) -> None:
-    spec = dynamic_bundle.network(name).spec
-    difference = largest_difference(dynamic_bundle.onnx_path(name), spec, sizes_at(spec, end), reference)
-    record_property("largest_difference", difference)
-    assert difference <= TOLERANCE["fp32"][name]
+    check_network(dynamic_bundle, name, end, checkpoint, record_property)
 
 
 @pytest.mark.parametrize("end", END)
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.xdist_group("fixed")
-def test_fp16_network(name: NetworkName, end: str, fixed_bundle: Bundle, reference: Any, record_property: Any) -> None:
-    spec = fixed_bundle.network(name).spec
-    difference = largest_difference(fixed_bundle.onnx_path(name), spec, sizes_at(spec, end), reference)
-    record_property("largest_difference", difference)
-    assert difference <= TOLERANCE["fp16"][name]
+def test_fp16_network(
+    name: NetworkName, end: str, fixed_bundle: Bundle, checkpoint: Path, record_property: Any
+) -> None:
+    check_network(fixed_bundle, name, end, checkpoint, record_property)
 
 
 @pytest.mark.xdist_group("fixed")

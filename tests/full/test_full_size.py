@@ -6,24 +6,21 @@ Minutes long and up to 16 GB of memory, so not part of ``make test``; the figure
 
 from __future__ import annotations
 
-import gc
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import onnxruntime
 import pytest
 import torch
-from diffusers import EulerDiscreteScheduler
 
-from svd_trt.benchmarks.reference import diffusers_output, draw_inputs
 from svd_trt.engine.manifest import GraphEntry, Precision
 from svd_trt.engine.spec import NetworkName, NetworkSpec, Range, Ranges, network_specs
-from svd_trt.export.checkpoint import COMPONENT_OF, open_checkpoint
+from svd_trt.export.checkpoint import open_checkpoint
 from svd_trt.export.export_process import Task, export_networks
-from svd_trt.export.presets import PRESETS, configurations
+from svd_trt.export.presets import PRESETS
 from svd_trt.export.random_checkpoint import random_model
+from svd_trt.export.reference import diffusers_output, draw_inputs, load_models
 
 pytestmark = pytest.mark.slow
 
@@ -56,14 +53,10 @@ def inputs_of(name: NetworkName, branches: Range) -> dict[str, Any]:
     return draw_inputs(spec_of(name, branches), SIZES | {"branches": branches.max})
 
 
-@torch.no_grad()
 def reference_of(name: NetworkName, inputs: dict[str, Any]) -> list[Any]:
     """diffusers' own modules, in fp32, with its scheduler around the UNet."""
-    model = random_model(COMPONENT_OF[name], PRESETS[PRESET], 0, torch.float32)
-    scheduler = EulerDiscreteScheduler.from_config(configurations(PRESETS[PRESET])["scheduler"])
-    pipe = SimpleNamespace(unet=model, vae=model, scheduler=scheduler)
-    outputs = diffusers_output(pipe, name, {k: torch.from_numpy(v) for k, v in inputs.items()})
-    return [output.numpy() for output in outputs]
+    with load_models(open_checkpoint(MODEL), name) as models:
+        return diffusers_output(models, name, inputs)
 
 
 def run_exported(name: NetworkName, precision: Precision, graph: GraphEntry, branches: Range, folder: Path) -> Any:
@@ -88,7 +81,6 @@ def test_full_width(name: NetworkName, graph: str, precision: Precision, tmp_pat
     entry, branches = GRAPHS[graph]
     inputs = inputs_of(name, branches)
     theirs = reference_of(name, inputs)
-    gc.collect()
     ours = run_exported(name, precision, entry, branches, tmp_path)
     cosines = [cosine(o, t) for o, t in zip(ours, theirs, strict=True)]
     differences = [float(np.abs(o.astype(np.float64) - t).max() / t.std()) for o, t in zip(ours, theirs, strict=True)]

@@ -15,7 +15,8 @@ import pytest
 
 from svd_trt import Bundle
 from svd_trt.engine.memory import MemoryRequest, plan_memory
-from tests.conftest import TINY, psnr
+from svd_trt.export.fidelity import psnr
+from tests.conftest import TINY
 from tests.gpu.conftest import Rig
 
 pytestmark = pytest.mark.xdist_group("tiny")

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from svd_trt import Bundle, VideoPipeline
-from tests.conftest import psnr
+from svd_trt.export.fidelity import psnr
 
 pytestmark = pytest.mark.xdist_group("dynamic")
 

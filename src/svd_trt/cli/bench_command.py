@@ -207,8 +207,8 @@ def _run(
         from svd_trt.benchmarks.curves import measure_curves
         from svd_trt.benchmarks.harness import Bench
         from svd_trt.benchmarks.peak import measure_peak
-        from svd_trt.benchmarks.picture import draw_picture
         from svd_trt.benchmarks.subject import make_subject, with_flops
+        from svd_trt.export.fidelity import draw_picture
         from svd_trt.runtime.ort import usable_processors
     except ImportError as error:
         raise MissingDependencyError("svd-trt bench", "export,bench") from error

@@ -5,30 +5,32 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from rich.console import Console
 from rich.table import Table
 
 from svd_trt.cli.console import Bars, print_json, stderr, stdout
 from svd_trt.engine.bundle import Bundle
 from svd_trt.engine.spec import NETWORKS
 from svd_trt.errors import ArgumentError, MissingDependencyError
-from svd_trt.runtime.backends import PROVIDERS, RUN_BACKENDS
+from svd_trt.runtime.backends import PROVIDERS, RUN_BACKENDS, Provider, RunBackend
 from svd_trt.runtime.pipeline import VideoPipeline
 
 if TYPE_CHECKING:
-    from svd_trt.benchmarks.verify import Difference
+    from svd_trt.export.verify import Difference
 
 __all__ = ["command"]
 
 _VIDEO = "video"
-_NEEDED = ("torch", "diffusers", "polygraphy", "skimage")
+_NEEDED = ("torch", "diffusers", "polygraphy")
 
 
 class _Size(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.5 on
-    """``1024x576``: width, then height, as videos are spoken of."""
+    """``1024x576``, width first as is usual for videos; the value is (height, width)."""
 
     name = "WxH"
 
@@ -43,13 +45,20 @@ class _Size(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.
 
 @click.command("verify")
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--model", help="Checkpoint to compare with.  [default: the hub's or the preset that it was built from]")
-@click.option("--num-frames", "--frames", "frames", type=click.IntRange(2), multiple=True, help="Try this; repeat.")
-@click.option("--size", "sides", type=_Size(), multiple=True, help="Try this frame size; repeat.")
-@click.option("--only", type=click.Choice([*NETWORKS, _VIDEO]), multiple=True, help="Compare this alone; repeat.")
+@click.option("--model", help="Checkpoint to compare with.  [default: the hub id or preset it was built from]")
+@click.option(
+    "--num-frames",
+    "--frames",
+    "frames",
+    type=click.IntRange(2),
+    multiple=True,
+    help="Frame count to compare; repeatable.",
+)
+@click.option("--size", "sides", type=_Size(), multiple=True, help="Frame size to compare; repeatable.")
+@click.option("--only", type=click.Choice([*NETWORKS, _VIDEO]), multiple=True, help="Compare nothing else; repeatable.")
 @click.option("--steps", type=click.IntRange(1), default=3, show_default=True, help="Denoising steps of the video.")
-@click.option("--seed", type=click.IntRange(0), default=42, show_default=True, help="Of the video's noise.")
-@click.option("--tolerance", type=click.FloatRange(0), metavar="DB", help="Least PSNR of everything.")
+@click.option("--seed", type=click.IntRange(0), default=42, show_default=True, help="Seed of the video's noise.")
+@click.option("--tolerance", type=click.FloatRange(0), metavar="DB", help="Least PSNR of every output.")
 @click.option("--backend", type=click.Choice(RUN_BACKENDS), default="auto", show_default=True, help="As for infer.")
 @click.option("--device", metavar="DEVICE", help="As for infer.")
 @click.option("--provider", type=click.Choice(PROVIDERS), help="As for infer.")
@@ -58,22 +67,19 @@ class _Size(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.
 def command(
     bundle: Path,
     model: str | None,
-    frames: tuple[int, ...],
-    sides: tuple[tuple[int, int], ...],
-    only: tuple[str, ...],
-    steps: int,
-    seed: int,
-    tolerance: float | None,
     *,
+    backend: RunBackend,
+    device: str | None,
+    provider: Provider | None,
     as_json: bool,
     quiet: bool,
-    **where: Any,
+    **compared: Any,
 ) -> None:
-    """Compare each network of BUNDLE, and a whole video, with diffusers' own in fp32 on the same checkpoint.
+    """Compare each network of BUNDLE, and a whole video, with diffusers in fp32 on the same checkpoint.
 
-    Least PSNR: 60 dB for networks and 50 dB for the worst frame of the video in an fp32 bundle, 40 and 30 dB in an
-    fp16 one. Beyond that the exit code is 1. Networks run where `svd-trt infer` would run them, and diffusers runs
-    on the CPU: at full size, choose few frames.
+    The exit code is 1 if a PSNR is below the least that passes: 60 dB for networks and 50 dB for the worst frame of
+    the video in an fp32 bundle, 40 and 30 dB in an fp16 bundle. Networks run on the device that `svd-trt infer` would
+    choose, diffusers runs on the CPU: at full size, compare few frames.
 
     \b
     Examples:
@@ -85,14 +91,13 @@ def command(
         raise MissingDependencyError(f"svd-trt verify ({', '.join(missing)})", "export,bench")
     opened = Bundle.open(bundle)
     console = stderr(quiet=quiet)
-    with VideoPipeline.open(opened, **where) as pipe, Bars(console) as bars:
-        found = _compare(pipe, model or _source_of(opened), bars, console, frames, sides, only, steps, seed, tolerance)
-    failed = [d for d in found if not d.ok]
+    with VideoPipeline.open(opened, backend=backend, device=device, provider=provider) as pipe:
+        differences = _compare(pipe, model or _source_of(opened), console, **compared)
+    failed = [d for d in differences if not d.ok]
     if as_json:
-        rows = [_plain(d) for d in found]
-        print_json({"ok": not failed, "differences": rows})
+        print_json({"ok": not failed, "differences": [_plain(d) for d in differences]})
     else:
-        stdout().print(_table(found))
+        stdout().print(_table(differences))
     if failed:
         names = ", ".join(dict.fromkeys(d.what for d in failed))
         console.print(
@@ -104,7 +109,7 @@ def command(
 
 
 def _source_of(bundle: Bundle) -> str:
-    """What the bundle was built from, where its name finds it from anywhere: a hub id, or random weights.
+    """The model that the bundle was built from, if it is a hub id or random weights, which any machine can find.
 
     Raises:
         UsageError: it was a folder or a file.
@@ -118,18 +123,20 @@ def _source_of(bundle: Bundle) -> str:
 def _compare(
     pipe: VideoPipeline,
     model: str,
-    bars: Bars,
-    console: Any,
-    frames: tuple[int, ...],
-    sides: tuple[tuple[int, int], ...],
-    only: tuple[str, ...],
+    console: Console,
+    *,
+    frames: Sequence[int],
+    sides: Sequence[tuple[int, int]],
+    only: Sequence[str],
     steps: int,
     seed: int,
     tolerance: float | None,
 ) -> list[Difference]:
-    from svd_trt.benchmarks.diffusers_runs import load_pipeline
-    from svd_trt.benchmarks.verify import differing_weights, sizes_to_try, verify_networks, verify_videos
+    import torch
+
     from svd_trt.export.checkpoint import open_checkpoint
+    from svd_trt.export.reference import load_pipeline
+    from svd_trt.export.verify import differing_weights, sizes_to_try, verify_networks, verify_videos
 
     sizes = sizes_to_try(pipe, frames, sides)
     checkpoint = open_checkpoint(model)
@@ -138,31 +145,29 @@ def _compare(
     if differing := differing_weights(pipe, checkpoint):
         console.print(f"{model} has other weights than the bundle was built from: {', '.join(differing)}")
     networks = [name for name in NETWORKS if not only or name in only]
-    found: list[Difference] = []
-    task = bars.add("verify", None)
-    for difference in verify_networks(
-        pipe, checkpoint, sizes, networks, tolerance, lambda name: bars.update(task, 0, note=name)
-    ):
-        found.append(difference)
-    if not only or _VIDEO in only:
-        bars.update(task, 0, note=_VIDEO)
-        import torch
+    with Bars(console) as bars:
+        task = bars.add("verify", None)
 
-        reference = load_pipeline(model, torch.float32)
-        reference.set_progress_bar_config(disable=True)
-        found += verify_videos(pipe, reference, sizes, steps, seed, tolerance)
-    return found
+        def progress(stage: str, done: float, total: float) -> None:
+            bars.update(task, done, total, note=stage)
+
+        differences = list(verify_networks(pipe, checkpoint, sizes, networks, tolerance, progress))
+        if not only or _VIDEO in only:
+            reference = load_pipeline(model, torch.float32)
+            reference.set_progress_bar_config(disable=True)
+            differences += verify_videos(pipe, reference, sizes, steps, seed, tolerance, progress)
+    return differences
 
 
 def _plain(d: Difference) -> dict[str, Any]:
-    """As JSON has it, which knows no NaN."""
+    """The fields for JSON, in which NaN and infinity become null."""
     fields = dataclasses.asdict(d) | {"ok": d.ok}
     return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in fields.items()}
 
 
-def _table(found: list[Difference]) -> Table:
+def _table(differences: Sequence[Difference]) -> Table:
     table = Table("output", "shape", "max abs", "mean abs", "PSNR", "least", "", box=None, pad_edge=False)
-    for d in found:
+    for d in differences:
         shape = "x".join(map(str, d.shape))
         psnr, least = f"{d.psnr_db:.1f} dB", f"{d.least_db:g} dB"
         table.add_row(d.what, shape, f"{d.max_abs:.2g}", f"{d.mean_abs:.2g}", psnr, least, "ok" if d.ok else "FAILED")
