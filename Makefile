@@ -44,11 +44,11 @@ RESULT = benchmarks/results/bench-$(PRESET)-$(if $(wildcard /dev/nvidiactl),gpu,
 bench: $(READY)
 	$(BIN)/svd-trt bench --preset $(PRESET) --rounds $(ROUNDS) -o $(RESULT)
 	$(BIN)/svd-trt bench plot $(RESULT)
-	$(BIN)/svd-trt bench readme --readme docs/performance.md benchmarks/results/bench-*.json
+	$(BIN)/python -m svd_trt.benchmarks.report docs/performance.md benchmarks/results/bench-*.json
 
 # What a full-size build costs: three builds, ten minutes, 20 GB of disk for a while.
 bench-build: $(READY)
-	$(BIN)/python -m svd_trt.benchmarks.build_cost -o benchmarks/results/build-cost.json
+	$(BIN)/python -m svd_trt.benchmarks.full_size_builds cost -o benchmarks/results/build-cost.json
 
 # The site of docs/ in site/. The build fails on any warning, and uses no network.
 docs: $(READY)

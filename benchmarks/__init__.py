@@ -1,1 +1,1 @@
-"""Measurements: scripts that a person runs, and their results with the machine described. Nothing here is a test."""
+"""Measurements of speed, memory and fidelity beside other libraries, and their reports."""

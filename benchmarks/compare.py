@@ -1,11 +1,11 @@
-"""What moved between two results beyond noise."""
+"""Which figures changed beyond noise from one result to another."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
-from svd_trt.benchmarks.schema import BASELINE, STAGES, Contender, Measure, Result
+from svd_trt.benchmarks.results import BASELINE, STAGES, ContenderResult, Result, Summary
 from svd_trt.errors import ResultError
 
 __all__ = ["LEAST_CHANGE", "LEAST_ROUNDS", "NO_LONGER", "Row", "Verdict", "compare_results", "same_machine"]
@@ -13,23 +13,21 @@ __all__ = ["LEAST_CHANGE", "LEAST_ROUNDS", "NO_LONGER", "Row", "Verdict", "compa
 Verdict: TypeAlias = Literal["better", "worse", "within noise", "too few rounds"]
 
 LEAST_CHANGE = 0.02
-"""Part by which a median must move at all. Rounds of one run agree better with each other than runs do."""
-
-_LEAST_OF_SIZES = 0.05
-"""The same of memory, of which a run gives one figure and no range."""
+"""A median that changed by less is within noise: rounds of one run agree better with each other than runs do."""
 
 LEAST_ROUNDS = 3
-"""Ranges of fewer rounds say nothing of noise, so times and ratios get no verdict."""
+"""The ranges of fewer rounds do not show the noise, so times and ratios get no verdict."""
 
 NO_LONGER = "no longer measured"
-"""What the figure of a contender that failed since begins with."""
+"""How the figure of a contender that failed in the new result begins."""
 
-_LEAST_DB = 1.0
+_LEAST_MEMORY_CHANGE = 0.05  # larger, because a run gives one figure of memory and no range
+_LEAST_DB_CHANGE = 1.0
 
 
 @dataclass(frozen=True)
 class Row:
-    """One figure of one contender in both results; ``ratio`` is the new over the old."""
+    """One figure of one contender in both results; ``ratio`` is new over old."""
 
     contender: str
     figure: str
@@ -40,7 +38,7 @@ class Row:
 
 
 def same_machine(a: Result, b: Result) -> bool:
-    """Whether absolute seconds may be compared: processor, GPU and threads are the same."""
+    """True if absolute seconds can be compared: CPU, GPU and threads are the same."""
 
     def hardware(result: Result) -> tuple[object, ...]:
         m = result.machine
@@ -51,19 +49,22 @@ def same_machine(a: Result, b: Result) -> bool:
 
 
 def compare_results(a: Result, b: Result) -> list[Row]:
-    """Every figure that both have; ``b`` is the new one.
+    """Every figure that both have; ``b`` is the new result.
 
-    A figure moved if its ranges over the rounds do not overlap and its median moved by more than `LEAST_CHANGE`. With
-    a handful of rounds a test of significance says no more, and is easily misread. The ratio to eager is the figure to
-    trust: what the machine did meanwhile happened to both. Seconds are left out where the machines differ.
+    A figure changed if its ranges over the rounds do not overlap and its median changed by more than `LEAST_CHANGE`.
+    With a handful of rounds a significance test says no more, and is easily misread. The ratio to eager is the most
+    reliable figure, because both sides of it were measured on the same machine in the same minutes. Seconds are left
+    out if the machines differ.
 
-    Who was measured before and failed now is a row too; who was not asked for is none.
+    A contender that was measured in ``a`` and failed in ``b`` gets a row; one that ``b`` does not contain gets none.
 
     Raises:
-        ResultError: they measured different videos.
+        ResultError: the results are of different videos.
     """
-    if (asked := _asked(a)) != _asked(b):
-        raise ResultError(f"these results are of different videos: {asked} and {_asked(b)}; measure the same one")
+    if (described := _describe(a)) != _describe(b):
+        raise ResultError(
+            f"these results are of different videos: {described} and {_describe(b)}; measure the same one"
+        )
     new = {c.name: c for c in b.contenders if c.spread is not None}
     skipped = {c.name: c.skipped for c in b.contenders}
     rows = []
@@ -77,15 +78,15 @@ def compare_results(a: Result, b: Result) -> list[Row]:
     return rows
 
 
-def _asked(result: Result) -> str:
-    s = result.subject
-    size = f"{s.frames}x{s.height}x{s.width}"
-    how = f"{s.steps} steps, chunks of {s.decode_chunk_size}, seed {s.seed}, picture {s.picture or '?'}"
-    return f"{s.model} {s.precision} {size}, {how}"
+def _describe(result: Result) -> str:
+    w = result.workload
+    size = f"{w.frames}x{w.height}x{w.width}"
+    arguments = f"{w.steps} steps, chunks of {w.decode_chunk_size}, seed {w.seed}, picture {w.picture or '?'}"
+    return f"{w.model} {w.precision} {size}, {arguments}"
 
 
-def _rows(old: Contender, new: Contender, *, seconds: bool) -> list[Row]:
-    rows = []
+def _rows(old: ContenderResult, new: ContenderResult, *, seconds: bool) -> list[Row]:
+    rows: list[Row | None] = []
     a, b = old.spread, new.spread
     assert a is not None
     assert b is not None
@@ -99,15 +100,15 @@ def _rows(old: Contender, new: Contender, *, seconds: bool) -> list[Row]:
         rows += [_row(old.name, f"{stage} s", a.stages.get(stage), b.stages.get(stage)) for stage in STAGES]
     if min(len(old.rounds), len(new.rounds)) < LEAST_ROUNDS:
         rows = [row and replace(row, verdict="too few rounds") for row in rows]
-    rows.append(_fidelity(old, new))
+    rows.append(_fidelity_row(old, new))
     if seconds:
-        rows.append(_size(old.name, "RAM bytes", old.peak_rss, new.peak_rss))
-        rows.append(_size(old.name, "VRAM bytes", old.peak_vram, new.peak_vram))
+        rows.append(_memory_row(old.name, "RAM bytes", old.peak_rss, new.peak_rss))
+        rows.append(_memory_row(old.name, "VRAM bytes", old.peak_vram, new.peak_vram))
     return [row for row in rows if row is not None]
 
 
 def _row(
-    name: str, figure: str, old: Measure | None, new: Measure | None, *, higher_is_better: bool = False
+    name: str, figure: str, old: Summary | None, new: Summary | None, *, higher_is_better: bool = False
 ) -> Row | None:
     if old is None or new is None or old.median <= 0:
         return None
@@ -119,19 +120,18 @@ def _row(
     return Row(name, figure, old.median, new.median, ratio, verdict)
 
 
-def _fidelity(old: Contender, new: Contender) -> Row | None:
-    """No noise here: the same seed gives the same frames."""
+def _fidelity_row(old: ContenderResult, new: ContenderResult) -> Row | None:
+    """Fidelity has no noise: the same seed gives the same frames."""
     if old.psnr_db is None or new.psnr_db is None:
         return None
-    moved = new.psnr_db - old.psnr_db
-    verdict: Verdict = "within noise" if abs(moved) < _LEAST_DB else "better" if moved > 0 else "worse"
+    change = new.psnr_db - old.psnr_db
+    verdict: Verdict = "within noise" if abs(change) < _LEAST_DB_CHANGE else "better" if change > 0 else "worse"
     return Row(old.name, "worst PSNR dB", old.psnr_db, new.psnr_db, new.psnr_db / old.psnr_db, verdict)
 
 
-def _size(name: str, figure: str, old: int | None, new: int | None) -> Row | None:
-    """A run gives one figure, and no range to tell noise by."""
+def _memory_row(name: str, figure: str, old: int | None, new: int | None) -> Row | None:
     if old is None or new is None or old <= 0:
         return None
     ratio = new / old
-    verdict: Verdict = "within noise" if abs(ratio - 1) <= _LEAST_OF_SIZES else "better" if ratio < 1 else "worse"
+    verdict: Verdict = "within noise" if abs(ratio - 1) <= _LEAST_MEMORY_CHANGE else "better" if ratio < 1 else "worse"
     return Row(name, figure, float(old), float(new), ratio, verdict)

@@ -1,36 +1,84 @@
-"""Who takes part: what a user would run to make the same video, and whether it can be run here."""
+"""The contenders: what a user could run to make the same video, and the interface that their code has in common."""
 
 from __future__ import annotations
 
 import importlib.util
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from svd_trt.benchmarks.results import Stage, Workload
+from svd_trt.benchmarks.workload import BundleKind
 from svd_trt.engine.driver import gpu_count
 from svd_trt.errors import ArgumentError
 
-__all__ = ["CONTENDERS", "BundleKind", "Entrant", "Kind", "choose", "has_gpu"]
+__all__ = ["CONTENDERS", "Contender", "Job", "Kind", "Runner", "Video", "choose_contenders", "has_gpu"]
 
 Kind: TypeAlias = Literal["diffusers", "svd-trt", "openvino"]
-BundleKind: TypeAlias = Literal[
-    "default", "portable", "plain", "tensorrt", "tensorrt-plain", "tensorrt-rtx", "tensorrt-rtx-plain"
-]
-"""``default`` is what ``svd-trt build`` writes for ONNX Runtime, ``portable`` the same with the standard's operators
-alone, ``plain`` without rewrites; the others hold engines, with rewrites and without."""
+
+
+class Job(msgspec.Struct, frozen=True, kw_only=True):
+    """What a contender's process loads."""
+
+    contender: str
+    workload: Workload
+    picture: str
+    bundle: str | None
+    threads: int
+    gpu: bool
+    exact: bool = False
+    """Make the reference: without TF32, which a GPU uses for fp32 by default."""
 
 
 @dataclass(frozen=True)
-class Entrant:
+class Video:
+    """A video that a runner made, and its times in seconds.
+
+    Attributes:
+        frames: uint8 ``[F, H, W, 3]``.
+        stages: of each stage but writing.
+        steps: of each denoising step.
+        first_step_at: when the first step began, by `time.perf_counter`.
+        host_s: the part of a step that its network does not account for, if that is known.
+        load_s: loading that was part of this call.
+    """
+
+    frames: npt.NDArray[np.uint8]
+    stages: dict[Stage, float]
+    steps: list[float]
+    first_step_at: float
+    host_s: float | None = None
+    load_s: float = 0.0
+
+
+class Runner(ABC):
+    """One contender in its own process: loads once, then makes the same video any number of times."""
+
+    @abstractmethod
+    def load(self) -> None:
+        """Load everything that the first video needs."""
+
+    @abstractmethod
+    def make_video(self, write: Callable[[Any], None]) -> Video:
+        """Make one video; call ``write`` with its frames ``[n, H, W, 3]`` in order."""
+
+
+@dataclass(frozen=True)
+class Contender:
     """One way to make a video.
 
     Attributes:
         name: as in results.
         kind: which code runs it.
-        what: for people.
-        mode: of its kind: ``eager``, ``compile`` or ``low-memory``; a backend of svd-trt.
-        bundle: what it runs, if it runs a bundle.
-        obstacle: why it cannot be run here, or None.
+        what: one line for readers.
+        mode: of its kind: ``eager``, ``compile`` or ``low-memory`` for diffusers, a backend for svd-trt.
+        bundle: the bundle that it runs, if it runs one.
+        obstacle: returns why it cannot run on this machine, or None.
     """
 
     name: str
@@ -42,12 +90,12 @@ class Entrant:
 
     @property
     def on_cpu(self) -> bool:
-        """It runs there even where there is a GPU."""
+        """True if it runs on the CPU even if there is a GPU."""
         return self.kind == "openvino" or self.mode == "onnxruntime"
 
 
 def has_gpu() -> bool:
-    """Whether this machine has an NVIDIA GPU.
+    """True if this machine has an NVIDIA GPU.
 
     Raises:
         CudaError: it has one, and its driver does not work.
@@ -65,7 +113,7 @@ def _missing(*modules: str, gpu: bool = False) -> Callable[[], str | None]:
     return obstacle
 
 
-def _cuda_provider() -> str | None:
+def _missing_cuda_provider() -> str | None:
     if not has_gpu():
         return "needs an NVIDIA GPU"
     import onnxruntime
@@ -73,98 +121,107 @@ def _cuda_provider() -> str | None:
     return None if "CUDAExecutionProvider" in onnxruntime.get_available_providers() else "needs onnxruntime-gpu"
 
 
-CONTENDERS: tuple[Entrant, ...] = (
-    Entrant("diffusers-eager", "diffusers", "StableVideoDiffusionPipeline as it comes", "eager"),
-    Entrant(
+_no_tensorrt = _missing("tensorrt", "cuda", gpu=True)
+_no_tensorrt_rtx = _missing("tensorrt_rtx_bindings", "cuda", gpu=True)
+
+CONTENDERS: tuple[Contender, ...] = (
+    Contender("diffusers-eager", "diffusers", "StableVideoDiffusionPipeline without changes", "eager"),
+    Contender(
         "diffusers-compile",
         "diffusers",
         'torch.compile of the UNet; on a GPU mode="reduce-overhead", fullgraph=True',
         "compile",
     ),
-    Entrant(
+    Contender(
         "diffusers-low-memory",
         "diffusers",
         "forward chunking, decode chunks of 2, and on a GPU offloading",
         "low-memory",
     ),
-    Entrant("svd-trt-onnxruntime", "svd-trt", "default bundle on ONNX Runtime, CPU", "onnxruntime", "default"),
-    Entrant(
+    Contender("svd-trt-onnxruntime", "svd-trt", "default bundle on ONNX Runtime, CPU", "onnxruntime", "default"),
+    Contender(
         "svd-trt-onnxruntime-portable",
         "svd-trt",
-        "rewritten graph of standard operators on the same",
+        "rewritten graph of standard operators on ONNX Runtime, CPU",
         "onnxruntime",
         "portable",
     ),
-    Entrant("svd-trt-onnxruntime-plain", "svd-trt", "plain export (--no-rewrites) on the same", "onnxruntime", "plain"),
-    Entrant("svd-trt-onnxruntime-cuda", "svd-trt", "ONNX Runtime's CUDA provider", "cuda", "portable", _cuda_provider),
-    Entrant(
-        "svd-trt-tensorrt",
+    Contender(
+        "svd-trt-onnxruntime-plain",
         "svd-trt",
-        "TensorRT engines",
-        "tensorrt",
-        "tensorrt",
-        _missing("tensorrt", "cuda", gpu=True),
+        "plain export (--no-rewrites) on ONNX Runtime, CPU",
+        "onnxruntime",
+        "plain",
     ),
-    Entrant(
+    Contender(
+        "svd-trt-onnxruntime-cuda",
+        "svd-trt",
+        "ONNX Runtime's CUDA provider",
+        "cuda",
+        "portable",
+        _missing_cuda_provider,
+    ),
+    Contender("svd-trt-tensorrt", "svd-trt", "TensorRT engines", "tensorrt", "tensorrt", _no_tensorrt),
+    Contender(
         "svd-trt-tensorrt-plain",
         "svd-trt",
         "TensorRT engines of the plain export (--no-rewrites)",
         "tensorrt",
         "tensorrt-plain",
-        _missing("tensorrt", "cuda", gpu=True),
+        _no_tensorrt,
     ),
-    Entrant(
+    Contender(
         "svd-trt-tensorrt-rtx",
         "svd-trt",
         "TensorRT for RTX engines",
         "tensorrt-rtx",
         "tensorrt-rtx",
-        _missing("tensorrt_rtx_bindings", "cuda", gpu=True),
+        _no_tensorrt_rtx,
     ),
-    Entrant(
+    Contender(
         "svd-trt-tensorrt-rtx-plain",
         "svd-trt",
         "TensorRT for RTX engines of the plain export (--no-rewrites)",
         "tensorrt-rtx",
         "tensorrt-rtx-plain",
-        _missing("tensorrt_rtx_bindings", "cuda", gpu=True),
+        _no_tensorrt_rtx,
     ),
-    Entrant(
+    Contender(
         "openvino",
         "openvino",
-        "the rewritten ONNX networks on OpenVINO's CPU plugin, shapes fixed, fp32",
+        "the rewritten ONNX networks on OpenVINO's CPU plugin, fixed shapes, fp32",
         "cpu",
         "portable",
         _missing("openvino"),
     ),
 )
-"""The first is what ratios and fidelity refer to."""
+"""The first one is the baseline of ratios and fidelity."""
 
 
-def choose(names: Sequence[str], *, precision: str = "fp32") -> list[Entrant]:
-    """The contenders called ``names``, the baseline always among them and first; all of them for no names.
+def choose_contenders(names: Sequence[str], *, precision: str = "fp32") -> list[Contender]:
+    """The contenders called ``names``, or all of them if there are none; the baseline is always the first.
 
-    In fp16 the default bundle for ONNX Runtime has the standard's operators too, so the portable one is left out.
+    In fp16 the default bundle for ONNX Runtime has standard operators too, so the portable one is skipped.
 
     Raises:
-        ArgumentError: one has no such name.
+        ArgumentError: no contender has one of the names.
     """
-    known = {entrant.name: entrant for entrant in CONTENDERS}
+    known = {contender.name: contender for contender in CONTENDERS}
     for name in names:
         if name not in known:
             raise ArgumentError(f"no contender is called {name!r}; choose from: {', '.join(known)}")
-    chosen = [e for i, e in enumerate(CONTENDERS) if not names or e.name in names or i == 0]
-    # A video that takes a GPU seconds takes a processor hours.
+    chosen = [c for i, c in enumerate(CONTENDERS) if not names or c.name in names or i == 0]
+    # A video that takes a GPU seconds takes a CPU hours.
     if not names and has_gpu():
-        chosen = [replace(e, obstacle=_on_cpu) if e.on_cpu else e for e in chosen]
+        chosen = [replace(c, obstacle=_slow_on_cpu) if c.on_cpu else c for c in chosen]
     if precision == "fp16":
-        chosen = [replace(e, obstacle=_same) if e.name == "svd-trt-onnxruntime-portable" else e for e in chosen]
+        chosen = [replace(c, obstacle=_same_in_fp16) if c.name == "svd-trt-onnxruntime-portable" else c for c in chosen]
     return chosen
 
 
-def _same() -> str:
+def _same_in_fp16() -> str:
     return "in fp16 the same as svd-trt-onnxruntime"
 
 
-def _on_cpu() -> str:
-    return "runs on the CPU, and this machine has a GPU; name it with --contender to wait for it"
+def _slow_on_cpu() -> str:
+    return "runs on the CPU, and this machine has a GPU; name it with --contender to measure it"

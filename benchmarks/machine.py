@@ -1,4 +1,4 @@
-"""The machine and the software that a result was measured with."""
+"""The machine and the software that a result was measured with: ``python -m svd_trt.benchmarks.machine``."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def describe_machine() -> dict[str, Any]:
 
 
 def describe_clocks() -> dict[str, Any]:
-    """What changes while a machine works: the processors' clock, their load, and each GPU's line with its clocks."""
+    """What changes while a machine works: the CPU's clock and load, and a line for each GPU with its clocks."""
     return {"cpu_mhz": _cpu_mhz(), "load_average": round(os.getloadavg()[0], 2), "gpu": _gpu_names()}
 
 
@@ -63,14 +63,14 @@ def _cpu_name() -> str:
 
 
 def _cpu_mhz() -> float | None:
-    """Mean of what the processors run at just now."""
+    """Mean of the processors' current clocks."""
     lines = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("cpu MHz")]
     return round(sum(float(line.partition(":")[2]) for line in lines) / len(lines), 1) if lines else None
 
 
 def _gpu_names() -> list[str]:
     try:
-        found = subprocess.run(
+        done = subprocess.run(
             ["nvidia-smi", "--query-gpu=name,driver_version,clocks.sm,clocks.mem,power.limit", "--format=csv,noheader"],  # noqa: S607
             capture_output=True,
             text=True,
@@ -78,11 +78,11 @@ def _gpu_names() -> list[str]:
         )
     except (OSError, subprocess.CalledProcessError):
         return []
-    return found.stdout.strip().splitlines()
+    return done.stdout.strip().splitlines()
 
 
 def _commit() -> str | None:
-    """The commit that is checked out, with a ``+`` where files differ from it."""
+    """The commit that is checked out, followed by ``+`` if files differ from it."""
 
     def git(*arguments: str) -> str:
         here = Path(__file__).resolve().parent
@@ -103,7 +103,7 @@ def _version(package: str) -> str | None:
 
 
 def main() -> None:
-    """Print the description; with ``--need-gpu``, end with 1 and the reason where there is no usable GPU."""
+    """Print the description; with ``--need-gpu``, exit with 1 and the reason if there is no usable GPU."""
     if "--need-gpu" in sys.argv[1:]:
         try:
             list_gpus(load_driver())

@@ -1,60 +1,67 @@
-"""What the machine can do at most: its rate at a large matrix product, ``python -m svd_trt.benchmarks.peak``."""
+"""The machine's rate at a large matrix product, an upper bound for what any contender can reach."""
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 import time
+from pathlib import Path
+from typing import Any
 
-from svd_trt.benchmarks.schema import Peak
-from svd_trt.benchmarks.worker import pin
-from svd_trt.engine.child_process import environment
+import msgspec
+
+from svd_trt.benchmarks.measuring import pin_threads
+from svd_trt.benchmarks.results import Peak
+from svd_trt.engine.child_process import ChildProcess, connect_to_parent
 
 __all__ = ["measure_peak"]
 
-_REPEATS = 5
-_LONG_ENOUGH = 0.05  # seconds; what is shorter is over before all processors are at work
+_REPEATS = 6
+_LONG_ENOUGH = 0.05  # seconds; shorter products end before all processors are at work
 _LARGEST = 16384
 
 
-def measure_peak(precision: str, threads: int, *, gpu: bool) -> Peak | None:
-    """Time the product in a process of its own, with the threads that the contenders have; the best of six.
+class _Request(msgspec.Struct, frozen=True):
+    precision: str
+    threads: int
+    gpu: bool
 
-    None where it failed: the rest of the run is worth having.
+
+def measure_peak(precision: str, threads: int, log: Path, *, gpu: bool) -> Peak | None:
+    """Time the product in a process of its own with as many threads as a contender has; the best of six.
+
+    None if it failed: the other figures of the run are valid without it.
     """
-    command = [sys.executable, "-m", "svd_trt.benchmarks.peak", precision, str(threads), str(int(gpu))]
-    threads_too = environment() | {"OMP_NUM_THREADS": str(threads)}
-    done = subprocess.run(command, capture_output=True, text=True, env=threads_too)  # noqa: S603
-    if done.returncode:
-        return None
-    return Peak(**json.loads(done.stdout))
+    with ChildProcess("svd_trt.benchmarks.peak", {"OMP_NUM_THREADS": str(threads)}, log=log) as child:
+        child.send(msgspec.json.encode(_Request(precision, threads, gpu)))
+        answer = child.receive()
+    return None if answer is None else msgspec.json.decode(answer, type=Peak)
 
 
 def _main() -> None:
+    requests, answer = connect_to_parent()
+    request = msgspec.json.decode(next(requests), type=_Request)
+    pin_threads(request.threads)
+    answer(msgspec.json.encode(_measure(request)))
+
+
+def _measure(request: _Request) -> Peak:
     import torch
 
-    precision, threads, gpu = sys.argv[1], int(sys.argv[2]), sys.argv[3] == "1"
-    pin(threads)
-    torch.set_num_threads(threads)
-    device = "cuda" if gpu else "cpu"
-    size = 8192 if gpu else 2048
-    dtype = torch.float16 if precision == "fp16" and gpu else torch.float32
+    torch.set_num_threads(request.threads)
+    device = "cuda" if request.gpu else "cpu"
+    size = 8192 if request.gpu else 2048
+    half = request.precision == "fp16" and request.gpu
+    dtype = torch.float16 if half else torch.float32
     while True:
         a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-        best = min(_time(a, b, gpu=gpu) for _ in range(_REPEATS + 1))
+        best = min(_time_product(a, b, gpu=request.gpu) for _ in range(_REPEATS))
         if best >= _LONG_ENOUGH or size >= _LARGEST:
-            break
+            return Peak("fp16" if half else "fp32", size, 2 * size**3 / best)
         size *= 2
-    named = "fp16" if dtype == torch.float16 else "fp32"
-    print(json.dumps({"precision": named, "size": size, "flops_per_s": 2 * size**3 / best}))  # noqa: T201
 
 
-def _time(a: object, b: object, *, gpu: bool) -> float:
+def _time_product(a: Any, b: Any, *, gpu: bool) -> float:
     import torch
 
-    assert isinstance(a, torch.Tensor)
-    assert isinstance(b, torch.Tensor)
     started = time.perf_counter()
     _ = a @ b
     if gpu:

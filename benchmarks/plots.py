@@ -1,4 +1,4 @@
-"""Pictures of a result, drawn from its file alone."""
+"""Plots of a result, drawn from its file alone."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from svd_trt.benchmarks.report import describe
-from svd_trt.benchmarks.schema import STAGES, Contender, Curve, Result
+from svd_trt.benchmarks.results import STAGES, ContenderResult, Curve, Result
 from svd_trt.errors import OutputError, ResultError
 from svd_trt.export.fidelity import IDENTICAL_DB
 
 __all__ = ["plot_result"]
 
-# Okabe and Ito's colours, which people who do not see red and green apart can tell.
+# Okabe and Ito's colours, which colour-blind readers can distinguish.
 _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442", "#000000")
-_OURS, _THEIRS = _COLOURS[0], "#9A9A9A"
+_SVD_TRT, _OTHER = _COLOURS[0], "#9A9A9A"
 _WIDTH = 9.0
 _DPI = 130
 
@@ -31,12 +31,12 @@ def plot_result(result: Result, folder: Path, stem: str) -> list[Path]:
         OutputError: a file cannot be written.
     """
     mpl.use("Agg")
-    found = [c for c in result.contenders if c.spread is not None]
-    if not found:
+    measured = [c for c in result.contenders if c.spread is not None]
+    if not measured:
         raise ResultError("no contender of this result was measured; there is nothing to draw")
-    figures = {"speed": _speed(found), "stages": _stages(found), "memory": _memory(found)}
-    if any(c.fidelity is not None for c in found):
-        figures["fidelity"] = _fidelity(found)
+    figures = {"speed": _speed(measured), "stages": _stages(measured), "memory": _memory(measured)}
+    if any(c.fidelity is not None for c in measured):
+        figures["fidelity"] = _fidelity(measured)
     for axis in dict.fromkeys(curve.axis for curve in result.curves):
         name = axis.replace("_", "-")
         figures[f"curve-{name}"] = _curves([c for c in result.curves if c.axis == axis])
@@ -56,42 +56,42 @@ def _save(figure: Figure, path: Path) -> Path:
     return path
 
 
-def _bars(found: list[Contender], title: str) -> tuple[Figure, Any]:
+def _bars(measured: list[ContenderResult], title: str) -> tuple[Figure, Any]:
     """A figure with a row for each contender, the first on top."""
-    figure = Figure(figsize=(_WIDTH, 1.9 + 0.42 * len(found)), layout="constrained")
+    figure = Figure(figsize=(_WIDTH, 1.9 + 0.42 * len(measured)), layout="constrained")
     axes = figure.subplots()
     axes.set_title(title, loc="left", fontsize=12)
-    axes.set_yticks(range(len(found)), [c.name for c in found])
-    axes.set_ylim(len(found) - 0.4, -0.6)
+    axes.set_yticks(range(len(measured)), [c.name for c in measured])
+    axes.set_ylim(len(measured) - 0.4, -0.6)
     axes.spines[["top", "right"]].set_visible(False)
     return figure, axes
 
 
-def _speed(found: list[Contender]) -> Figure:
-    figure, axes = _bars(found, "Whole video: speed against eager diffusers (longer is faster)")
-    for row, c in enumerate(found):
+def _speed(measured: list[ContenderResult]) -> Figure:
+    figure, axes = _bars(measured, "Whole video: speed against eager diffusers (longer is faster)")
+    for row, c in enumerate(measured):
         assert c.spread is not None
         ratio, total = c.spread.ratio_to_eager, c.spread.total_s
-        colour = _OURS if c.name.startswith("svd-trt") else _THEIRS
+        colour = _SVD_TRT if c.name.startswith("svd-trt") else _OTHER
         spread = [[ratio.median - ratio.low], [ratio.high - ratio.median]]
         axes.barh(row, ratio.median, color=colour, xerr=spread, height=0.62, capsize=3, ecolor="#333333")
-        told = f" {ratio.median:.2f}x, {total.median:.3g} s{_worst(c)}"
-        axes.text(ratio.high, row, told, va="center", fontsize=9)
+        label = f" {ratio.median:.2f}x, {total.median:.3g} s{_worst(c)}"
+        axes.text(ratio.high, row, label, va="center", fontsize=9)
     axes.axvline(1.0, color="#333333", linewidth=0.8, linestyle=":")
-    axes.set_xlim(0, max(c.spread.ratio_to_eager.high for c in found if c.spread) * 1.45)
+    axes.set_xlim(0, max(c.spread.ratio_to_eager.high for c in measured if c.spread) * 1.45)
     axes.set_xlabel("times as fast; whiskers: least and most of the rounds; dB: worst frame against fp32 eager")
     return figure
 
 
-def _worst(c: Contender) -> str:
+def _worst(c: ContenderResult) -> str:
     if c.psnr_db is None:
         return ""
     return ", identical" if c.psnr_db >= IDENTICAL_DB else f", {c.psnr_db:.0f} dB"
 
 
-def _stages(found: list[Contender]) -> Figure:
-    figure, axes = _bars(found, "Where the time goes")
-    for row, c in enumerate(found):
+def _stages(measured: list[ContenderResult]) -> Figure:
+    figure, axes = _bars(measured, "Where the time goes")
+    for row, c in enumerate(measured):
         left = 0.0
         for colour, stage in zip(_COLOURS, STAGES, strict=False):
             seconds = c.stages[stage]
@@ -102,11 +102,11 @@ def _stages(found: list[Contender]) -> Figure:
     return figure
 
 
-def _memory(found: list[Contender]) -> Figure:
-    figure, axes = _bars(found, "Most memory held at once")
-    on_gpu = any(c.peak_vram is not None for c in found)
+def _memory(measured: list[ContenderResult]) -> Figure:
+    figure, axes = _bars(measured, "Most memory held at once")
+    on_gpu = any(c.peak_vram is not None for c in measured)
     height = 0.31 if on_gpu else 0.62
-    for row, c in enumerate(found):
+    for row, c in enumerate(measured):
         for index, (size, colour) in enumerate(((c.peak_rss, _COLOURS[0]), (c.peak_vram, _COLOURS[1]))):
             if size is None:
                 continue
@@ -120,11 +120,11 @@ def _memory(found: list[Contender]) -> Figure:
     return figure
 
 
-def _fidelity(found: list[Contender]) -> Figure:
+def _fidelity(measured: list[ContenderResult]) -> Figure:
     figure = Figure(figsize=(_WIDTH, 4), layout="constrained")
     axes = figure.subplots()
     axes.set_title("Each frame against eager diffusers in fp32", loc="left", fontsize=12)
-    for index, c in enumerate(found):
+    for index, c in enumerate(measured):
         if c.fidelity is None or c.fidelity.worst_psnr_db >= IDENTICAL_DB:
             continue
         shown = [min(v, 100.0) for v in c.fidelity.psnr_db]

@@ -7,18 +7,26 @@ from typing import Any
 
 import pytest
 
-from svd_trt.benchmarks.schema import STAGES, Contender, Fidelity, Peak, Result, Round, Spread, Subject
+from svd_trt.benchmarks.results import (
+    STAGES,
+    ContenderResult,
+    Fidelity,
+    Peak,
+    Result,
+    Round,
+    Spread,
+    Summary,
+    Workload,
+)
 
 
-def made_contender(name: str, seconds: list[float], eager: list[float], **more: Any) -> Contender:
-    from svd_trt.benchmarks.stats import measure, ratios
-
+def contender_result(name: str, seconds: list[float], eager: list[float], **more: Any) -> ContenderResult:
     spread = Spread(
-        step_s=measure([s / 10 for s in seconds]),
-        total_s=measure(seconds),
-        stages={stage: measure([s / 5 for s in seconds]) for stage in STAGES},
-        ratio_to_eager=ratios(eager, seconds),
-        step_ratio_to_eager=ratios(eager, seconds),
+        step_s=Summary.of([s / 10 for s in seconds]),
+        total_s=Summary.of(seconds),
+        stages={stage: Summary.of([s / 5 for s in seconds]) for stage in STAGES},
+        ratio_to_eager=Summary.of_ratios(eager, seconds),
+        step_ratio_to_eager=Summary.of_ratios(eager, seconds),
     )
     rounds = [
         Round(round=i, total_s=s, stages=dict.fromkeys(STAGES, s / 5), steps=[s / 10] * 2)
@@ -36,7 +44,7 @@ def made_contender(name: str, seconds: list[float], eager: list[float], **more: 
         "peak_rss": 1_500_000_000,
         "rounds": rounds,
     }
-    return Contender(name=name, what="for tests", **fields | more)
+    return ContenderResult(name=name, what="for tests", **fields | more)
 
 
 @pytest.fixture(scope="session")
@@ -48,7 +56,7 @@ def make_result() -> Callable[..., Result]:
             "command": "svd-trt bench --preset mid",
             "machine": {"cpu": "A CPU", "cores": 2, "gpu": [], "packages": {"torch": "2.0"}, "commit": "abc"},
             "threads": 2,
-            "subject": Subject(
+            "workload": Workload(
                 model="random:mid",
                 precision="fp32",
                 frames=2,
@@ -61,9 +69,9 @@ def make_result() -> Callable[..., Result]:
             ),
             "peak": Peak("fp32", 2048, 2e11),
             "contenders": [
-                made_contender("diffusers-eager", eager, eager, psnr_db=200.0),
-                made_contender("svd-trt-onnxruntime", ours or [6.0, 6.3, 5.9], eager),
-                Contender(name="svd-trt-tensorrt", what="engines", skipped="needs an NVIDIA GPU"),
+                contender_result("diffusers-eager", eager, eager, psnr_db=200.0),
+                contender_result("svd-trt-onnxruntime", ours or [6.0, 6.3, 5.9], eager),
+                ContenderResult(name="svd-trt-tensorrt", what="engines", skipped="needs an NVIDIA GPU"),
             ],
         }
         return Result(**fields | more)

@@ -1,95 +1,78 @@
-"""The harness on the tests' checkpoint and bundle: real processes, one of them broken. No time is asserted."""
+"""``svd-trt bench`` on the tests' checkpoint and bundle, in real processes, one of them broken. No time is asserted."""
 
 from __future__ import annotations
 
-import contextlib
+import json
 import os
 import shutil
-import subprocess
-import sys
-from dataclasses import dataclass, replace
+import signal
 from pathlib import Path
+from typing import Any
 
 import msgspec
-import numpy as np
-import psutil
 import pytest
 
 from svd_trt import Bundle
-from svd_trt.benchmarks.bundles import Bundles
-from svd_trt.benchmarks.contender_process import ContenderError, Worker
-from svd_trt.benchmarks.contenders import CONTENDERS, BundleKind, Entrant, choose
+from svd_trt.benchmarks.contender_process import ContenderError, ContenderProcess
+from svd_trt.benchmarks.contenders import CONTENDERS, Contender, Job, choose_contenders
 from svd_trt.benchmarks.harness import Bench
-from svd_trt.benchmarks.protocol import Job
-from svd_trt.benchmarks.resources import peak_rss
-from svd_trt.benchmarks.results import encode_result
-from svd_trt.benchmarks.schema import STAGES, Contender, Result, Subject
+from svd_trt.benchmarks.results import STAGES, ContenderResult, Result, Workload, encode_result, read_result
+from svd_trt.benchmarks.workload import BundleKind, Bundles
 from svd_trt.errors import ArgumentError, BenchmarkError
 from svd_trt.export.fidelity import draw_picture
+from svd_trt.progress import ignore_progress
+from tests.cli.conftest import invoke
 
 pytestmark = pytest.mark.xdist_group("dynamic")
 
-
-def subject_of(model: Path | str) -> Subject:
-    return Subject(
-        model=str(model),
-        precision="fp32",
-        frames=2,
-        height=64,
-        width=64,
-        steps=2,
-        decode_chunk_size=2,
-        seed=7,
-        step_flops=1e9,
-    )
-
-
-@dataclass
-class _Given(Bundles):
-    """Bundles that are there already."""
-
-    paths: dict[BundleKind, Path] | None = None
-
-    def get(self, kind: BundleKind) -> tuple[Path, float | None]:
-        assert self.paths is not None
-        return self.paths[kind], 1.5
-
-
-def bench_of(tmp_path: Path, model: Path | str, entrants: list[Entrant], paths: dict[BundleKind, Path]) -> Bench:
-    subject = subject_of(model)
-    picture = tmp_path / "picture.png"
-    draw_picture(subject.height, subject.width).save(picture)
-    return Bench(
-        subject=subject,
-        entrants=entrants,
-        rounds=2,
-        threads=1,
-        work=tmp_path,
-        picture=picture,
-        bundles=_Given(subject, tmp_path, None, lambda _: None, paths=paths),
-        command="svd-trt bench",
-        gpu=False,
-        report=lambda *_: None,
-    )
+NAMES = ["svd-trt-onnxruntime", "svd-trt-onnxruntime-plain", "svd-trt-onnxruntime-cuda"]
+SMALL = ["--num-frames", "2", "--height", "64", "--width", "64", "--num-inference-steps", "2", "--threads", "1"]
 
 
 @pytest.fixture(scope="module")
-def result(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path, dynamic_bundle: Bundle) -> Result:
-    """Two rounds of diffusers, ours, one whose bundle is damaged, and one that cannot run here."""
+def folder(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path, dynamic_bundle: Bundle) -> Path:
+    """What a run of two rounds wrote: diffusers, svd-trt, a contender with a damaged bundle, one that cannot run."""
     work = tmp_path_factory.mktemp("bench")
     damaged = work / "damaged"
     shutil.copytree(dynamic_bundle.path, damaged)
     (damaged / "onnx" / "denoiser.onnx").write_bytes(b"x")
-    names = ["svd-trt-onnxruntime", "svd-trt-onnxruntime-plain", "svd-trt-onnxruntime-cuda"]
-    bench = bench_of(work, checkpoint, choose(names), {"default": dynamic_bundle.path, "plain": damaged})
-    kept: list[Result] = []
-    assert bench.run(kept.append) == kept[-1]
-    assert [len(r.contenders[0].rounds) for r in kept] == [1, 2], "kept after every round"
-    return kept[-1]
+    output = work / "output"
+    output.mkdir()
+    given = ["--bundle", dynamic_bundle.path, "--model", checkpoint, *SMALL, "--cache", work / "cache"]
+    names = [argument for name in NAMES for argument in ("--contender", name)]
+    inner = Bundles.get
+
+    def get(bundles: Bundles, kind: BundleKind) -> tuple[Path, float | None]:
+        return (damaged, 1.5) if kind == "plain" else inner(bundles, kind)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Bundles, "get", get)
+        files = ["-o", output / "result.json", "--markdown", output / "result.md"]
+        found = invoke("bench", *given, *names, "--rounds", "2", *files, "--json")
+    assert found.returncode == 0, found.stderr
+    (work / "printed.json").write_text(found.stdout)
+    return work
 
 
-def named(result: Result, name: str) -> Contender:
+@pytest.fixture(scope="module")
+def result(folder: Path) -> Result:
+    return read_result(folder / "output" / "result.json")
+
+
+def named(result: Result, name: str) -> ContenderResult:
     return next(c for c in result.contenders if c.name == name)
+
+
+def test_files_and_output(folder: Path, result: Result) -> None:
+    printed = json.loads((folder / "printed.json").read_text())
+    assert printed["schema"] == 1
+    assert printed["threads"] == result.threads == 1
+    assert [c["name"] for c in printed["contenders"]] == ["diffusers-eager", *NAMES]
+    assert result.peak is not None
+    assert str(folder) not in result.command
+    assert "| svd-trt-onnxruntime |" in (folder / "output" / "result.md").read_text()
+    left = sorted(p.name for p in (folder / "output").iterdir())
+    assert left == ["result.json", "result.md"], "nothing is left over"
 
 
 def test_what_works_is_measured_in_full(result: Result) -> None:
@@ -98,7 +81,7 @@ def test_what_works_is_measured_in_full(result: Result) -> None:
         assert c.skipped is None
         assert [r.round for r in c.rounds] == [0, 1]
         for r in c.rounds:
-            assert len(r.steps) == result.subject.steps
+            assert len(r.steps) == result.workload.steps
             assert set(r.stages) == set(STAGES)
             assert all(seconds > 0 for seconds in (*r.steps, *r.stages.values()))
             assert sum(r.steps) <= r.stages["denoise"] * 1.001
@@ -132,7 +115,7 @@ def test_fidelity_is_that_of_the_same_video(result: Result) -> None:
     assert eager.psnr_db == 200
     assert ours.fidelity is not None
     assert ours.psnr_db == ours.fidelity.worst_psnr_db == min(ours.fidelity.psnr_db) >= 50
-    assert len(ours.fidelity.psnr_db) == len(ours.fidelity.ssim) == result.subject.frames
+    assert len(ours.fidelity.psnr_db) == len(ours.fidelity.ssim) == result.workload.frames == 2
     assert ours.fidelity.worst_ssim > 0.99
 
 
@@ -162,82 +145,93 @@ def test_the_file_reads_back_strictly(result: Result) -> None:
     assert again.machine["cpu"] == result.machine["cpu"]
 
 
-def test_a_baseline_that_fails_ends_the_run(tmp_path: Path) -> None:
-    bench = bench_of(tmp_path, tmp_path / "none", choose(["diffusers-eager"]), {})
-    with pytest.raises(BenchmarkError, match="diffusers-eager failed"):
+def workload_of(model: Path) -> Workload:
+    return Workload(
+        model=str(model),
+        precision="fp32",
+        frames=2,
+        height=64,
+        width=64,
+        steps=1,
+        decode_chunk_size=2,
+        seed=7,
+    )
+
+
+def bench_of(tmp_path: Path, workload: Workload, bundle: Path, start: Any = None) -> Bench:
+    """diffusers and svd-trt; ``start`` replaces the method that starts a process."""
+    picture = tmp_path / "picture.png"
+    draw_picture(workload.height, workload.width).save(picture)
+    bench = Bench(
+        workload=workload,
+        contenders=choose_contenders(["svd-trt-onnxruntime"]),
+        rounds=2,
+        threads=1,
+        work=tmp_path,
+        picture=picture,
+        bundles=Bundles(workload, tmp_path, bundle, ignore_progress),
+        command="svd-trt bench",
+        gpu=False,
+        progress=ignore_progress,
+    )
+    if start is not None:
+        bench.start = start  # type: ignore[method-assign]
+    return bench
+
+
+def test_a_baseline_that_fails_ends_the_run(tmp_path: Path, small_bundle: Path) -> None:
+    def start(*_: object, **__: object) -> ContenderProcess:
+        raise ContenderError("out of memory")
+
+    bench = bench_of(tmp_path, workload_of(tmp_path), small_bundle, start)
+    with pytest.raises(BenchmarkError, match=r"diffusers-eager failed.*out of memory; --decode-chunk-size 4"):
         bench.run(lambda _: None)
 
 
-def test_a_worker_that_dies_says_so(tmp_path: Path, checkpoint: Path) -> None:
-    job = Job(
-        contender="diffusers-eager", subject=subject_of(checkpoint), picture="", bundle=None, threads=1, gpu=False
-    )
-    with Worker(job, tmp_path / "log") as worker:
-        worker._process.kill()
-        with pytest.raises(ContenderError, match="memory ran out"):
-            worker.make(tmp_path / "video.mp4")
+def test_without_a_reference_and_with_a_contender_that_dies(
+    tmp_path: Path, checkpoint: Path, dynamic_bundle: Bundle
+) -> None:
+    """For an fp16 video the frames in fp32 are made by another process, which may run out of memory."""
+    processes: dict[str, ContenderProcess] = {}
+    workload = msgspec.structs.replace(workload_of(checkpoint), precision="fp16")
 
-
-def test_a_worker_that_says_nothing_is_given_up(tmp_path: Path, checkpoint: Path) -> None:
-    job = Job(
-        contender="diffusers-eager", subject=subject_of(checkpoint), picture="", bundle=None, threads=1, gpu=False
-    )
-    with pytest.raises(ContenderError, match=r"no answer within 0.5 s; --timeout"):
-        Worker(job, tmp_path / "log", timeout=0.5)
-
-
-def test_a_worker_ends_with_the_harness(tmp_path: Path, checkpoint: Path) -> None:
-    """Killed outright, it can tell nobody, and a video may take minutes."""
-    job = Job(
-        contender="diffusers-eager", subject=subject_of(checkpoint), picture="", bundle=None, threads=1, gpu=False
-    )
-    code = (
-        "import sys, time, msgspec; from pathlib import Path; from svd_trt.benchmarks.contender_process import Worker;"
-        "from svd_trt.benchmarks.protocol import Job;"
-        "worker = Worker(msgspec.json.decode(sys.argv[1], type=Job), Path(sys.argv[2]));"
-        "print(worker._process.pid, flush=True); time.sleep(600)"
-    )
-    command = [sys.executable, "-c", code, msgspec.json.encode(job).decode(), str(tmp_path / "log")]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as harness:
-        assert harness.stdout is not None
-        worker = int(harness.stdout.readline())
-        harness.kill()
-    with contextlib.suppress(psutil.NoSuchProcess):
-        psutil.Process(worker).wait(60)
-    assert not psutil.pid_exists(worker)
-
-
-def test_without_a_reference_all_else_is_measured(tmp_path: Path, checkpoint: Path, dynamic_bundle: Bundle) -> None:
-    """The fp32 frames are made for an fp16 video by another process, which may run out of memory."""
-    bench = bench_of(tmp_path, checkpoint, choose(["svd-trt-onnxruntime"]), {"default": dynamic_bundle.path})
-    bench = replace(bench, rounds=1, subject=msgspec.structs.replace(bench.subject, precision="fp16"))
-    inner = bench.start
-
-    def start(entrant: Entrant, subject: Subject, bundle: Path | None, *, exact: bool = False) -> Worker:
+    def start(contender: Contender, workload: Workload, bundle: Path | None, *, exact: bool = False) -> Any:
         if exact:
             raise ContenderError("out of memory")
-        return inner(entrant, subject, bundle, exact=exact)
+        processes[contender.name] = Bench.start(bench, contender, workload, bundle)
+        return processes[contender.name]
 
-    bench.start = start  # type: ignore[method-assign]
-    made = bench.run(lambda _: None)
-    assert [c.skipped for c in made.contenders] == [None, None]
-    assert [c.psnr_db for c in made.contenders] == [None, None]
-    assert made.notes == ["frames were not compared: the reference in fp32 failed: out of memory"]
+    bench = bench_of(tmp_path, workload, dynamic_bundle.path, start)
+    kept: list[Result] = []
+
+    def keep(result: Result) -> None:
+        kept.append(result)
+        os.kill(processes["svd-trt-onnxruntime"].pid, signal.SIGKILL)
+
+    assert bench.run(keep) == kept[-1]
+    first, last = kept
+    assert [len(r.contenders[0].rounds) for r in kept] == [1, 2], "kept after every round"
+    assert [c.skipped for c in first.contenders] == [None, None]
+    assert [c.psnr_db for c in first.contenders] == [None, None]
+    assert first.notes == ["frames were not compared: the reference in fp32 failed: out of memory"]
+    died = last.contenders[1].skipped
+    assert died is not None
+    assert died.startswith("failed in round 2: it was killed, most likely because memory ran out")
+
+
+def test_a_contender_that_does_not_answer_is_killed(tmp_path: Path) -> None:
+    job = Job(
+        contender="diffusers-eager", workload=workload_of(tmp_path), picture="", bundle=None, threads=1, gpu=False
+    )
+    with pytest.raises(ContenderError, match=r"no answer within 0\.1 s; --timeout"):
+        ContenderProcess(job, tmp_path / "log", timeout=0.1)
 
 
 def test_names() -> None:
-    assert [e.name for e in choose(["openvino"])] == ["diffusers-eager", "openvino"]
-    assert [e.name for e in choose([])] == [e.name for e in CONTENDERS]
-    assert len({e.name for e in CONTENDERS}) == len(CONTENDERS)
-    (same,) = (e for e in choose([], precision="fp16") if e.name == "svd-trt-onnxruntime-portable")
+    assert [c.name for c in choose_contenders(["openvino"])] == ["diffusers-eager", "openvino"]
+    assert [c.name for c in choose_contenders([])] == [c.name for c in CONTENDERS]
+    assert len({c.name for c in CONTENDERS}) == len(CONTENDERS)
+    (same,) = (c for c in choose_contenders([], precision="fp16") if c.name == "svd-trt-onnxruntime-portable")
     assert "the same as svd-trt-onnxruntime" in str(same.obstacle())
     with pytest.raises(ArgumentError, match="no contender is called 'svd'; choose from: diffusers-eager, "):
-        choose(["svd"])
-
-
-def test_memory_is_the_process_s_own() -> None:
-    """Linux lets ru_maxrss begin with that of the process before; a child of a large one would seem large."""
-    large = np.ones(300_000_000, np.uint8)
-    code = "from svd_trt.benchmarks.resources import peak_rss; print(peak_rss())"
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ)
-    assert 1e6 < int(found.stdout) < large.nbytes < peak_rss()
+        choose_contenders(["svd"])

@@ -1,4 +1,4 @@
-"""``svd-trt bench plot``, ``compare`` and ``readme``: what reads results and measures nothing."""
+"""``svd-trt bench plot`` and ``compare``, which read results and measure nothing."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import click
 from rich.table import Table
 
 from svd_trt.cli.console import print_json, stderr, stdout
-from svd_trt.errors import MissingDependencyError, OutputError
+from svd_trt.errors import MissingDependencyError
 
-__all__ = ["compare", "plot", "readme"]
+__all__ = ["compare", "plot"]
 
 _FILE = click.Path(path_type=Path)
 
@@ -20,7 +20,7 @@ _FILE = click.Path(path_type=Path)
 @click.argument("file", type=_FILE)
 @click.option("-o", "--output", type=click.Path(path_type=Path, file_okay=False), help="Folder.  [default: FILE's]")
 def plot(file: Path, output: Path | None) -> None:
-    """Draw the result FILE as PNG pictures: speed, stages, memory, fidelity, and its curves.
+    """Draw the result FILE as PNG plots: speed, stages, memory, fidelity, and its curves.
 
     \b
     Example:
@@ -38,13 +38,15 @@ def plot(file: Path, output: Path | None) -> None:
 @click.command("compare")
 @click.argument("old", type=_FILE)
 @click.argument("new", type=_FILE)
-@click.option("--all", "everything", is_flag=True, help="Also show what stayed within noise.")
-@click.option("--fail-if-slower", type=click.FloatRange(0), metavar="PERCENT", help="Exit with 1 beyond this loss.")
+@click.option("--all", "everything", is_flag=True, help="Also show figures that did not change.")
+@click.option(
+    "--fail-if-slower", type=click.FloatRange(0), metavar="PERCENT", help="Exit with 1 if a contender lost more speed."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print every row as JSON.")
 def compare(old: Path, new: Path, *, everything: bool, fail_if_slower: float | None, as_json: bool) -> None:
-    """Say what moved beyond noise from the result OLD to the result NEW, both of the same video.
+    """Show what changed beyond noise from the result OLD to the result NEW, both of the same video.
 
-    A figure moved if its ranges over the rounds do not overlap and its median changed by more than 2 %.
+    A figure changed if its ranges over the rounds do not overlap and its median changed by more than 2 %.
 
     \b
     Examples:
@@ -60,7 +62,7 @@ def compare(old: Path, new: Path, *, everything: bool, fail_if_slower: float | N
         stderr().print("these are different machines: only ratios to eager and fidelity are compared", style="yellow")
     if min(len(c.rounds) for r in (a, b) for c in r.contenders if c.rounds) < LEAST_ROUNDS:
         stderr().print(
-            f"fewer than {LEAST_ROUNDS} rounds: nothing can be told from noise; --rounds {LEAST_ROUNDS} or more",
+            f"fewer than {LEAST_ROUNDS} rounds: no verdict on times; measure with --rounds {LEAST_ROUNDS} or more",
             style="yellow",
         )
     limit = None if fail_if_slower is None else 1 - fail_if_slower / 100
@@ -73,31 +75,6 @@ def compare(old: Path, new: Path, *, everything: bool, fail_if_slower: float | N
         table = Table("contender", "figure", "old", "new", "new / old", "", box=None, pad_edge=False)
         for r in shown:
             table.add_row(r.contender, r.figure, f"{r.old:.4g}", f"{r.new:.4g}", f"{r.ratio:.3f}", r.verdict)
-        stdout().print(table if shown else f"nothing moved beyond noise ({len(rows)} figures)")
+        stdout().print(table if shown else f"nothing changed beyond noise ({len(rows)} figures)")
     if lost:
         raise click.exceptions.Exit(1)
-
-
-@click.command("readme")
-@click.argument("files", type=_FILE, nargs=-1, required=True)
-@click.option("--readme", "target", type=_FILE, default=Path("README.md"), show_default=True, help="File to change.")
-@click.option("--check", is_flag=True, help="Change nothing; exit with 1 where it is out of date.")
-def readme(files: tuple[Path, ...], target: Path, *, check: bool) -> None:
-    """Write the performance section of a README from the results FILES.
-
-    It stands between <!-- performance:begin --> and <!-- performance:end -->.
-    """
-    from svd_trt.benchmarks.readme import section, with_section
-    from svd_trt.benchmarks.results import read_result, write_whole
-
-    try:
-        text = target.read_text()
-        made = with_section(text, section([(path, read_result(path)) for path in files], target))
-        if made == text:
-            return
-        if check:
-            click.echo(f"{target} is out of date: svd-trt bench readme {' '.join(map(str, files))}", err=True)
-            raise click.exceptions.Exit(1)
-        write_whole(target, made.encode())
-    except OSError as error:
-        raise OutputError(f"cannot change {target}: {error.strerror}") from error

@@ -1,4 +1,4 @@
-"""Clocks between the stages of diffusers' pipeline, and the surroundings that its process is given."""
+"""diffusers' pipeline with a clock around its stages, and the environment of its process."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from typing import Any
 import pytest
 import torch
 
-from svd_trt.benchmarks.clock import CudaClock, HostClock, clock_for
-from svd_trt.benchmarks.diffusers_runs import DiffusersRun
-from svd_trt.benchmarks.protocol import Job
-from svd_trt.benchmarks.schema import Subject
+from svd_trt.benchmarks.contenders import Job
+from svd_trt.benchmarks.diffusers_contender import DiffusersRunner
+from svd_trt.benchmarks.measuring import CudaClock, clock_for
+from svd_trt.benchmarks.results import Workload
 from svd_trt.engine.child_process import environment
 from svd_trt.export.fidelity import draw_picture
 
 
 class LateEvent:
-    """A CUDA event as torch has it: it knows its time only once the device was waited for."""
+    """A CUDA event as torch has it: it knows its time only after the host has waited for the device."""
 
     device_time = 0.0
     settled = False
@@ -34,7 +34,7 @@ class LateEvent:
         self.at = LateEvent.device_time
 
     def elapsed_time(self, later: LateEvent) -> float:
-        assert LateEvent.settled, "read before the device was waited for"
+        assert LateEvent.settled, "read before the host has waited for the device"
         return (later.at - self.at) * 1e3
 
 
@@ -50,19 +50,10 @@ def events(monkeypatch: pytest.MonkeyPatch) -> type[LateEvent]:
     return LateEvent
 
 
-def test_the_host_s_clock() -> None:
-    clock = clock_for(gpu=False)
-    assert isinstance(clock, HostClock)
-    begin = clock.mark()
-    time.sleep(0.01)
-    clock.settle()
-    assert clock.seconds(begin, clock.mark()) >= 0.01
-
-
-def run_of(checkpoint: Path, tmp_path: Path) -> DiffusersRun:
+def runner_of(checkpoint: Path, tmp_path: Path) -> DiffusersRunner:
     picture = tmp_path / "picture.png"
     draw_picture(64, 64).save(picture)
-    subject = Subject(
+    workload = Workload(
         model=str(checkpoint),
         precision="fp32",
         frames=2,
@@ -72,23 +63,23 @@ def run_of(checkpoint: Path, tmp_path: Path) -> DiffusersRun:
         decode_chunk_size=2,
         seed=7,
     )
-    job = Job(contender="diffusers-eager", subject=subject, picture=str(picture), bundle=None, threads=1, gpu=False)
-    return DiffusersRun(job, "eager")
+    job = Job(contender="diffusers-eager", workload=workload, picture=str(picture), bundle=None, threads=1, gpu=False)
+    return DiffusersRunner(job, "eager")
 
 
 def test_on_a_gpu_nothing_waits_before_the_end(checkpoint: Path, tmp_path: Path, events: type[LateEvent]) -> None:
     """The whole pipeline on the CPU, with the clock of a GPU: every stage in the GPU's time, and one wait for all."""
-    run = run_of(checkpoint, tmp_path)
-    run.clock = clock_for(gpu=True)
-    assert isinstance(run.clock, CudaClock)
-    run.load()
+    runner = runner_of(checkpoint, tmp_path)
+    runner.clock = clock_for(gpu=True)
+    assert isinstance(runner.clock, CudaClock)
+    runner.load()
     written: list[Any] = []
     before = time.perf_counter()
-    video = run.make(written.append)
+    video = runner.make_video(written.append)
     assert events.waits == 1
     assert video.steps == [0.25] * 3
     assert video.stages == {"image_encode": 0.5, "vae_encode": 0.25, "denoise": 5 * 0.25, "decode": 0.25}
-    assert before < video.first_step_at - 7 * 0.25, "the first step began seven marks after the call"
+    assert before < video.first_step_at - 7 * 0.25, "the first step began seven events after the call"
     assert [w.shape for w in written] == [(2, 64, 64, 3)]
 
 

@@ -1,13 +1,17 @@
-"""Frames against a reference: identical, close, and wrong in one place."""
+"""Frames against a reference, the host's clock, and the memory of a process."""
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import time
 from typing import Any
 
 import numpy as np
 import pytest
 
-from svd_trt.benchmarks.fidelity import compare_frames
+from svd_trt.benchmarks.measuring import HostClock, clock_for, compare_frames, peak_rss
 from svd_trt.export.fidelity import IDENTICAL_DB
 
 Frames = np.ndarray[Any, np.dtype[np.uint8]]
@@ -32,7 +36,7 @@ def test_one_level_everywhere_is_48_db(frames: Frames) -> None:
     assert 0.99 < found.worst_ssim < 1
 
 
-def test_the_worst_frame_is_told(frames: Frames) -> None:
+def test_the_worst_frame_counts(frames: Frames) -> None:
     wrong = frames.copy()
     wrong[1] = 255 - wrong[1]
     found = compare_frames(wrong, frames)
@@ -44,3 +48,20 @@ def test_the_worst_frame_is_told(frames: Frames) -> None:
 def test_other_shapes_are_refused(frames: Frames) -> None:
     with pytest.raises(ValueError, match="cannot be compared"):
         compare_frames(frames[:2], frames)
+
+
+def test_the_clock_of_the_host() -> None:
+    clock = clock_for(gpu=False)
+    assert isinstance(clock, HostClock)
+    begin = clock.event()
+    time.sleep(0.01)
+    clock.wait()
+    assert clock.seconds(begin, clock.event()) >= 0.01
+
+
+def test_memory_is_that_of_the_process() -> None:
+    """Linux starts ru_maxrss with that of the parent, so a child of a large process would seem large."""
+    large = np.ones(300_000_000, np.uint8)
+    code = "from svd_trt.benchmarks.measuring import peak_rss; print(peak_rss())"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ)
+    assert 1e6 < int(found.stdout) < large.nbytes < peak_rss()
