@@ -18,7 +18,7 @@ class Bundle:
 
     Attributes:
         path: the directory.
-        manifest: what it holds.
+        manifest: the content of its ``manifest.json``.
     """
 
     def __init__(self, path: Path, manifest: Manifest) -> None:
@@ -27,20 +27,21 @@ class Bundle:
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], *, verify: bool = True) -> Bundle:
-        """Read the manifest and check that every file is there, whole and unaltered.
+        """Read the manifest and check that every file is there, complete and unaltered.
 
         Args:
             path: the bundle's directory.
-            verify: compare contents with their sha256, not only sizes. Reads every byte of the bundle.
+            verify: compare the sha256 of every file, which reads all of the bundle; otherwise only sizes are compared.
 
         Raises:
-            BundleError: no bundle, incomplete, altered, or of a newer schema; the message says what to run.
+            BundleError: there is no bundle, or it is incomplete, altered or of another schema; the message says what
+                to run.
         """
         directory = Path(path)
         bundle = cls(directory, read_manifest(directory))
         missing = [name for name in NETWORKS if name not in bundle.manifest.networks]
         if missing:
-            raise BundleError(f"{directory} lacks {', '.join(missing)}; run `svd-trt build` again to mend it")
+            raise BundleError(f"{directory} lacks {', '.join(missing)}; run `svd-trt build` again to repair it")
         bundle._check_files(verify=verify)
         return bundle
 
@@ -49,23 +50,23 @@ class Bundle:
         return self.manifest.networks[name]
 
     def onnx_path(self, name: NetworkName) -> Path:
-        """The ONNX graph of network ``name``; its weights lie beside it."""
+        """The ONNX graph of network ``name``; its weights are in the same folder."""
         return self.path / self.network(name).onnx.files[0].path
 
     def plan_path(self, name: NetworkName) -> Path | None:
-        """The TensorRT plan of network ``name``, where the bundle has one."""
+        """The TensorRT plan of network ``name``; None if the bundle has no engines."""
         plan = self.network(name).plan
         return self.path / plan.file.path if plan else None
 
     def _check_files(self, *, verify: bool) -> None:
-        # Hashing releases the interpreter lock, so threads hash files side by side.
+        # Hashing releases the interpreter lock, so threads hash files in parallel.
         pool = ThreadPoolExecutor(max_workers=4)
         try:
             for problem in pool.map(lambda file: self._problem(file, verify=verify), self.manifest.files):
                 if problem:
-                    raise BundleError(f"{problem}; run `svd-trt build` again to mend it")
+                    raise BundleError(f"{problem}; run `svd-trt build` again to repair it")
         finally:
-            pool.shutdown(cancel_futures=True)  # what is not begun is not waited for
+            pool.shutdown(cancel_futures=True)  # after a problem, files that are still queued are not hashed
 
     def _problem(self, file: FileEntry, *, verify: bool) -> str | None:
         path = self.path / file.path

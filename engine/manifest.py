@@ -1,4 +1,4 @@
-"""``manifest.json``: everything a reader must know of a bundle, as plain data.
+"""``manifest.json``: everything that a reader needs to know about a bundle, as plain data.
 
 The structures here are the schema. Reading is strict about types and about the schema version, and lenient about
 fields that a later minor version may add.
@@ -45,13 +45,13 @@ Operators: TypeAlias = Literal["onnx", "onnxruntime"]
 
 
 def precision_of(network: NetworkName, precision: Precision) -> Precision:
-    """What ``network`` computes in, in a bundle of ``precision``."""
+    """The precision of ``network`` in a bundle of ``precision``."""
     # Published checkpoints set force_upcast: half precision overflows in the VAE's encoder.
     return "fp32" if network == "vae_encoder" else precision
 
 
 class SamplerInfo(msgspec.Struct, frozen=True):
-    """The checkpoint's noise schedule, as its scheduler configuration names it (Karras et al. 2022, eq. 5)."""
+    """The checkpoint's noise schedule, as in its scheduler configuration (Karras et al. 2022, eq. 5)."""
 
     sigma_min: float
     sigma_max: float
@@ -61,7 +61,7 @@ class SamplerInfo(msgspec.Struct, frozen=True):
 
 
 class SourceInfo(msgspec.Struct, frozen=True):
-    """Where the weights came from."""
+    """The checkpoint that the weights are from."""
 
     model: str
     """Hub id, or the name of the folder."""
@@ -80,7 +80,7 @@ class FileEntry(msgspec.Struct, frozen=True):
 
     @classmethod
     def of(cls, root: Path, path: Path) -> FileEntry:
-        """Describe ``path``, which lies under ``root``."""
+        """The entry of the file ``path``, which is inside ``root``; reads the file to hash it."""
         return cls(path.relative_to(root).as_posix(), path.stat().st_size, sha256_of(path))
 
 
@@ -88,14 +88,14 @@ class OnnxEntry(msgspec.Struct, frozen=True):
     """An exported network; the first file is the graph, the others its weights."""
 
     key: str
-    """Hash of all that the export depends on; equal keys, equal networks."""
+    """Hash of everything that the export depends on: equal keys mean equal networks."""
     files: tuple[FileEntry, ...]
     nodes: int
     parameters: int
 
 
 class PlanEntry(msgspec.Struct, frozen=True):
-    """A TensorRT plan. Memory is what the builder reports, in bytes, at the profile's maximum."""
+    """A TensorRT plan. Memory is the builder's report, in bytes, for the largest sizes of the ranges."""
 
     key: str
     file: FileEntry
@@ -103,11 +103,11 @@ class PlanEntry(msgspec.Struct, frozen=True):
     activation_bytes: int | None
     weight_bytes: int | None
     weight_streaming: bool = False
-    """Weights may be streamed from host memory."""
+    """The engine can run with a part of its weights in host memory."""
 
 
 class NetworkEntry(msgspec.Struct, frozen=True):
-    """One network of the bundle in each of its forms."""
+    """One network of the bundle: its specification, its ONNX graph and, if there is one, its plan."""
 
     spec: NetworkSpec
     onnx: OnnxEntry
@@ -122,18 +122,21 @@ class NetworkEntry(msgspec.Struct, frozen=True):
 
 
 class GraphEntry(msgspec.Struct, frozen=True):
-    """How the networks were written; see `svd_trt.export.rewrites`."""
+    """How the graphs were written; see `svd_trt.export.rewrites`."""
 
     rewrites: bool
     """Exact rewrites were applied; without them the networks compute what diffusers computes."""
     ff_chunks: int
-    """Parts into which the denoiser's widest feed-forwards are cut."""
+    """Number of parts into which the denoiser's widest feed-forwards are split."""
     operators: Operators = "onnx"
-    """``onnx`` are those of the standard, which TensorRT needs; ``onnxruntime`` has ONNX Runtime's own among them."""
+    """``onnx``: only the standard's, as TensorRT needs; ``onnxruntime``: also ONNX Runtime's own."""
 
 
 class TensorRtEntry(msgspec.Struct, frozen=True):
-    """The TensorRT that built the plans; only the same version loads them, on ``target`` where that is not empty."""
+    """The TensorRT that built the plans.
+
+    Only the same version loads them, and only on a GPU of ``target`` if that is not empty.
+    """
 
     name: TensorRtName
     version: str
@@ -141,7 +144,7 @@ class TensorRtEntry(msgspec.Struct, frozen=True):
 
 
 class Manifest(msgspec.Struct, frozen=True, rename={"tensorrt": "flavour"}):
-    """The whole of ``manifest.json`` but its ``digest``, which guards the rest."""
+    """All of ``manifest.json`` except its ``digest``, a hash of the rest."""
 
     schema_version: int
     svd_trt_version: str
@@ -179,10 +182,10 @@ def read_manifest(directory: Path) -> Manifest:
     """Read and check ``manifest.json``.
 
     Raises:
-        BundleError: there is none, it is not JSON, it was altered, or a newer svd-trt wrote it.
+        BundleError: there is none, it is not JSON, it was altered, or it has another schema.
     """
     path = directory / MANIFEST_NAME
-    rebuild = "run `svd-trt build` again to mend it"
+    rebuild = "run `svd-trt build` again to repair it"
     try:
         fields = msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
     except FileNotFoundError:
@@ -205,7 +208,7 @@ def read_manifest(directory: Path) -> Manifest:
             "run `svd-trt build` again"
         )
     if version != SCHEMA_VERSION:
-        raise BundleError(f"{path} names no schema that this svd-trt reads; {rebuild}")
+        raise BundleError(f"{path} has no schema version that this svd-trt reads; {rebuild}")
     if fields.pop("digest", None) != _digest(fields):
         raise BundleError(f"{path} was altered since it was built; {rebuild}")
     try:

@@ -1,11 +1,11 @@
-"""Tensor names, shapes, types and ranges of the four networks: the one place where they are written down.
+"""Tensor names, shapes, types and ranges of the four networks, written down only here.
 
-Export names its ONNX inputs from here, the engine builder takes its optimisation profiles from here, the runtime
-allocates its buffers from here, and the manifest stores it, so a C++ host reads the same facts.
+The export takes the names of ONNX inputs from here, the engine builder its optimisation profiles and the runtime the
+shapes of its buffers. The manifest stores the specifications, so that a host in another language can read them.
 
 An axis is an integer, a symbol such as ``"frames"``, or a symbol divided by a constant such as ``"height//8"``
-(sizes are given in pixels everywhere; latents are smaller by the VAE's factor). An axis whose range is a single
-value is written as that integer: the graph is smaller for it and the engine faster.
+(all sizes are in pixels; latents are smaller by the VAE's factor). An axis whose range is a single value is written
+as that integer, because the graph gets smaller and the engine faster.
 """
 
 from __future__ import annotations
@@ -91,19 +91,19 @@ class Range(msgspec.Struct, frozen=True, order=False):
         return isinstance(value, int) and self.min <= value <= self.max
 
     def clamp(self, value: int) -> int:
-        """The value of the range that is nearest to ``value``."""
+        """The value in the range that is closest to ``value``."""
         return min(max(value, self.min), self.max)
 
     def require(self, value: int, name: str, option: str) -> None:
-        """Refuse ``value`` if it is outside the range.
+        """Check that ``value`` is in the range that a bundle was built for.
 
         Args:
-            value: of the caller.
-            name: what the caller calls the value.
-            option: of ``svd-trt build``, which sets the range.
+            value: from the caller.
+            name: the caller's name for the value, for the message.
+            option: the option of ``svd-trt build`` that sets the range, for the message.
 
         Raises:
-            ArgumentError: the value is outside.
+            ArgumentError: the value is outside the range.
         """
         if value not in self:
             raise ArgumentError(
@@ -113,20 +113,20 @@ class Range(msgspec.Struct, frozen=True, order=False):
 
     @property
     def fixed(self) -> bool:
-        """True where the range is a single value."""
+        """True if the range is a single value."""
         return self.min == self.max
 
     @property
     def words(self) -> str:
-        """The range for a sentence: ``2 to 25``, or ``14`` where it is fixed."""
+        """The range for a sentence: ``2 to 25``, or ``14`` if it is fixed."""
         return str(self.min) if self.fixed else f"{self.min} to {self.max}"
 
     @classmethod
     def parse(cls, text: str) -> Range:
-        """``"2:14:25"`` or ``"14"``.
+        """The range in ``"2:14:25"`` or ``"14"``.
 
         Raises:
-            ArgumentError: the text is neither.
+            ArgumentError: the text is neither, or the numbers do not increase.
         """
         parts = text.split(":")
         try:
@@ -141,7 +141,7 @@ class Range(msgspec.Struct, frozen=True, order=False):
 
 
 class Ranges(msgspec.Struct, frozen=True):
-    """The range of every symbol; what one bundle serves."""
+    """The range of every symbol: the sizes that one bundle can run with."""
 
     batch: Range
     pictures: Range
@@ -159,10 +159,10 @@ class Ranges(msgspec.Struct, frozen=True):
 
 
 def chunk_sizes(total: int, chunk: int, span: Range) -> list[int]:
-    """Sizes of the decode chunks of ``total`` frames: equal ones, then the rest, as diffusers cuts them.
+    """Sizes of the decode chunks of ``total`` frames: equal ones, then the rest, as in diffusers.
 
     Raises:
-        ArgumentError: one of them is outside ``span``, which the bundle was built for.
+        ArgumentError: one of them is outside ``span``, the range that the bundle was built for.
     """
     sizes = [min(chunk, total - start) for start in range(0, total, chunk)]
     for size in sizes:
@@ -175,7 +175,10 @@ def chunk_sizes(total: int, chunk: int, span: Range) -> list[int]:
 
 
 def chunk_choices(frames: int, videos: int, span: Range) -> Iterator[int]:
-    """Chunks of at most a video that cut ``videos`` of ``frames`` into sizes that ``span`` takes, largest first."""
+    """Chunk sizes, largest first, that split ``videos`` times ``frames`` frames into chunks within ``span``.
+
+    None is larger than one video.
+    """
     for size in range(min(frames, span.max), span.min - 1, -1):
         rest = frames * videos % size
         if rest == 0 or rest in span:
@@ -183,7 +186,7 @@ def chunk_choices(frames: int, videos: int, span: Range) -> Iterator[int]:
 
 
 class ModelInfo(msgspec.Struct, frozen=True):
-    """What the specifications and the runtime need to know of a checkpoint."""
+    """Facts about a checkpoint that the specifications and the runtime need."""
 
     latent_channels: int
     vae_scale_factor: int
@@ -209,7 +212,7 @@ class TensorSpec(msgspec.Struct, frozen=True):
 
     @property
     def dynamic(self) -> bool:
-        """True where at least one axis is symbolic."""
+        """True if at least one axis is symbolic."""
         return any(isinstance(axis, str) for axis in self.shape)
 
 
@@ -227,7 +230,7 @@ class NetworkSpec(msgspec.Struct, frozen=True):
         return self.inputs + self.outputs
 
     def tensor(self, name: str) -> TensorSpec:
-        """The tensor called ``name``; KeyError where there is none."""
+        """The tensor called ``name``; KeyError if there is none."""
         for tensor in self.tensors:
             if tensor.name == name:
                 return tensor
@@ -242,13 +245,13 @@ class NetworkSpec(msgspec.Struct, frozen=True):
 
     @property
     def symbols(self) -> tuple[str, ...]:
-        """Symbols that stand in any of the tensors, in the order of `SYMBOLS`."""
+        """Symbols in the shapes of the tensors, in the order of `SYMBOLS`."""
         used = {_symbol(axis) for tensor in self.tensors for axis in tensor.shape if isinstance(axis, str)}
         return tuple(symbol for symbol in SYMBOLS if symbol in used)
 
 
 def network_specs(model: ModelInfo, ranges: Ranges) -> dict[NetworkName, NetworkSpec]:
-    """The four specifications of a bundle for ``model`` that serves ``ranges``."""
+    """The four specifications of a bundle for ``model`` with sizes in ``ranges``."""
     axes: dict[str, Axis] = {s: ranges.of(s).min if ranges.of(s).fixed else s for s in SYMBOLS}
     batch, pictures, branches = (axes[s] for s in ("batch", "pictures", "branches"))
     frames, chunk = (axes[s] for s in ("frames", "chunk"))

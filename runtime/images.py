@@ -26,17 +26,18 @@ _CHANNELS = {1: "L", 3: "RGB", 4: "RGBA"}
 def load_image(image: ImageInput) -> PIL.Image.Image:
     """Read a picture and return it as a new 8-bit RGB image, upright and independent of any open file.
 
-    ``image`` is a path, a PIL image, or an array ``[H,W]``, ``[H,W,1]``, ``[H,W,3]`` or ``[H,W,4]`` that is
-    uint8, or floating point within [0, 1] (scaled by 255 and rounded).
+    The conversion is that of ``diffusers.utils.load_image``: the EXIF orientation is applied, transparency is dropped
+    and not blended, and of a file with several frames the first is read. It differs for PIL modes of more than 8 bits,
+    which PIL alone would clip to white: ``I`` and ``I;16`` are scaled down from [0, 65535], and ``F`` from [0, 1].
 
-    The conversion is that of ``diffusers.utils.load_image``: the EXIF orientation is applied, transparency is
-    dropped and not blended, and a file with several frames gives its first. It differs for PIL modes of more
-    than 8 bits, which PIL alone would clip to white: ``I`` and ``I;16`` are scaled down from [0, 65535], and
-    ``F`` from [0, 1].
+    Args:
+        image: a path, a PIL image, or an array ``[H, W]``, ``[H, W, 1]``, ``[H, W, 3]`` or ``[H, W, 4]`` that is
+            uint8, or floating point within [0, 1] (scaled by 255 and rounded).
 
-    Raises ``ImageError`` for a file that is missing, not a picture, damaged, or of more pixels than
-    ``PIL.Image.MAX_IMAGE_PIXELS``, for an empty picture, and for an array of another shape, type or range.
-    Raises ``ArgumentError`` for anything that is neither a path, a PIL image nor an array.
+    Raises:
+        ImageError: a file is missing, not a picture, damaged, or has more pixels than ``PIL.Image.MAX_IMAGE_PIXELS``;
+            the picture is empty; an array has another shape, type or range.
+        ArgumentError: ``image`` is neither a path, nor a PIL image, nor an array.
     """
     if isinstance(image, np.ndarray):
         return _from_array(image)
@@ -78,7 +79,7 @@ def _from_array(array: npt.NDArray[Any]) -> PIL.Image.Image:
 
 
 def _to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
-    """Turn upright and to 8-bit RGB. The result shares nothing with ``image``."""
+    """A copy of ``image``, upright and in 8-bit RGB."""
     if 0 in image.size:
         raise ImageError(f"cannot read an image of size {image.size}: pass one that is not empty")
     upright = PIL.ImageOps.exif_transpose(image)
@@ -90,9 +91,9 @@ def _to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
 
 
 def _scaled(values: npt.NDArray[Any], top: float, what: str) -> npt.NDArray[np.uint8]:
-    """Map [0, top] to [0, 255] and round. Values outside are refused: clipping would hide a wrong scale."""
+    """Map [0, top] to [0, 255] and round. Values outside raise `ImageError`, since clipping hides a wrong scale."""
     low, high = float(values.min()), float(values.max())
-    if not (low >= 0.0 and high <= top):  # false for NaN, which min and max hand on
+    if not (low >= 0.0 and high <= top):  # false for NaN, which min and max return if there is one
         raise ImageError(f"cannot read {what} with values from {low:g} to {high:g}: rescale them to [0, {top:g}] first")
     scaled: npt.NDArray[np.uint8] = np.rint(values.astype(np.float64) * (255.0 / top)).astype(np.uint8)
     return scaled
@@ -100,11 +101,11 @@ def _scaled(values: npt.NDArray[Any], top: float, what: str) -> npt.NDArray[np.u
 
 @contextmanager
 def _readable(name: str) -> Iterator[None]:
-    """Report whatever PIL raises as one ``ImageError``, and keep its warnings from the caller."""
+    """Turn every exception of PIL into an `ImageError`, and suppress its warnings."""
     try:
         with warnings.catch_warnings():
-            # Oddities that PIL works around (damaged metadata, palettes with transparency) are no news to the
-            # user, but a picture that may exhaust the memory is.
+            # PIL warns about defects that it works around (damaged metadata, palettes with transparency). Only a
+            # picture that may exhaust the memory concerns the user.
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", PIL.Image.DecompressionBombWarning)
             yield
@@ -115,12 +116,12 @@ def _readable(name: str) -> Iterator[None]:
 
 
 def _reason(error: Exception) -> str:
-    """Say in one line what is wrong with the picture and what to do about it."""
+    """One line: what is wrong with the picture, then what to do."""
     if isinstance(error, FileNotFoundError):
         return "there is no such file; check the path"
     if isinstance(error, IsADirectoryError):
         return "it is a directory; pass one picture"
-    if isinstance(error, OSError) and error.strerror:  # PIL's own have no error number
+    if isinstance(error, OSError) and error.strerror:  # PIL raises OSError without an error number
         return f"{error.strerror}; check the path"
     if isinstance(error, PIL.UnidentifiedImageError):
         return "it is not a picture in a format that Pillow knows; save it as PNG or JPEG"

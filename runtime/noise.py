@@ -1,8 +1,8 @@
-"""Gaussian noise that equals torch's, without torch.
+"""Gaussian noise equal to torch's, without torch.
 
-A seed must give the video that diffusers gives for it, so the runtime draws what torch's CPU generator draws.
-The sources followed, as of torch 2.13, are ``normal_kernel`` and ``normal_fill`` in ATen's
-``native/cpu/DistributionTemplates.h`` and ``normal_distribution`` in its ``core/DistributionsHelper.h``.
+A seed must give the same video as in diffusers, so the runtime draws the numbers that torch's CPU generator draws.
+It follows ``normal_kernel`` and ``normal_fill`` in ATen's ``native/cpu/DistributionTemplates.h`` and
+``normal_distribution`` in ATen's ``core/DistributionsHelper.h``, as of torch 2.13.
 """
 
 from __future__ import annotations
@@ -28,17 +28,21 @@ _TWO_PI = np.float32(2.0 * math.pi)
 class TorchGenerator:
     """The normal numbers of ``torch.Generator().manual_seed(seed)`` on the CPU.
 
-    Consecutive draws, of any lengths and of either dtype, continue one stream as they do in torch. Values
-    agree within 1e-6 in float32, and within one unit in the last place in float16, with the AVX2 code that
-    torch runs on any recent x86. Torch's portable code rounds the angles otherwise, and is up to 3e-6 away
-    from both.
+    Consecutive draws, of any lengths and of either dtype, continue one stream as they do in torch. Values agree within
+    1e-6 in float32, and within one unit in the last place in float16, with the AVX2 code that torch runs on recent
+    x86 processors. Torch's portable code rounds the angles differently; it is up to 3e-6 away from both.
 
-    ``seed`` is from 0 to 2**64 - 1, of which only the low 32 bits count, as in torch. Anything else raises
-    ``ArgumentError``. An instance must not be shared between threads.
+    Args:
+        seed: from 0 to 2**64 - 1; only the low 32 bits count, as in torch.
+
+    Raises:
+        ArgumentError: the seed is not an integer, or out of range.
+
+    An instance must not be shared between threads.
     """
 
     def __init__(self, seed: int) -> None:
-        # numpy promises never to change this legacy generator, and seeds mt19937 as torch does.
+        # numpy guarantees that this legacy generator never changes, and it seeds mt19937 as torch does.
         self._source = np.random.RandomState(_seed(seed) & 0xFFFFFFFF)
         self._spare: float | None = None
 
@@ -51,8 +55,12 @@ class TorchGenerator:
     def randn(self, shape: Shape, dtype: npt.DTypeLike = np.float32) -> npt.NDArray[np.floating[Any]]:
         """Draw standard normal values, as ``torch.randn(shape, generator=..., dtype=...)`` does.
 
-        Returns an array of ``shape`` (an int is a length) and of ``dtype``, which is float32 or float16.
-        Raises ``ArgumentError`` for another dtype or a malformed shape.
+        Args:
+            shape: of the result; an int is a length.
+            dtype: float32 or float16.
+
+        Raises:
+            ArgumentError: the dtype is another one, or the shape is malformed.
         """
         dims = _dimensions(shape)
         kind = _float_dtype(dtype)
@@ -64,22 +72,22 @@ class TorchGenerator:
         return values.astype(kind, copy=False).reshape(dims)
 
     def _blocks(self, length: int, *, overdraws: bool) -> npt.NDArray[np.float32]:
-        """``normal_fill``: whole blocks, and for a part block the last 16 values anew."""
+        """``normal_fill``: whole blocks; if the last block is incomplete, the last 16 values are drawn again."""
         remainder = length % _BLOCK
         values = np.empty(length, dtype=np.float32)
         values[: length - remainder] = _box_muller(self._uniform(length - remainder))
         if remainder:
             if overdraws:
-                # torch fills a float32 tensor with uniforms to its end before it overwrites the tail. Its
-                # float16 path works block by block and draws none for the part block: the streams differ.
+                # torch fills a float32 tensor with uniforms to its end before it overwrites the tail. Its float16
+                # path works block by block and draws none for the incomplete block, so the streams differ.
                 self._words(remainder)
             values[-_BLOCK:] = _box_muller(self._uniform(_BLOCK))
         return values
 
     def _serial(self) -> float:
-        """``normal_distribution<double>``: one value, and its sine twin kept for the next such call.
+        """``normal_distribution<double>``: a cosine; the sine of the pair is kept for the next call.
 
-        The twin outlives draws of 16 values and more, which neither use nor clear it.
+        Draws of 16 values and more neither use nor clear the sine that is kept.
         """
         if self._spare is not None:
             value, self._spare = self._spare, None
@@ -97,7 +105,7 @@ class TorchGenerator:
         return words.astype(np.float32) * np.float32(2.0**-24)
 
     def _words(self, length: int) -> npt.NDArray[np.uint32]:
-        """The next ``length`` outputs of mt19937, which numpy passes through for the full range of uint32."""
+        """The next ``length`` outputs of mt19937, which numpy returns unchanged for the full range of uint32."""
         return self._source.randint(0, 1 << 32, size=length, dtype=np.uint32)
 
 
@@ -133,18 +141,18 @@ def _dimensions(shape: Shape) -> tuple[int, ...]:
 
 
 def _uniform53(high: int, low: int) -> float:
-    """53-bit uniform in [0, 1) from two words, the first drawn in the high half: ``random64``."""
+    """A 53-bit uniform in [0, 1) from two words, of which the first drawn is the high half: ``random64``."""
     return (((high << 32) | low) & ((1 << 53) - 1)) * 2.0**-53
 
 
 def _box_muller(uniform: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """``NormalFill16``: of each 16 values, eight give radii and eight angles; out come cosines, then sines.
+    """``NormalFill16``: of each 16 values, eight become radii and eight angles; the result is cosines, then sines.
 
-    Rounded to float32 where torch's vectorised code rounds: an exact angle would be wrong by more than the
-    tolerance. The logarithm alone is taken in double, which halves the difference at no cost worth naming.
+    Values are rounded to float32 at the same points as in torch's vectorised code: exact angles would differ from
+    torch's by more than the tolerance. Only the logarithm is computed in double, which halves the difference.
     """
     pairs = uniform.reshape(-1, 2, _BLOCK // 2)
-    exponent = np.log(1.0 - pairs[:, 0].astype(np.float64))  # 1 - u lies in (0, 1]
+    exponent = np.log(1.0 - pairs[:, 0].astype(np.float64))  # 1 - u is in (0, 1]
     radius = np.sqrt(np.float32(-2) * exponent.astype(np.float32))
     theta = _TWO_PI * pairs[:, 1]
     normal = np.empty_like(pairs)

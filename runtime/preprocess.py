@@ -1,4 +1,4 @@
-"""From the input picture to what the image encoder and the VAE encoder take."""
+"""The inputs of the image encoder and of the VAE encoder, from the picture."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["clip_pixels", "vae_image"]
 
 FloatArray = npt.NDArray[np.float32]
 
-_VAE_FACTOR = 8  # pixels to a latent, along each axis
+_VAE_FACTOR = 8  # pixels per latent, along each axis
 _CUBIC = -0.75  # torch's coefficient of the cubic convolution kernel (Keys 1981); PIL and OpenCV differ
 
 
@@ -26,16 +26,23 @@ def clip_pixels(
     mean: Sequence[float],
     std: Sequence[float],
 ) -> FloatArray:
-    """The picture as the CLIP image encoder takes it: float32 ``[3, size[0], size[1]]``, normalised.
+    """The input of the CLIP image encoder: float32 ``[3, size[0], size[1]]``, normalised.
 
-    Equals what ``StableVideoDiffusionPipeline._encode_image`` of diffusers computes, within 1e-5: a Gaussian
-    blur against aliasing, a bicubic resize with aligned corners to ``size`` (height, width), then
-    ``(x - mean) / std`` per channel. Both filters are linear and separable, hence one small matrix per axis.
-    Their rows sum to 1, so the detour through [-1, 1] that the pipeline takes cancels out.
+    The result equals, within 1e-5, that of diffusers' ``StableVideoDiffusionPipeline._encode_image``: a Gaussian blur
+    against aliasing, a bicubic resize with aligned corners to ``size`` (height, width), then ``(x - mean) / std`` per
+    channel. Both filters are linear and separable, so one small matrix per axis applies them. The rows of the matrices
+    sum to 1, so the pipeline's conversion to [-1, 1] and back has no effect and is left out.
 
-    A picture one pixel high or wide, which the pipeline cannot pad and fails on, is taken as constant along
-    that axis. ``image`` is RGB, from ``load_image``. Raises ``ArgumentError`` for another mode, or for a
-    malformed ``size``, ``mean`` or ``std``.
+    A picture of one pixel in height or width, which the pipeline fails to pad, counts as constant along that axis.
+
+    Args:
+        image: RGB, from `svd_trt.runtime.images.load_image`.
+        size: height and width of the result.
+        mean: of each channel, from the checkpoint.
+        std: of each channel, from the checkpoint.
+
+    Raises:
+        ArgumentError: the image has another mode, or ``size``, ``mean`` or ``std`` is malformed.
     """
     if len(size) != 2 or min(size) < 1:
         raise ArgumentError(f"size is a height and a width of at least 1, not {size}")
@@ -45,19 +52,24 @@ def clip_pixels(
     rows = _resampling(pixels.shape[0], size[0])
     columns = _resampling(pixels.shape[1], size[1])
     resized = np.empty((3, *size), dtype=np.float32)
-    for channel in range(3):  # one at a time: a large photograph in float32 takes four times its size
+    for channel in range(3):  # one at a time, because float32 takes four times the memory of the picture
         resized[channel] = rows @ (pixels[:, :, channel].astype(np.float32) / 255.0) @ columns.T
     return (resized - _per_channel(mean)) / _per_channel(std)
 
 
 def vae_image(image: PIL.Image.Image, height: int, width: int) -> FloatArray:
-    """The picture as the VAE encoder takes it, before noise: float32 ``[3, height, width]`` in [-1, 1].
+    """The input of the VAE encoder before noise is added: float32 ``[3, height, width]`` in [-1, 1].
 
-    Equals ``VideoProcessor(do_resize=True, vae_scale_factor=8).preprocess(image, height, width)`` of
-    diffusers bit for bit: a Lanczos resize by PIL, which does not keep the aspect ratio.
+    The result equals that of diffusers' ``VideoProcessor(do_resize=True, vae_scale_factor=8).preprocess(image, height,
+    width)`` to the bit: a Lanczos resize by PIL, which does not keep the aspect ratio.
 
-    ``image`` is RGB, from ``load_image``. Raises ``ArgumentError`` for another mode, or when ``height`` or
-    ``width`` is not a positive multiple of 8.
+    Args:
+        image: RGB, from `svd_trt.runtime.images.load_image`.
+        height: of the result, in pixels.
+        width: of the result, in pixels.
+
+    Raises:
+        ArgumentError: the image has another mode, or ``height`` or ``width`` is not a positive multiple of 8.
     """
     if min(height, width) < 1 or height % _VAE_FACTOR or width % _VAE_FACTOR:
         raise ArgumentError(f"height and width are multiples of {_VAE_FACTOR}, not {height} and {width}")
@@ -85,8 +97,8 @@ def _per_channel(values: Sequence[float]) -> FloatArray:
 def _resampling(length: int, size: int) -> FloatArray:
     """The read-only matrix ``[size, length]`` that blurs one axis and resizes it to ``size``.
 
-    Follows ``_resize_with_antialiasing`` of diffusers: each output takes four cubic taps, and each of those
-    is a Gaussian over the input.
+    It follows diffusers' ``_resize_with_antialiasing``: each output pixel is a cubic sum of four taps, and each tap is
+    a Gaussian sum of input pixels.
     """
     taps, cubic = _bicubic(length, size)  # [size, 4] each
     gaussian = _gaussian(length / size)  # [K]
@@ -96,12 +108,12 @@ def _resampling(length: int, size: int) -> FloatArray:
     weights = cubic[:, :, None] * gaussian  # [size, 4, K]
     flat = np.bincount(cells.ravel(), weights.ravel(), minlength=size * length)
     matrix = flat.reshape(size, length).astype(np.float32)
-    matrix.setflags(write=False)  # the cache hands the same array to every caller
+    matrix.setflags(write=False)  # the cache returns the same array to every caller
     return matrix
 
 
 def _gaussian(factor: float) -> npt.NDArray[np.float64]:
-    """The blur for shrinking by ``factor``: ``[K]`` weights, K odd, about 4 sigma; [0, 1, 0] to enlarge."""
+    """Weights ``[K]`` of the blur before shrinking by ``factor``: K is odd, about 4 sigma; [0, 1, 0] to enlarge."""
     sigma = max((factor - 1.0) / 2.0, 0.001)
     radius = int(max(4.0 * sigma, 3)) // 2
     weights = np.exp(-(np.arange(-radius, radius + 1) ** 2) / (2.0 * sigma**2))
@@ -110,7 +122,7 @@ def _gaussian(factor: float) -> npt.NDArray[np.float64]:
 
 def _bicubic(length: int, size: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
     """Indices and weights, ``[size, 4]`` each, of torch's bicubic ``interpolate(align_corners=True)``."""
-    # torch keeps positions in float32. Their rounding moves the weights by more than 1e-5 in wide pictures.
+    # torch keeps positions in float32; their rounding changes the weights by more than 1e-5 for wide pictures.
     step = np.float32(length - 1) / np.float32(size - 1) if size > 1 else np.float32(0)
     position = step * np.arange(size, dtype=np.float32)
     start = np.minimum(np.floor(position), length - 1).astype(np.int64)
@@ -131,7 +143,7 @@ def _far(x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 
 
 def _reflect(index: npt.NDArray[np.int64], length: int) -> npt.NDArray[np.int64]:
-    """Fold indices into the axis, its end pixels not repeated; over and over where the axis is short."""
+    """Reflect indices at the ends of the axis without repeating the end pixels, as often as a short axis needs."""
     period = max(2 * (length - 1), 1)
     folded = np.mod(index, period)
     return np.asarray(np.minimum(folded, period - folded), dtype=np.int64)

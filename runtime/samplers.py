@@ -1,9 +1,9 @@
-"""Noise schedules and samplers, as tables that the denoiser is fed row by row.
+"""Noise schedules and samplers, as tables of which the denoiser takes one row per step.
 
 A sampler is a function from sigmas to coefficients: for each step, the preconditioning of the network and the
-weights of a linear update ``x_next = a x + b denoised + c previous_denoised``. To add one, write such a function and
-enter it in `SAMPLERS`: ``--sampler`` and ``sampler=`` take its name, and no network changes. Notation follows Karras
-et al. 2022 (arXiv:2206.00364).
+weights of a linear update ``x_next = a x + b denoised + c previous_denoised``. To add a sampler, write such a
+function and add it to `SAMPLERS`: ``--sampler`` and ``sampler=`` take its name, and no network changes. Notation
+follows Karras et al. 2022 (arXiv:2206.00364).
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ def karras_sigmas(info: SamplerInfo, steps: int) -> Floats:
 
 
 def custom_sigmas(values: Sequence[float]) -> Floats:
-    """Check noise levels given by hand, ``[steps + 1]``; the last is where the video ends, normally 0.
+    """Check the caller's noise levels, ``[steps + 1]``; the last is the level of the finished video, normally 0.
 
     Raises:
-        ArgumentError: fewer than two, not decreasing, negative or not finite.
+        ArgumentError: there are fewer than two, or they do not decrease, are negative or not finite.
     """
     try:
         given = np.asarray(values, np.float64)
@@ -45,7 +45,7 @@ def custom_sigmas(values: Sequence[float]) -> Floats:
     if given.ndim != 1 or len(given) < 2:
         raise ArgumentError("sigmas needs at least two numbers, such as 700, 10, 0")
     if not (given <= _LARGEST_SIGMA).all() or given[-1] < 0:
-        raise ArgumentError(f"sigmas must lie between 0 and {_LARGEST_SIGMA:g} and decrease")
+        raise ArgumentError(f"sigmas must be between 0 and {_LARGEST_SIGMA:g} and decrease")
     sigmas = given.astype(np.float32)
     if (np.diff(sigmas) >= 0).any():
         raise ArgumentError(f"sigmas must decrease, and {', '.join(f'{v:g}' for v in given)} do not")
@@ -63,7 +63,7 @@ def initial_std(info: SamplerInfo, sigmas: Floats) -> float:
 def precondition(sigmas: Floats) -> Floats:
     """``[S, 4]``: c_in, c_noise, c_skip, c_out at each level for v-prediction with data of unit variance (table 1).
 
-    c_noise is ``0.25 ln(sigma)``, the continuous timestep that SVD's UNet is given.
+    c_noise is ``0.25 ln(sigma)``, the continuous timestep that SVD's UNet takes.
     """
     sigma = sigmas.astype(np.float64)
     root = np.sqrt(sigma**2 + 1)
