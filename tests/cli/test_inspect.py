@@ -1,8 +1,9 @@
-"""``svd-trt inspect``: what the manifest knows, for people and for programs, without loading anything."""
+"""``svd-trt inspect``: tables, JSON and plans from the manifest alone."""
 
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from svd_trt.cli.sizes import ByteSize
 from svd_trt.engine.manifest import Manifest, write_manifest
 from svd_trt.engine.memory import MemoryRequest, activation_bytes, compare_plans, plan_memory, smallest_budget
 from svd_trt.engine.spec import NETWORKS
-from tests.cli.conftest import Run
+from tests.cli.conftest import Run, invoke
 
 pytestmark = pytest.mark.xdist_group("small")
 
@@ -31,8 +32,8 @@ def test_tables(run: Run, small_bundle: Path) -> None:
     assert "…" not in result.stdout, "cut off"
 
 
-def test_json_holds_what_the_manifest_holds(run: Run, small_bundle: Path) -> None:
-    found = json.loads(run("inspect", small_bundle, "--json").stdout)
+def test_json_holds_what_the_manifest_holds(small_bundle: Path) -> None:
+    found = json.loads(invoke("inspect", small_bundle, "--json").stdout)
     manifest = Bundle.open(small_bundle).manifest
     assert list(found["networks"]) == list(NETWORKS)
     for name, network in found["networks"].items():
@@ -50,25 +51,25 @@ def test_json_holds_what_the_manifest_holds(run: Run, small_bundle: Path) -> Non
     assert all(mode["bytes"] > 0 for mode in found["vram"])
 
 
-def test_engines_are_not_read(run: Run, small_bundle: Path, tmp_path: Path) -> None:
+def test_engines_are_not_read(small_bundle: Path, tmp_path: Path) -> None:
     """Only sizes are checked: a plan of the right size and other content is not opened."""
     bundle = tmp_path / "bundle"
     shutil.copytree(small_bundle, bundle)
     plan = bundle / "tensorrt-rtx" / "denoiser.plan"
     plan.write_bytes(b"x" * plan.stat().st_size)
-    assert run("inspect", bundle).returncode == 0
+    assert invoke("inspect", bundle).returncode == 0
     plan.unlink()
-    result = run("inspect", bundle)
+    result = invoke("inspect", bundle)
     assert result.returncode == 1
     assert "denoiser.plan is missing; run `svd-trt build` again" in result.stderr
 
 
-def test_refusals(run: Run, small_checkpoint: Path, tmp_path: Path) -> None:
+def test_refusals(small_checkpoint: Path, tmp_path: Path) -> None:
     for place, words in (
         (tmp_path / "none", "there is no bundle"),
         (small_checkpoint, "is a checkpoint, not a bundle"),
     ):
-        result = run("inspect", place)
+        result = invoke("inspect", place)
         assert result.returncode == 1
         assert words in result.stderr
         assert len(result.stderr.strip().splitlines()) == 1
@@ -96,28 +97,28 @@ def whole_video(manifest: Manifest) -> MemoryRequest:
     return MemoryRequest(manifest.ranges.frames.max, manifest.ranges.height.max, manifest.ranges.width.max)
 
 
-def test_plan_within_a_budget(run: Run, small_bundle: Path) -> None:
-    result = run("inspect", small_bundle, "--vram-budget", "1.5 GB")
+def test_plan_within_a_budget(small_bundle: Path) -> None:
+    result = invoke("inspect", small_bundle, "--vram-budget", "1.5 GB")
     assert result.returncode == 0, result.stderr
     words = ("3 frames of 32x32", "all loaded", "together", "all frames together", "1.5 GB", "left over", "context")
     for word in (*words, "weights", "activations", "buffers", "total", "budget"):
         assert word in result.stdout, result.stdout
     assert "previous_denoised" not in result.stdout, "the plan alone"
     assert max(map(len, result.stdout.splitlines()[1:])) <= 80
-    fewer = run("inspect", small_bundle, "--vram-budget", "1.5 GB", "--num-frames", "2")
+    fewer = invoke("inspect", small_bundle, "--vram-budget", "1.5 GB", "--num-frames", "2")
     assert "2 frames of 32x32" in fewer.stdout
 
 
-def test_the_smallest_budget_works(run: Run, small_bundle: Path) -> None:
+def test_the_smallest_budget_works(small_bundle: Path) -> None:
     manifest = Bundle.open(small_bundle).manifest
     request = whole_video(manifest)
     smallest = smallest_budget(manifest, request)
     assert smallest is not None
-    result = run("inspect", small_bundle, "--vram-budget", f"{smallest} B")
+    result = invoke("inspect", small_bundle, "--vram-budget", f"{smallest} B")
     assert result.returncode == 0, result.stderr
-    for word in ("loaded one at a time", "one at a time, two runs a step", "left over     0 bytes"):
-        assert word in result.stdout, result.stdout
-    result = run("inspect", small_bundle, "--vram-budget", f"{smallest - 1}B")
+    for words in ("loaded one at a time", "one at a time, two runs a step", "left over +0 bytes"):
+        assert re.search(words, result.stdout), result.stdout
+    result = invoke("inspect", small_bundle, "--vram-budget", f"{smallest - 1}B")
     assert result.returncode == 1
     assert "is not enough for 3 frames of 32x32: the smallest budget that works is" in result.stderr
     assert "--split-guidance --ff-chunks 4" in result.stderr
@@ -125,9 +126,9 @@ def test_the_smallest_budget_works(run: Run, small_bundle: Path) -> None:
     assert not result.stdout
 
 
-def test_plan_as_json(run: Run, small_bundle: Path) -> None:
+def test_plan_as_json(small_bundle: Path) -> None:
     manifest = Bundle.open(small_bundle).manifest
-    found = json.loads(run("inspect", small_bundle, "--json", "--vram-budget", "1GiB").stdout)
+    found = json.loads(invoke("inspect", small_bundle, "--json", "--vram-budget", "1GiB").stdout)
     plan = plan_memory(manifest, whole_video(manifest), 2**30)
     assert found["plan"] == {
         "resident": True,
@@ -139,23 +140,23 @@ def test_plan_as_json(run: Run, small_bundle: Path) -> None:
         "budget": 2**30,
     }
     assert list(found["networks"]) == list(NETWORKS)
-    assert "plan" not in json.loads(run("inspect", small_bundle, "--json").stdout)
+    assert "plan" not in json.loads(invoke("inspect", small_bundle, "--json").stdout)
 
 
-def test_plan_needs_engines(run: Run, small_bundle: Path, tmp_path: Path) -> None:
+def test_plan_needs_engines(small_bundle: Path, tmp_path: Path) -> None:
     bundle = tmp_path / "bundle"
     shutil.copytree(small_bundle, bundle)
     manifest = Bundle.open(bundle).manifest
     networks = {name: msgspec.structs.replace(entry, plan=None) for name, entry in manifest.networks.items()}
     write_manifest(msgspec.structs.replace(manifest, tensorrt=None, networks=networks), bundle)
-    result = run("inspect", bundle, "--vram-budget", "8GB")
+    result = invoke("inspect", bundle, "--vram-budget", "8GB")
     assert result.returncode == 1
     assert "has no engines" in result.stderr
     assert "--backend tensorrt-rtx" in result.stderr
-    assert run("inspect", bundle).returncode == 0
+    assert invoke("inspect", bundle).returncode == 0
 
 
-def test_refused_budgets(run: Run, small_bundle: Path) -> None:
+def test_refused_budgets(small_bundle: Path) -> None:
     for code, words, options in (
         (2, "8 bytes? write 8GB", ("--vram-budget", "8")),
         (2, "is not more than 0 bytes", ("--vram-budget", "-8GB")),
@@ -164,7 +165,7 @@ def test_refused_budgets(run: Run, small_bundle: Path) -> None:
         (1, "height 40 is outside what this bundle was built for", ("--vram-budget", "8GB", "--height", "40")),
         (1, "frames 9 is outside what this bundle was built for", ("--vram-budget", "8GB", "--num-frames", "9")),
     ):
-        result = run("inspect", small_bundle, *options)
+        result = invoke("inspect", small_bundle, *options)
         assert result.returncode == code, result.stderr
         assert words in result.stderr
 

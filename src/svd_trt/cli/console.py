@@ -1,4 +1,4 @@
-"""What the commands share on the terminal: messages and bars go to standard error, results to standard output."""
+"""Terminal output of all commands: messages and bars on standard error, results on standard output."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ _WIDTH_OF_FILES = 140
 
 
 def stderr(*, quiet: bool = False) -> Console:
-    """Where people read; silent where they asked for that."""
+    """The console for messages and bars; it prints nothing if ``quiet``."""
     return Console(stderr=True, quiet=quiet, highlight=False, markup=False, soft_wrap=True)
 
 
 def stdout() -> Console:
-    """Where results go; tables keep their width where no terminal sets one."""
+    """The console for results; without a terminal, tables are up to 140 columns wide."""
     console = Console(highlight=False, markup=False, soft_wrap=True)
     return console if console.is_terminal else Console(highlight=False, markup=False, width=_WIDTH_OF_FILES)
 
 
 class Bars:
-    """Progress bars in the project's one style; nothing is drawn before the first is added."""
+    """Progress bars, in the same style for all commands; nothing is drawn before the first bar is added."""
 
     def __init__(self, console: Console) -> None:
         self._progress = Progress(
@@ -45,14 +45,14 @@ class Bars:
         self._drawn = False
 
     def add(self, description: str, total: float | None) -> TaskID:
-        """A new bar; without a total it only shows that something goes on."""
+        """Add a bar; without a total it shows activity and no share."""
         if not self._drawn:
             self._drawn = True
             self._progress.start()
         return self._progress.add_task(description, total=total, note="")
 
     def update(self, task: TaskID, completed: float, total: float | None = None, note: str | None = None) -> None:
-        """Move a bar; what is None stays as it is."""
+        """Set the state of a bar; None leaves the total or the note unchanged."""
         changed: dict[str, Any] = {} if note is None else {"note": note}
         self._progress.update(task, completed=completed, total=total, **changed)
 
@@ -65,7 +65,7 @@ class Bars:
 
 
 def print_json(fields: Mapping[str, Any]) -> None:
-    """One JSON object on standard output.
+    """Print ``fields`` as one JSON object on standard output.
 
     Raises:
         OutputError: standard output is closed or full.

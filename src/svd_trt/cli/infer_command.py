@@ -43,7 +43,7 @@ class _Numbers(click.ParamType):  # type: ignore[type-arg]  # generic from click
 
 
 def _parameter_options(function: Callable[..., None]) -> Callable[..., None]:
-    """An option for each of `Parameters`, with its default, limits and help."""
+    """Add an option for every field of `Parameters`, with its default, limits and help."""
     for name, spec in reversed(list(Parameters.fields().items())):
         low, high = spec.metadata.get("min"), spec.metadata.get("max")
         kind: Any
@@ -67,12 +67,12 @@ def _parameter_options(function: Callable[..., None]) -> Callable[..., None]:
 def _formats() -> str:
     named = {("NAME" if suffix == "/" else suffix): kind.description for suffix, kind in FORMATS.items()}
     lines = "\n".join(f"        {suffix:<6} {description}" for suffix, description in named.items())
-    return f"\b\n    OUT says the format:\n{lines}"
+    return f"\b\n    The name OUT selects the format:\n{lines}"
 
 
 @click.command(
     "infer",
-    help=f"""Make a video of each picture IMAGE with the bundle BUNDLE.
+    help=f"""Make a video from each picture IMAGE with the bundle BUNDLE.
 
     {_formats()}
 
@@ -95,7 +95,7 @@ def _formats() -> str:
     type=click.Choice(RUN_BACKENDS),
     default="auto",
     show_default=True,
-    help="What runs the networks; auto is the bundle's TensorRT where there is a GPU, else ONNX Runtime.",
+    help="What runs the networks; auto is the bundle's TensorRT if there is a GPU, else ONNX Runtime.",
 )
 @click.option("--device", metavar="DEVICE", help="cpu, cuda, or cuda:1 for the second GPU.  [default: a GPU if any]")
 @click.option(
@@ -106,7 +106,7 @@ def _formats() -> str:
 @click.option(
     "--vram-budget",
     type=ByteSize(),
-    help="Device memory to stay in, such as 8GB; `svd-trt inspect BUNDLE --vram-budget 8GB` shows how.  "
+    help="Most device memory to use, such as 8GB; `svd-trt inspect BUNDLE --vram-budget 8GB` shows the plan.  "
     "[default: 95 % of what is free]",
 )
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
@@ -123,9 +123,9 @@ def command(
     as_json: bool,
     **parameters: Any,
 ) -> None:
-    """See the help text above."""
+    """Make the videos, write them and report; the help text is in the decorator."""
     if as_json and output == _STDOUT:
-        raise click.UsageError("--json and -o - both want standard output; write the video to a file")
+        raise click.UsageError("--json and -o - both use standard output; write the video to a file")
     started = time.perf_counter()
     count = len(images) * Parameters(**parameters).num_videos_per_prompt
     paths = [numbered(output, index, count) for index in range(count)]
@@ -148,7 +148,7 @@ def command(
 
 
 class _Reporter:
-    """One bar for each stage, made when it starts."""
+    """A `svd_trt.progress.Progress` that shows one bar for each stage."""
 
     def __init__(self, bars: Bars) -> None:
         self.bars = bars
@@ -161,21 +161,21 @@ class _Reporter:
 
 
 def _check_outputs(paths: list[str], images: tuple[str, ...], bundle: Path) -> None:
-    """Refuse what cannot be written, and what would cost an input or be lost with the bundle, before the work."""
+    """Before the work, check that every output can be written and neither replaces an input nor is in the bundle."""
     for path in paths:
         check_output(path)
         if path == _STDOUT:
             continue
         target = Path(path).resolve()
         if target.is_relative_to(bundle.resolve()):
-            raise OutputError(f"{path} lies in the bundle, which the next build replaces; choose another output")
+            raise OutputError(f"{path} is inside the bundle, which the next build replaces; choose another output")
         for image in images:
             if Path(image).resolve().is_relative_to(target):
-                raise OutputError(f"{path} is also an input picture, or holds one; choose another output")
+                raise OutputError(f"{path} is also an input picture, or contains one; choose another output")
 
 
 def _write(stream: VideoStream, paths: list[str]) -> float:
-    """Write frames as they come, in a thread; the seconds spent writing, most of them beside other work."""
+    """Write the frames of ``stream`` in a thread; the seconds that writing took, most of them in parallel with work."""
     p = stream.parameters
     assert p.num_frames is not None
     assert p.height is not None
@@ -196,8 +196,8 @@ def _report(console: Console, stream: VideoStream, paths: list[str], timings: di
     where = "standard output" if paths[0] == _STDOUT else names
     console.print(f"wrote {where}: {p.num_frames} frames of {p.width}x{p.height} at {p.fps} fps, seed {p.seed}")
     stages = {k: v for k, v in timings.items() if k not in ("steps", "total")}
-    told = ", ".join(f"{stage} {format_seconds(value)}" for stage, value in stages.items())
-    console.print(f"{format_seconds(timings['total'])} on {stream.backend}: {told}", style="dim", soft_wrap=True)
+    listed = ", ".join(f"{stage} {format_seconds(value)}" for stage, value in stages.items())
+    console.print(f"{format_seconds(timings['total'])} on {stream.backend}: {listed}", style="dim", soft_wrap=True)
 
 
 def _memory_note(stream: VideoStream) -> str:

@@ -21,13 +21,13 @@ from svd_trt.units import format_bytes, format_count
 __all__ = ["command"]
 
 _NOTES = """\
-FLOP and memory are for one run at the largest sizes; ~ is in proportion to what
-the builder reported. The driver's context, a few hundred MB, comes on top.
-`--vram-budget 8GB` shows how `svd-trt infer` would run in so much."""
+FLOP and memory are for one run at the largest sizes; ~ is an estimate from the
+engine builder's report. The CUDA context takes a few hundred MB more.
+`--vram-budget 8GB` shows how `svd-trt infer` runs within 8 GB."""
 
 _PLAN_NOTES = """\
-In proportion to what the engine builder reported. The driver's context, a few
-hundred MB, comes on top."""
+Estimated from the engine builder's report. The CUDA context takes a few hundred
+MB more."""
 
 
 @click.command("inspect")
@@ -35,21 +35,21 @@ hundred MB, comes on top."""
 @click.option(
     "--vram-budget",
     type=ByteSize(),
-    help="Show how to make a video within so much VRAM, such as 8GB, instead of the tables.",
+    help="Show how a video is made within this much VRAM, such as 8GB, instead of the tables.",
 )
-@click.option("--num-frames", type=click.IntRange(1), help="Frames of that video.  [default: as the checkpoint]")
-@click.option("--height", type=click.IntRange(8), help="Its height in pixels.  [default: the bundle's largest]")
-@click.option("--width", type=click.IntRange(8), help="Its width in pixels.  [default: the bundle's largest]")
+@click.option("--num-frames", type=click.IntRange(1), help="Frames of that video.  [default: the checkpoint's]")
+@click.option("--height", type=click.IntRange(8), help="Height of that video.  [default: the bundle's largest]")
+@click.option("--width", type=click.IntRange(8), help="Width of that video.  [default: the bundle's largest]")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON; sizes are in bytes.")
 def command(bundle: Path, vram_budget: int | None, as_json: bool, **video: int | None) -> None:
-    """Show what BUNDLE holds and what it needs, without loading its engines.
+    """Show what BUNDLE contains and how much memory it needs, without loading its engines.
 
-    Memory is what the engine builder reported, at the largest sizes of the ranges; arithmetic is counted from the
-    graphs at the same sizes. VRAM is for one video, and is less with fewer frames, smaller decode chunks, and engines
-    loaded one at a time.
+    Memory is the engine builder's report for the largest sizes of the ranges; FLOP are counted from the graphs at the
+    same sizes. VRAM is for one video: fewer frames, smaller decode chunks, and engines that are loaded one at a time
+    need less.
 
-    With --vram-budget, the fastest way to make one video with guidance that needs no more;
-    if there is none, the exit code is 1 and the message says the smallest budget that works.
+    With --vram-budget, the command shows the fastest way to make one video with guidance within the budget. If there
+    is none, the exit code is 1 and the message names the smallest budget that works.
 
     \b
     Examples:
@@ -59,7 +59,7 @@ def command(bundle: Path, vram_budget: int | None, as_json: bool, **video: int |
     """
     given = [f"--{name.replace('_', '-')}" for name, value in video.items() if value is not None]
     if given and vram_budget is None:
-        raise click.UsageError(f"{given[0]} is for --vram-budget; say how much")
+        raise click.UsageError(f"{given[0]} is for --vram-budget; give both")
     manifest = Bundle.open(bundle, verify=False).manifest
     request = _request(manifest, **video)
     plan = None if vram_budget is None else plan_memory(manifest, request, vram_budget)
@@ -76,7 +76,7 @@ def command(bundle: Path, vram_budget: int | None, as_json: bool, **video: int |
 
 
 def _request(manifest: Manifest, num_frames: int | None, height: int | None, width: int | None) -> MemoryRequest:
-    """One video, of the largest size unless another is given."""
+    """One video, of the largest size unless the caller gives another."""
     ranges = manifest.ranges
     frames = num_frames or ranges.frames.clamp(manifest.model.num_frames)
     return MemoryRequest(frames, height or ranges.height.max, width or ranges.width.max)
@@ -90,7 +90,7 @@ def _print_tables(console: Console, manifest: Manifest) -> None:
     console.print(_symbols(manifest))
     console.print()
     if manifest.tensorrt is None:
-        console.print("The bundle has no engines (--backend onnxruntime), so what they need in VRAM is not known.")
+        console.print("The bundle has no engines (--backend onnxruntime), so the VRAM that they need is not known.")
     else:
         console.print(_vram(manifest))
         console.print(_NOTES)
@@ -103,7 +103,7 @@ def _print_plan(console: Console, manifest: Manifest, request: MemoryRequest, pl
     chosen.add_row("guidance branches", split)
     chosen.add_row("decoding", _chunk_text(plan.decode_chunk_size, request.frames))
     if plan.streamed_bytes:
-        chosen.add_row("weights in host memory", f"{format_bytes(plan.streamed_bytes)} of the denoiser's, streamed")
+        chosen.add_row("weights in host memory", f"{format_bytes(plan.streamed_bytes)} of the denoiser, streamed")
     console.print(chosen)
     console.print()
     need = plan_footprint(manifest, request, plan)
@@ -124,7 +124,7 @@ def _print_plan(console: Console, manifest: Manifest, request: MemoryRequest, pl
 
 def _print_head(console: Console, path: Path, manifest: Manifest) -> None:
     built = manifest.tensorrt
-    engines = f"{built.name} {built.version} {built.target}".strip() if built else "none, ONNX alone"
+    engines = f"{built.name} {built.version} {built.target}".strip() if built else "none, only ONNX networks"
     graph = manifest.graph
     rows = {
         "bundle": f"{path}, by svd-trt {manifest.svd_trt_version}",
@@ -140,7 +140,7 @@ def _print_head(console: Console, path: Path, manifest: Manifest) -> None:
 
 
 def _passes(manifest: Manifest) -> int:
-    """Runs of the denoiser in a step with guidance."""
+    """Number of denoiser runs in a step with guidance."""
     return 2 if manifest.ranges.branches.max == 1 else 1
 
 

@@ -1,7 +1,7 @@
-"""Entry point: the command group, and how every way to end becomes an exit code.
+"""Entry point: the command group, and the exit code of every outcome.
 
-0 done, 1 what was asked cannot be done (one line says why and what to do), 2 the command line is wrong,
-130 interrupted, 129 and 143 hung up and terminated.
+0: done. 1: the request cannot be met; one line says what happened, then what to do. 2: the command line is wrong.
+130: interrupted. 129 and 143: the process received SIGHUP or SIGTERM.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _INTERRUPTED = 130
 
 
 class _LazyGroup(click.Group):
-    """Imports a command's module when it is called for, so that ``infer`` never loads what ``build`` needs."""
+    """Imports the module of a command on first use, so that ``infer`` never imports what ``build`` needs."""
 
     def list_commands(self, _ctx: click.Context) -> list[str]:
         return list(_COMMANDS)
@@ -48,7 +48,7 @@ class _LazyGroup(click.Group):
 @click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="svd-trt")
 def cli() -> None:
-    """Stable Video Diffusion as TensorRT engines: build once, run many times.
+    """Stable Video Diffusion as TensorRT engines: build a bundle once, then make videos with it.
 
     \b
         svd-trt build stabilityai/stable-video-diffusion-img2vid-xt -o svd-xt
@@ -74,12 +74,12 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EPIPE):
             raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the flush at exit fails once more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # otherwise the flush at exit fails as well
         click.echo(f"svd-trt: cannot write to standard output: {error.strerror}", err=True)
         sys.exit(1)
     sys.exit(code if isinstance(code, int) else 0)
 
 
 def _terminate(number: int, _frame: object) -> NoReturn:
-    """Leave as Ctrl-C does: half-written files are removed on the way out."""
+    """Exit by an exception, as Ctrl-C does, so that incomplete files are removed."""
     sys.exit(128 + number)

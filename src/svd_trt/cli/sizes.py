@@ -12,7 +12,7 @@ __all__ = ["ByteSize"]
 
 _SIZE = re.compile(r"([+-]?)([0-9]{1,16}(?:\.[0-9]{1,16})?)\s*(?:([KMGT])(I?)B?|(B))?", re.IGNORECASE)
 _POWERS = {"K": 1, "M": 2, "G": 3, "T": 4}
-_SMALLEST_BARE = 1_000_000  # fewer bytes without a unit are a unit forgotten
+_SMALLEST_BARE = 1_000_000  # a smaller number without a unit is probably missing its unit
 
 
 class ByteSize(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.5 on
@@ -21,7 +21,7 @@ class ByteSize(click.ParamType):  # type: ignore[type-arg]  # generic from click
     name = "size"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Bytes of ``value``; what is an int already is one."""
+        """The number of bytes in ``value``; an int is returned unchanged."""
         if isinstance(value, int):
             return value
         text = str(value).strip()
