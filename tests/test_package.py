@@ -1,4 +1,4 @@
-"""What is shipped, and that the runtime needs nothing else."""
+"""The wheel, the public names, and a runtime without torch."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.xdist_group("fixed")
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("wheel")
-    # The environment's own setuptools: no download. The sources are copied, builds leave folders behind.
+    # With the environment's own setuptools, so nothing is downloaded; of a copy, because builds add folders.
     sources = tmp_path_factory.mktemp("sources")
     tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout
     for name in filter(None, tracked.decode().split("\0")):
@@ -70,7 +70,7 @@ main()
 def test_infer_runs_where_torch_is_not_installed(
     wheel: Path, fixed_bundle: Bundle, picture_file: Path, tmp_path: Path
 ) -> None:
-    """The wheel and its dependencies, nothing else; and none of the absent packages is so much as looked for."""
+    """Only the wheel and its dependencies are installed, and ``infer`` does not try to import anything else."""
     venv.create(tmp_path / "env", with_pip=True)
     python = tmp_path / "env" / "bin" / "python"
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}

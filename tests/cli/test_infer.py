@@ -44,7 +44,7 @@ def test_mp4_has_the_frames_size_and_rate(
         assert (stream.width, stream.height, stream.average_rate) == (96, 72, 12)
         frames = [f.to_ndarray(format="rgb24") for f in file.decode(video=0)]
     assert len(frames) == 3
-    # fps is a condition of the motion too, so only the look is compared: these are not the frames of 7 fps.
+    # fps is also a condition of the motion, so these are not the frames of 7 fps; only mean colours are compared.
     assert np.abs(np.stack(frames).mean((0, 1, 2)) - expected.mean((0, 1, 2))).max() < 20
     said = json.loads(result.stdout)
     assert said["seed"] == 7
@@ -159,7 +159,7 @@ def test_inputs_and_bundle_are_safe_from_outputs(fixed_bundle: Bundle, picture_f
 
 
 def test_names_are_printed_as_they_are(run: Run, fixed_bundle: Bundle, picture_file: Path, tmp_path: Path) -> None:
-    """Brackets are no markup, and long lines are not broken where they may be copied."""
+    """Brackets are not taken for markup, and long lines are not broken, so that they can be copied."""
     out = tmp_path / ("x" * 150) / "video [final] [b] ü.mp4"
     out.parent.mkdir()
     result = run("infer", fixed_bundle.path, picture_file, "-o", out, *FAST, env={"COLUMNS": "80"})
@@ -205,8 +205,8 @@ def test_interrupt_leaves_no_partial_video(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_parameters_are_written_down_once() -> None:
-    """The keyword arguments that type checkers see are the parameters that exist."""
+def test_keyword_arguments_are_the_parameters() -> None:
+    """The keyword arguments that type checkers see are the fields of `Parameters`."""
     assert list(ParameterArguments.__annotations__) == list(Parameters.fields())
 
 
@@ -217,7 +217,7 @@ def test_defaults_are_diffusers() -> None:
 
     theirs = inspect.signature(StableVideoDiffusionPipeline.__call__).parameters
     for name, spec in Parameters.fields().items():
-        # theirs: a generator, 576x1024 (which here the bundle decides), and a scheduler object
+        # diffusers has a generator, 576x1024 (decided by the bundle here) and a scheduler object instead
         if name not in ("seed", "height", "width", "sampler"):
             assert theirs[name].default == spec.default, name
 
@@ -225,7 +225,7 @@ def test_defaults_are_diffusers() -> None:
 def test_a_budget_chooses_how_to_run(
     fixed_bundle: Bundle, picture_file: Path, tmp_path: Path, expected: np.ndarray
 ) -> None:
-    """On the CPU the same way is taken as on a GPU; the frames are those of every other way."""
+    """A CPU follows the same plan as a GPU, and every plan gives the same frames."""
     out = tmp_path / "o.npy"
     asked = ("infer", fixed_bundle.path, picture_file, "-o", out, *FAST, "--decode-chunk-size", "3")
     refused = invoke(*asked, "--vram-budget", "1MB")

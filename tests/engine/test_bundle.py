@@ -1,4 +1,4 @@
-"""A bundle that is not as it was built does not open, and the message says what mends it."""
+"""A damaged bundle does not open, and the message says how to repair it."""
 
 from __future__ import annotations
 
@@ -66,11 +66,11 @@ def test_damage_is_refused(name: str, bundle: Path) -> None:
     with pytest.raises(BundleError, match=words) as caught:
         VideoPipeline.open(bundle)
     assert "\n" not in str(caught.value)
-    assert "svd-trt" in str(caught.value), "the message names the command that mends it"
+    assert "svd-trt" in str(caught.value), "the message names the command that repairs it"
 
 
 def test_paths_out_of_the_bundle_are_refused(bundle: Path) -> None:
-    """A manifest from elsewhere must not make us read files of its choice."""
+    """A manifest from an unknown source must not choose which files are read."""
     import msgspec
 
     manifest = read_manifest(bundle)
@@ -90,7 +90,7 @@ def test_missing_and_mistaken_paths(tmp_path: Path, small_checkpoint: Path) -> N
 
 
 def test_a_bundle_rebuilt_under_an_open_pipeline_is_noticed(bundle: Path) -> None:
-    """Networks load when first used; those of another build must not be mixed in."""
+    """Networks are loaded on first use; networks of two builds must not be mixed."""
     import msgspec
 
     with VideoPipeline.open(bundle) as pipe:
@@ -132,3 +132,12 @@ def test_ranges() -> None:
     assert 14 in Range(2, 14, 25)
     assert 1 not in Range(2, 14, 25)
     assert Range(2, 14, 25).words == "2 to 25"
+
+
+def test_values_outside_a_range_are_refused() -> None:
+    Range(2, 14, 25).require(25, "num_frames", "--frames")
+    with pytest.raises(ArgumentError) as caught:
+        Range(2, 14, 25).require(26, "num_frames", "--frames")
+    assert str(caught.value) == (
+        "num_frames 26 is outside what this bundle was built for (2 to 25); build one with another --frames"
+    )

@@ -98,7 +98,7 @@ BUNDLES = {
     "low memory": low_memory(),
     "low memory, streaming": low_memory(streaming=True),
 }
-# Resident, split guidance, decode chunk, megabytes streamed; None where nothing fits.
+# Resident, split guidance, decode chunk, megabytes streamed; None if nothing fits.
 Choice = tuple[bool, bool, int, int] | None
 WITH_ROOM: list[Choice] = [(True, False, n, 0) for n in (6, 8, 12, 21, 25, 25, 25)]
 CHOICES: dict[str, list[Choice]] = {
@@ -173,7 +173,7 @@ def test_every_budget(bundle: str, request_: MemoryRequest) -> None:
         assert plan.streamed_bytes <= weights.weight_bytes * 3 / 4
         assert weights.weight_streaming or not plan.streamed_bytes
         before = plan
-    assert before == plan_memory(manifest, request_, None), "30 GB are as good as no limit"
+    assert before == plan_memory(manifest, request_, None), "30 GB allow the same as no limit"
 
 
 def test_no_budget_is_the_fastest_plan() -> None:
@@ -207,7 +207,7 @@ def test_one_engine_at_a_time_counts_the_one_that_needs_most() -> None:
     assert (denoising.weights, denoising.activations) == DEFAULT["denoiser"]
 
 
-def test_less_is_needed_for_less() -> None:
+def test_fewer_frames_need_less() -> None:
     manifest = default()
     needs = [
         smallest_budget(manifest, request) or 0
@@ -229,7 +229,7 @@ def test_branches_that_cannot_be_split() -> None:
     assert choice(manifest, VIDEO, 8 * GB) == (False, False, 8, 0)
 
 
-def test_chunks_leave_a_rest_that_the_bundle_takes() -> None:
+def test_the_last_chunk_has_a_size_that_the_bundle_takes() -> None:
     manifest = default(chunk=Range(3, 8, 8))
     assert choice(manifest, VIDEO, None) == (True, False, 7, 0)  # 8 leaves 1, 7 leaves 4
     assert choice(manifest, VIDEO, 20 * GB) == (True, False, 5, 0)  # 6 leaves 1
@@ -247,7 +247,7 @@ def test_a_chunk_of_more_than_all_frames_costs_all_frames() -> None:
     assert plan.total_bytes == plan_memory(default(), request, None).total_bytes
 
 
-def test_compared_plans_are_of_the_planner() -> None:
+def test_compared_plans_have_the_figures_of_the_planner() -> None:
     """The default bundle runs both branches together, the low-memory one cannot."""
     for manifest, split in ((default(), False), (low_memory(), True)):
         compared = compare_plans(manifest)
@@ -273,7 +273,7 @@ def test_buffers() -> None:
     assert found.buffers == loop + table + 2 * (25 * latents + 25 * 3 * 576 * 1024)
     split = plan_footprint(default(), VIDEO, replace(plan, split_guidance=True))
     assert split is not None
-    # What the first pass gave; each branch has its conditions as before, and times and coefficients of its own.
+    # The result of the first pass; each branch has its own times and coefficients, and its conditions as before.
     assert split.buffers == found.buffers + 25 * latents + 3 * 4 + 7 * 4 + table
 
 
@@ -289,11 +289,11 @@ def test_refusals_name_what_works() -> None:
         plan_memory(low_memory(), VIDEO, 4_560_000_000)
     assert "4.56 GB is not enough" in str(error.value)
     assert "4.94 GB" in str(error.value)
-    assert "--split-guidance" not in str(error.value), "it is built so"
-    assert plan_memory(low_memory(), VIDEO, 4_940_000_000), "rounded up, so what is named works"
+    assert "--split-guidance" not in str(error.value), "it is built that way"
+    assert plan_memory(low_memory(), VIDEO, 4_940_000_000), "the figure is rounded up, so it works"
 
 
-def test_refusals_tell_what_a_smaller_chunk_allows() -> None:
+def test_refusals_say_what_a_smaller_chunk_allows() -> None:
     fixed = replace(VIDEO, decode_chunk_size=25)
     with pytest.raises(BudgetError, match=r"is 23\.19 GB \(.*\); decode_chunk_size 8 instead of 25 fits; a bundle"):
         plan_memory(default(), fixed, 12 * GB)

@@ -163,7 +163,7 @@ def test_animations_give_their_first_frame(tmp_path: Path, suffix: str) -> None:
 
 
 def test_palette_with_transparency_in_bytes(tmp_path: Path) -> None:
-    # PIL warns about such a palette, which nobody who passes a picture can act on.
+    # PIL warns about such a palette, and the user cannot do anything about it.
     path = tmp_path / "palette.png"
     picture("RGB").quantize(16).save(path, transparency=bytes(range(0, 160, 10)))
     assert load_image(path).size == (WIDTH, HEIGHT)

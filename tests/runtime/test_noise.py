@@ -46,7 +46,7 @@ def assert_same_draws(seed: int, draws: Sequence[tuple[int | tuple[int, ...], ty
 @pytest.mark.parametrize("dtype", [F32, F16])
 @pytest.mark.parametrize("length", LENGTHS)
 @pytest.mark.parametrize("seed", SEEDS)
-def test_one_draw_and_where_it_leaves_the_stream(seed: int, length: int, dtype: type) -> None:
+def test_one_draw_and_the_state_after_it(seed: int, length: int, dtype: type) -> None:
     assert_same_draws(seed, [(length, dtype), (16, F32), (1, F32)])
 
 
@@ -54,7 +54,7 @@ def test_one_draw_and_where_it_leaves_the_stream(seed: int, length: int, dtype: 
     "lengths",
     [
         (1, 1, 1, 1),
-        (1, 16, 1, 1),  # the spare value of a short draw outlives a long one
+        (1, 16, 1, 1),  # a long draw keeps the spare value of a short one
         (3, 17, 2, 33, 15, 1),
         (0, 1, 0, 1, 0, 16),
         (15, 15, 15),
@@ -86,7 +86,7 @@ def test_millions(length: int) -> None:
 
 
 def test_zero_is_never_negative() -> None:
-    # A radius of zero comes up once in 2**24 pairs. Torch's fused addition of the mean gives +0 for it.
+    # A radius of zero is drawn once in 2**24 pairs. Torch's fused addition of the mean gives +0 for it.
     values = TorchGenerator(0).randn(4_000_000)
     assert not np.any(np.signbit(values[values == 0]))
 

@@ -45,7 +45,7 @@ def picture(height: int, width: int, kind: str = "noise") -> PIL.Image.Image:
 
 
 def diffusers_clip_pixels(image: PIL.Image.Image) -> npt.NDArray[np.float32]:
-    """What ``StableVideoDiffusionPipeline._encode_image`` hands to the image encoder."""
+    """The input of the image encoder in ``StableVideoDiffusionPipeline._encode_image``."""
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     pipelines = pytest.importorskip("diffusers.pipelines.stable_video_diffusion")

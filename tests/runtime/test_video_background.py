@@ -1,4 +1,4 @@
-"""Writing in a thread gives the same videos, waits when it must, and loses neither errors nor Ctrl-C."""
+"""Writing in a thread: the same videos, a bounded queue, and no lost errors or interrupts."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def wait_until(true: Callable[[], bool]) -> None:
 
 
 def hooked(path: Path, before: Callable[[int], object]) -> tuple[VideoWriter, list[Frames]]:
-    """A writer that calls ``before(index)`` in front of every frame, and the frames that it was given."""
+    """A writer that calls ``before(index)`` before every frame, and the frames that it received."""
     writer = writer_of(path)
     append = writer._append
     begun: list[Frames] = []
@@ -63,7 +63,7 @@ def test_the_same_video(tmp_path: Path, name: str, maxsize: int) -> None:
             background.write(chunk)
     assert background.seconds > 0
     assert [entry.name for entry in paths[1].parent.iterdir()] == [name]
-    if name == "out.mp4":  # x264's threads make other bytes each time, also when it is written directly
+    if name == "out.mp4":  # x264's threads make different bytes each time, also without the background thread
         back = load(paths[1])
         assert back.shape == frames.shape
         assert error(back, frames) <= SMOOTH_ERROR[name]
@@ -115,12 +115,12 @@ def test_read_only_frames_are_not_copied(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("maxsize", [1, 2, 5])
 def test_the_queue_holds_no_more_than_its_bound(tmp_path: Path, maxsize: int) -> None:
-    returned = 0  # calls of write() that came back
+    returned = 0  # calls of write() that returned
     queued: list[int] = []
 
     def slow(index: int) -> None:
         wait_until(lambda: returned >= min(index + 1 + maxsize, 12))
-        time.sleep(0.01)  # time to write one too many
+        time.sleep(0.01)  # time in which one frame too many could be queued
         queued.append(returned - index - 1)
 
     writer, begun = hooked(tmp_path / "out.npy", slow)
@@ -175,11 +175,11 @@ def test_an_error_in_the_middle(tmp_path: Path, problem: Exception, failing: int
             for frame in noise(failing + 1):
                 background.write(frame[None])
             wait_until(lambda: background._error is not None)
-            for _ in range(5):  # more than the queue holds, and never silent
+            for _ in range(5):  # more than the queue holds; every call raises
                 with pytest.raises(expected, match=words):
                     background.write(noise(1))
 
-    with pytest.raises(expected, match=words):  # swallowed above, it still counts
+    with pytest.raises(expected, match=words):  # the end of the block raises it again
         save()
     assert len(begun) == failing + 1
     assert not list(tmp_path.iterdir())
@@ -218,7 +218,7 @@ def test_a_caller_with_an_error_of_its_own_hears_of_both(tmp_path: Path) -> None
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("failure", [RuntimeError, KeyboardInterrupt, SystemExit])
 def test_abandoned(tmp_path: Path, name: str, failure: type[BaseException]) -> None:
-    """What is queued is not written, nor is the rest of the call that has been begun."""
+    """Neither queued frames nor the rest of the call in progress are written."""
     with writer_of(tmp_path / name) as direct:
         direct.write(noise(3, seed=9))
     before = tree(tmp_path)
@@ -261,7 +261,7 @@ def test_abandoned_generator(tmp_path: Path, name: str) -> None:
 def test_ctrl_c_while_waiting(tmp_path: Path, where: str) -> None:
     def interrupt(index: int) -> None:
         wait_until(background._queue.full if where == "write" else lambda: not background._open)
-        time.sleep(0.02)  # until the caller waits; before that it is interrupted as well
+        time.sleep(0.02)  # until the caller waits; an interrupt before that has the same result
         os.kill(os.getpid(), signal.SIGINT)
         wait_until(lambda: background._abandoned)
 
@@ -283,7 +283,7 @@ def test_ctrl_c_while_waiting(tmp_path: Path, where: str) -> None:
 def test_ctrl_c_is_not_held_up_by_a_write_that_hangs(
     tmp_path: Path, again: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As when the reader of standard output stalls: what is left to do waits for the write, the caller does not."""
+    """For instance when the reader of standard output stalls: only the clean-up waits for the write."""
     gate = threading.Event()
 
     def hang(index: int) -> None:

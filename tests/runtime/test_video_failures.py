@@ -1,4 +1,4 @@
-"""Whatever goes wrong, no half-written video stays and what was there before is untouched."""
+"""After any failure no incomplete video remains, and an earlier video at the path is unchanged."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def tree(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture(params=[False, True], ids=["fresh", "existing"])
 def before(request: pytest.FixtureRequest, tmp_path: Path, name: str) -> dict[str, bytes]:
-    """What the folder holds at first: nothing, or an earlier video under the same name."""
+    """The content of the folder at the start: nothing, or an earlier video under the same name."""
     if request.param:
         save(tmp_path / name, noise(3, seed=9))
     return tree(tmp_path)
@@ -103,8 +103,8 @@ def test_disk_full(tmp_path: Path, name: str, before: dict[str, bytes], part: fl
     whole = tmp_path.parent / f"{tmp_path.name}-whole"
     whole.mkdir()
     save(whole / name, frames)
-    # In the middle, and just short of the end: for .mp4 that is when the index moves to the front. Not by a single
-    # byte: on a busy machine x264's threads were seen to make a file some bytes smaller the second time.
+    # In the middle, and shortly before the end, when the index of an .mp4 moves to the front. Not one byte before
+    # the end: on a busy machine, x264's threads make files whose sizes differ by some bytes.
     limit = int(part * max(map(len, tree(whole).values())))
     with pytest.raises(OutputError, match=rf"cannot write .*{name}.*; free some space"), largest_file(limit):
         save(tmp_path / name, frames)

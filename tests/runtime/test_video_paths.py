@@ -1,4 +1,4 @@
-"""Where videos may go, asked before the long work starts."""
+"""Whether a video can be written to a path, checked before the long work starts."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ def save(path: Path | str, count: int = 1) -> None:
 @pytest.mark.parametrize("name", ["a.mp4", "A.MP4", "a.gif", "a.webp", "a.npy", "a", "a/", "a.b/", ".a"])
 def test_writable(tmp_path: Path, name: str) -> None:
     check_output(f"{tmp_path}/{name}")
-    assert not list(tmp_path.iterdir()), "asking leaves nothing behind"
+    assert not list(tmp_path.iterdir()), "the check leaves no file"
     save(f"{tmp_path}/{name}")
     assert [entry.name for entry in tmp_path.iterdir()] == [name.rstrip("/")]
-    check_output(f"{tmp_path}/{name}")  # what we wrote, we may replace
+    check_output(f"{tmp_path}/{name}")  # an earlier video may be replaced
 
 
 @pytest.mark.parametrize("name", ["a.avi", "a.mp", "dir.x/a.b"])
@@ -67,20 +67,20 @@ def test_folder_without_permission(tmp_path: Path) -> None:
         tmp_path.chmod(0o700)
 
 
-def test_folder_where_a_file_is_meant(tmp_path: Path) -> None:
+def test_folder_instead_of_a_file(tmp_path: Path) -> None:
     (tmp_path / "a.mp4").mkdir()
     with pytest.raises(OutputError, match="is a folder"):
         check_output(tmp_path / "a.mp4")
 
 
-def test_file_where_a_folder_is_meant(tmp_path: Path) -> None:
+def test_file_instead_of_a_folder(tmp_path: Path) -> None:
     (tmp_path / "a").touch()
     with pytest.raises(OutputError, match="is a file, not a folder"):
         check_output(tmp_path / "a")
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
-def test_pipe_where_a_file_is_meant(tmp_path: Path) -> None:
+def test_pipe_instead_of_a_file(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "a.mp4")
     with pytest.raises(OutputError, match="pipe"):
         check_output(tmp_path / "a.mp4")
