@@ -123,8 +123,8 @@ class MemoryPlan:
 
     def as_dict(self) -> dict[str, Any]:
         """The plan as plain data, with the field names of the command line's JSON output."""
-        fields = asdict(self)
-        return {{"decode_chunk_size": "decode_chunk"}.get(name, name): value for name, value in fields.items()}
+        names = {"decode_chunk_size": "decode_chunk"}  # the command line's name for it is older
+        return {names.get(name, name): value for name, value in asdict(self).items()}
 
 
 @dataclass(frozen=True)

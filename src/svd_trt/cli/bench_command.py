@@ -47,7 +47,13 @@ class _WithReports(click.Group):
         return cast(click.Command, getattr(import_module("svd_trt.cli.bench_reports"), cmd_name))
 
 
-@click.group("bench", cls=_WithReports, invoke_without_command=True, subcommand_metavar="[plot|compare] ...")
+@click.group(
+    "bench",
+    cls=_WithReports,
+    invoke_without_command=True,
+    subcommand_metavar="[plot|compare] ...",
+    short_help="Measure svd-trt beside diffusers, torch.compile and others.",
+)
 @click.option("--preset", type=click.Choice(_PRESETS), help="Measure random weights at this size.  [default: mid]")
 @click.option("--model", help="A checkpoint in any form that `svd-trt build` takes, instead of a preset.")
 @click.option("--bundle", type=click.Path(path_type=Path), help="Use this bundle of the model instead of building one.")

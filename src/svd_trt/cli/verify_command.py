@@ -43,7 +43,7 @@ class _Size(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.
         return int(height), int(width)
 
 
-@click.command("verify")
+@click.command("verify", short_help="Compare the networks and a video of BUNDLE with diffusers.")
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--model", help="Checkpoint to compare with.  [default: the hub id or preset it was built from]")
 @click.option(
