@@ -1,4 +1,4 @@
-"""The ``with`` half of everything that is closed."""
+"""The base class of everything that holds memory or handles until it is closed."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ __all__ = ["Closeable", "closed_error"]
 
 
 def closed_error(name: str) -> BackendError:
-    """The error of whoever uses ``name`` after it was closed."""
+    """Make the error for a call to ``name`` after it was closed."""
     return BackendError(f"{name} was released; open the pipeline again")
 
 
 class Closeable:
-    """Holds something until it is closed; leaving a ``with`` block closes it."""
+    """Holds something until it is closed. Leaving a ``with`` block closes it."""
 
     def close(self) -> None:
-        """Release it; harmless when repeated."""
+        """Release it. Closing twice is harmless."""
 
     def __enter__(self) -> Self:
         return self
@@ -31,5 +31,5 @@ class Closeable:
         if error is None:
             self.close()
             return
-        with suppress(BackendError):  # the failure that led here is the one worth reporting
+        with suppress(BackendError):  # the first failure is the one to report
             self.close()

@@ -1,75 +1,118 @@
-"""Chunked decode as a pipeline: while frames are handed out, the next chunks are decoded and copied."""
+"""The decode stage, in chunks: while the caller uses the frames of one chunk, the next ones are decoded and copied."""
 
 from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from functools import partial
 from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from svd_trt.errors import BackendError
+from svd_trt.progress import Progress
 from svd_trt.runtime.closeable import Closeable
-from svd_trt.runtime.denoise import Floats
 from svd_trt.runtime.device import Device, Session
+from svd_trt.runtime.executor import Executor
+from svd_trt.runtime.timings import Timings, timed
 
-__all__ = ["AHEAD", "ChunkedDecode", "Frames"]
+__all__ = ["SLOTS", "ChunkedDecode", "Frames", "decode"]
 
 Frames: TypeAlias = npt.NDArray[np.uint8]
 
-AHEAD = 2
-"""Chunks that are decoded or copied at once, handed out or not. More would only take more memory."""
+SLOTS = 2
+"""Chunks that have memory on the device at once. More would take more memory and save no time."""
+
+
+def decode(
+    executor: Executor,
+    latents: npt.NDArray[np.float32],
+    *,
+    chunks: Sequence[int],
+    size: tuple[int, int],
+    progress: Progress,
+    timings: Timings,
+) -> Generator[Frames]:
+    """Decode latents chunk by chunk. Chunks continue over the end of a video into the next, as in diffusers.
+
+    Args:
+        executor: has the VAE decoder.
+        latents: of all videos, ``[B, F, C, h, w]``.
+        chunks: sizes of the chunks; their sum is B * F.
+        size: height and width of the frames.
+        progress: called after every chunk.
+        timings: gets ``decode`` and ``load``.
+
+    Yields:
+        Frames ``[n, H, W, 3]``.
+    """
+    flat = latents.reshape(-1, *latents.shape[2:])  # [B * F, C, h, w]
+    with timed(timings, "load"):
+        executor.load("vae_decoder")
+    progress("decode", 0, len(flat))
+
+    def on_chunk(seconds: float) -> None:
+        timings["decode"] = timings.get("decode", 0.0) + seconds
+
+    decoder = partial(executor.session, "vae_decoder")
+    done = 0
+    with ChunkedDecode(executor.device, decoder, flat, chunks, size, on_chunk) as decoded:
+        executor.track(decoded)
+        for frames in decoded:
+            done += len(frames)
+            progress("decode", done, len(flat))
+            yield frames
 
 
 class ChunkedDecode(Closeable, Iterator[Frames]):
-    """Chunks of frames ``[n, H, W, 3]`` in order, decoded by a thread ahead of whoever takes them.
+    """Chunks of frames ``[n, H, W, 3]`` in order, decoded by a thread ahead of the caller.
 
-    The thread enqueues decoding and the copy to the host for as many chunks as there are slots, and waits for a slot
-    to be taken before it goes on, so memory does not grow with the number of frames. A failure in the thread is raised
-    where the chunk would have come. Closing gives up the rest.
+    The thread enqueues decoding and the copy to the host for as many chunks as there are slots, and waits for a free
+    slot before it continues, so memory does not grow with the number of frames. If the thread fails, the call for the
+    next chunk raises its error. Closing cancels the remaining chunks.
 
     Args:
-        device: where.
-        lease: lends the decoder; gives up waiting for it once the event is set.
+        device: where to decode.
+        decoder: holds the network while a chunk is enqueued; stops waiting for it once the event is set.
         latents: of all frames, ``[N, C, h, w]``.
         chunks: sizes of the chunks; their sum is N.
         size: height and width of the frames.
-        on_chunk: called with the seconds that the device worked on a chunk, when it is handed out.
+        on_chunk: called with the seconds that the device worked on a chunk, when the caller gets the chunk.
     """
 
     def __init__(
         self,
         device: Device,
-        lease: Callable[[threading.Event], AbstractContextManager[Session]],
-        latents: Floats,
+        decoder: Callable[[threading.Event], AbstractContextManager[Session]],
+        latents: npt.NDArray[np.float32],
         chunks: Sequence[int],
         size: tuple[int, int],
         on_chunk: Callable[[float], object],
     ) -> None:
         self._device = device
-        self._lease = lease
+        self._decoder = decoder
         self._latents = latents
         self._chunks = chunks
         self._on_chunk = on_chunk
         self._session: Session | None = None
         self._session_lock = threading.Lock()
         self._stop = threading.Event()
-        # Not Thread.join: in Python 3.11 one that a signal interrupts takes the thread for finished.
+        # Not Thread.join: in Python 3.11 a join that a signal interrupts marks the thread as finished.
         self._ended = threading.Event()
         self._free: queue.SimpleQueue[int] = queue.SimpleQueue()
         self._ready: queue.SimpleQueue[int | BaseException | None] = queue.SimpleQueue()
         self._taken = 0
         self._error: BackendError | None = None
         with ExitStack() as stack:
-            slots = min(AHEAD, len(chunks))
+            slots = min(SLOTS, len(chunks))
             shape = (max(chunks), *latents.shape[1:])
             self._slots = [stack.enter_context(_Slot(device, shape, size)) for _ in range(slots)]
             for index in range(slots):
                 self._free.put(index)
-            # A daemon, so that a stream that nobody closed does not keep the interpreter from ending.
+            # A daemon thread, so that a stream that was not closed does not keep the interpreter from exiting.
             threading.Thread(target=self._decode_all, name="decode", daemon=True).start()
             self._held = stack.pop_all()
 
@@ -80,7 +123,7 @@ class ChunkedDecode(Closeable, Iterator[Frames]):
             raise self._error or got or StopIteration
         slot = self._slots[got]
         slot.fetched.wait()
-        # A copy: the slot is filled again while whoever gets the frames may keep them.
+        # A copy, because the caller may keep the frames while the slot is filled again.
         frames: Frames = slot.host_frames.array[: self._chunks[self._taken]].copy()
         self._on_chunk(slot.fetched.seconds_since(slot.started))
         self._taken += 1
@@ -88,20 +131,20 @@ class ChunkedDecode(Closeable, Iterator[Frames]):
         return frames
 
     def abort(self, error: BackendError) -> None:
-        """Close, and raise ``error`` instead of handing out another chunk."""
+        """Close, and raise ``error`` when the caller asks for another chunk."""
         self._error = self._error or error
         self.close()
 
     def close(self) -> None:
-        """Give up the rest, and free everything once nothing uses it. To be repeated where it was interrupted."""
+        """Cancel the remaining chunks, and free all memory once no work uses it. If interrupted, call it again."""
         self._stop.set()
-        self._ready.put(None)  # wakes whoever waits for a chunk
+        self._ready.put(None)  # wakes a caller that waits for a chunk
         self._free.put(-1)  # wakes the thread
         with self._session_lock:
             if self._session is not None:
                 self._session.cancel()
         self._ended.wait()
-        with suppress(BackendError):  # reported where it happened
+        with suppress(BackendError):  # the call that failed has reported it
             self._device.synchronize()
         self._held.close()
 
@@ -116,16 +159,16 @@ class ChunkedDecode(Closeable, Iterator[Frames]):
                 done += size
                 self._ready.put(index)
             self._ready.put(None)
-        except BaseException as error:  # raised again by whoever waits for the chunk
+        except BaseException as error:  # raised again when the caller asks for the chunk
             self._ready.put(error)
         finally:
             self._ended.set()
 
-    def _decode(self, slot: _Slot, latents: Floats) -> None:
+    def _decode(self, slot: _Slot, latents: npt.NDArray[np.float32]) -> None:
         size = len(latents)
         slot.host_latents.array[:size] = latents
-        # All of it under one lease, so that no other stream's work comes between.
-        with self._lease(self._stop) as session, self._cancellable(session):
+        # Hold the network throughout, so that no other stream's work comes in between.
+        with self._decoder(self._stop) as session, self._cancellable(session):
             slot.started.record()
             self._device.send(slot.host_latents, slot.latents.rows(0, size))
             session.enqueue({"latents": slot.latents.rows(0, size), "frames": slot.frames.rows(0, size)})
@@ -133,7 +176,7 @@ class ChunkedDecode(Closeable, Iterator[Frames]):
 
     @contextmanager
     def _cancellable(self, session: Session) -> Iterator[None]:
-        """Closing cancels what ``session`` runs in the block, and nothing that it runs for others."""
+        """Let `close` cancel what ``session`` runs in the block, and nothing that it runs for other streams."""
         with self._session_lock:
             self._session = session
         try:
@@ -144,7 +187,7 @@ class ChunkedDecode(Closeable, Iterator[Frames]):
 
 
 class _Slot(Closeable):
-    """Memory for one chunk on its way."""
+    """Memory for one chunk, on the device and on the host."""
 
     def __init__(self, device: Device, shape: tuple[int, ...], size: tuple[int, int]) -> None:
         frames = (shape[0], *size, 3)
@@ -153,10 +196,10 @@ class _Slot(Closeable):
             self.frames = stack.enter_context(device.empty(frames, np.uint8, "frames of a chunk"))
             self.host_latents = stack.enter_context(device.host(shape, np.float32, "latents of a chunk"))
             self.host_frames = stack.enter_context(device.host(frames, np.uint8, "frames of a chunk"))
-            self.started = stack.enter_context(device.mark())
-            self.fetched = stack.enter_context(device.mark())
+            self.started = stack.enter_context(device.event())
+            self.fetched = stack.enter_context(device.event())
             self._held = stack.pop_all()
 
     def close(self) -> None:
-        """Free it."""
+        """Free all of it."""
         self._held.close()

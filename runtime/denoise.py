@@ -1,31 +1,29 @@
-"""The denoising loop: one network call a step, latents and coefficients on the device throughout."""
+"""The denoising stage: one network call a step, with latents and coefficients on the device throughout."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from svd_trt.engine.spec import COEFFICIENTS
-from svd_trt.errors import ArgumentError
+from svd_trt.engine.spec import COEFFICIENTS, LARGEST_STEPS
+from svd_trt.errors import BackendError
+from svd_trt.progress import Progress
+from svd_trt.runtime.callback import OnStepEnd
 from svd_trt.runtime.closeable import Closeable
-from svd_trt.runtime.device import Array, Buffer, Device, HostBuffer, Session, settled
+from svd_trt.runtime.device import Array, Buffer, Device, HostBuffer, Session, synchronized_on_error
+from svd_trt.runtime.executor import Executor
+from svd_trt.runtime.timings import Timings, timed
 
-if TYPE_CHECKING:
-    from svd_trt.runtime.pipeline import VideoPipeline
-
-__all__ = ["Conditions", "Lease", "Loop", "StepCallback"]
+__all__ = ["Conditions", "Floats", "Loop", "denoise"]
 
 Floats: TypeAlias = npt.NDArray[np.float32]
-StepCallback: TypeAlias = "Callable[[VideoPipeline, int, float, dict[str, Any]], Mapping[str, Any] | None]"
-Lease: TypeAlias = Callable[[], AbstractContextManager[Session]]
-"""Lends a network for as long as one enqueue takes."""
 
 _C_NOISE = COEFFICIENTS.index("c_noise")
 _C_SKIP = COEFFICIENTS.index("c_skip")
@@ -33,29 +31,38 @@ _C_SKIP = COEFFICIENTS.index("c_skip")
 
 @dataclass(frozen=True)
 class Conditions:
-    """What the videos are conditioned on."""
+    """What the videos are conditioned on, and how strongly.
 
-    image_embeds: Floats  # [B, 1, D]
-    image_latents: Floats  # [B, C, h, w]
-    added_time_ids: Floats  # [3], the same for all
-    guidance: Floats  # [F], scale of classifier-free guidance in each frame
+    Attributes:
+        image_embeds: ``[B, 1, D]``, CLIP's embedding of each picture.
+        image_latents: ``[B, C, h, w]``, the VAE's latents of each picture with noise.
+        added_time_ids: ``[3]``: fps - 1, motion_bucket_id and noise_aug_strength, the same for all videos.
+        guidance: ``[F]``, the scale of classifier-free guidance in each frame.
+    """
 
-    def part(self, videos: slice) -> Conditions:
-        """The conditions of some of the videos."""
+    image_embeds: Floats
+    image_latents: Floats
+    added_time_ids: Floats
+    guidance: Floats
+
+    def of(self, videos: slice) -> Conditions:
+        """Select the conditions of some of the videos."""
         return Conditions(self.image_embeds[videos], self.image_latents[videos], self.added_time_ids, self.guidance)
 
     @property
     def guided(self) -> bool:
-        """As in diffusers: a scale of 1 or less everywhere is the conditional prediction alone."""
+        """As in diffusers: a scale of 1 or less in every frame is the conditional prediction alone."""
         return bool(self.guidance.max() > 1)
 
     def passes(self, most_branches: int) -> list[dict[str, Floats]]:
-        """The denoiser's inputs that stay the same in every step, for each pass over at most so many branches.
+        """Make the denoiser's inputs that stay the same in every step, for each pass over at most so many branches.
 
-        Guided, the first branch is unconditional: zeros, weighted 1 - scale; the second is weighted by the scale.
+        Classifier-free guidance is applied here, as weights that the denoiser multiplies its predictions with. With
+        guidance, the first branch is unconditional: its conditions are zeros and its weight is 1 - scale. The weight of
+        the second, conditional branch is the scale.
         """
-        embeds, latents = self.image_embeds[None], self.image_latents[None]
-        weights = np.ones((1, len(self.guidance)), np.float32)
+        embeds, latents = self.image_embeds[None], self.image_latents[None]  # [branches, B, ...]
+        weights = np.ones((1, len(self.guidance)), np.float32)  # [branches, F]
         if self.guided:
             embeds = np.concatenate([np.zeros_like(embeds), embeds])
             latents = np.concatenate([np.zeros_like(latents), latents])
@@ -72,23 +79,82 @@ class Conditions:
         ]
 
 
-class Loop(Closeable):
-    """The loop's memory on the device for one shape, and its recorded steps; used again for every run of that shape.
-
-    Two pairs of buffers change places, so there are two different steps, an even and an odd one, which the device
-    records. Coefficients lie on the device as a table; a step copies its row to where the recording reads it. A step
-    allocates nothing, and the host waits for nothing but the end of steps that it has to tell of.
+def denoise(
+    executor: Executor,
+    latents: Floats,
+    conditions: Conditions,
+    table: Floats,
+    *,
+    groups: list[slice],
+    split_guidance: bool,
+    on_step_end: OnStepEnd | None,
+    progress: Progress,
+    timings: Timings,
+) -> Floats:
+    """Run the denoising loop.
 
     Args:
-        device: where.
-        passes: the inputs that are the same in every step, for each pass: a first value of each.
+        executor: has the denoiser and the loop's buffers.
+        latents: noise at the first sigma, ``[B, F, C, h, w]``.
+        conditions: of all videos.
+        table: the sampler's coefficients, ``[S, 7]``.
+        groups: videos that are denoised together.
+        split_guidance: run the guidance branches one after the other.
+        on_step_end: see `svd_trt.runtime.callback`.
+        progress: called after every step.
+        timings: gets ``denoise``, ``steps`` and ``load``.
+
+    Returns:
+        The denoised latents, ``[B, F, C, h, w]``.
+
+    Raises:
+        BackendError: the latents are not finite at the end, or the device failed.
+    """
+    with timed(timings, "load"):
+        executor.load("denoiser")
+    steps: list[float] = timings.setdefault("steps", [])
+    total = len(table) * len(groups)
+    progress("denoise", 0, total)
+
+    def on_step(seconds: float) -> None:
+        steps.append(seconds)
+        progress("denoise", len(steps), total)
+
+    results: list[Array] = []
+    with timed(timings, "denoise"), executor.denoising():
+        for group in groups:
+            start = np.ascontiguousarray(latents[group], np.float32)
+            passes = conditions.of(group).passes(1 if split_guidance else 2)
+            capacity = max(LARGEST_STEPS, len(table))  # steps that the loop has room for
+            shapes = [{name: array.shape for name, array in inputs.items()} for inputs in passes]
+            make = partial(Loop, executor.device, passes, start.shape, capacity)
+            loop = executor.loop((start.shape, shapes, capacity), start.shape, make)
+            denoiser = partial(executor.session, "denoiser")
+            results.append(loop.run(denoiser, start, passes, table, on_step_end, on_step))
+    result = np.concatenate(results)
+    if not np.isfinite(result).all():
+        raise BackendError(
+            "denoising ended in values that are not finite: fp16 overflowed (build with --precision fp32), "
+            "or a callback returned such latents"
+        )
+    return result
+
+
+class Loop(Closeable):
+    """The loop's memory on the device for one shape, and a graph of its steps. Every run of that shape uses it again.
+
+    Two pairs of buffers swap roles, so there are two different steps, an even and an odd one, and a graph of each. The
+    coefficients are a table on the device; a step copies its row to the place that the graph reads. A step allocates
+    nothing, and the host waits only for the end of steps that it reports.
+
+    Args:
+        device: where the memory is.
+        passes: the inputs that are the same in every step, for each pass, of the shapes that will be used.
         shape: of the latents, ``[B, F, C, h, w]``.
-        steps: the most that a run may have.
+        capacity: the most steps that a run may have.
     """
 
-    def __init__(self, device: Device, passes: list[dict[str, Floats]], shape: tuple[int, ...], steps: int) -> None:
-        self.steps = steps
-        self.shape = shape
+    def __init__(self, device: Device, passes: list[dict[str, Floats]], shape: tuple[int, ...], capacity: int) -> None:
         self._device = device
         self._session: Session | None = None
         with ExitStack() as stack:
@@ -103,57 +169,54 @@ class Loop(Closeable):
             self._fixed_host = [{n: host(a.shape, n) for n, a in inputs.items()} for inputs in passes]
             self._latents = [empty(shape, "latents") for _ in range(2)]
             self._denoised = [empty(shape, "denoised") for _ in range(2)]
-            self._zeros = empty(shape, "partial_denoised")  # nothing writes to it but the beginning of a run
+            self._zeros = empty(shape, "partial_denoised")  # only the start of a run writes to it
             self._partial = empty(shape, "partial_denoised") if len(passes) > 1 else self._zeros
             self._coefficients = [empty((len(COEFFICIENTS),), "coefficients") for _ in passes]
-            self._tables = [empty((steps, len(COEFFICIENTS)), "table of coefficients") for _ in passes]
-            self._rows = [[table.rows(step, step + 1) for table in self._tables] for step in range(steps)]
-            self._tables_host = [host((steps, len(COEFFICIENTS)), "table of coefficients") for _ in passes]
+            self._tables = [empty((capacity, len(COEFFICIENTS)), "table of coefficients") for _ in passes]
+            self._tables_host = [host((capacity, len(COEFFICIENTS)), "table of coefficients") for _ in passes]
             self._tensors = [self._bind(parity) for parity in (0, 1)]
             self._host = [host(shape, "latents") for _ in range(2)]
-            self._fetched = [stack.enter_context(device.mark()) for _ in range(2)]
-            # A step's end, the one before it, and the one after it, which may be under way.
-            self._ends = [stack.enter_context(device.mark()) for _ in range(3)]
-            self._recorded = [stack.enter_context(device.record(partial(self._passes, parity))) for parity in (0, 1)]
+            self._fetched = [stack.enter_context(device.event()) for _ in range(2)]
+            # The ends of a step, of the one before it, and of the one after it, which may be in flight.
+            self._ends = [stack.enter_context(device.event()) for _ in range(3)]
+            self._graphs = [stack.enter_context(device.capture(partial(self._passes, parity))) for parity in (0, 1)]
             self._held = stack.pop_all()
 
     def run(
         self,
-        pipe: VideoPipeline,
-        lease: Lease,
+        denoiser: Callable[[], AbstractContextManager[Session]],
         latents: Floats,
         conditions: list[dict[str, Floats]],
         table: Floats,
-        callback: StepCallback | None,
+        on_step_end: OnStepEnd | None,
         on_step: Callable[[float], object],
     ) -> Floats:
-        """Step ``latents`` ``[B, F, C, h, w]`` through ``table`` ``[S, 7]`` of coefficients; the last latents.
+        """Step ``latents`` ``[B, F, C, h, w]`` through ``table`` ``[S, 7]`` of coefficients; return the last latents.
 
         Args:
-            pipe: handed to the callback.
-            lease: lends the denoiser.
+            denoiser: holds the network while one step is enqueued.
             latents: noise at the first sigma.
             conditions: `Conditions.passes`.
             table: a sampler's coefficients, a row a step.
-            callback: see `VideoPipeline.__call__`.
-            on_step: called after each step with its seconds.
+            on_step_end: may replace the latents after a step.
+            on_step: called with the seconds of each step.
         """
-        with settled(self._device):
+        with synchronized_on_error(self._device):
             self._begin(latents, conditions, table)
-            for step in self._finished(lease, len(table), fetch=callback is not None):
+            for step in self._finished_steps(denoiser, len(table), fetch=on_step_end is not None):
                 on_step(self._ends[step % 3].seconds_since(self._ends[(step - 1) % 3]))
-                if callback is not None:
+                if on_step_end is not None:
                     self._fetched[step % 2].wait()
-                    timestep = float(table[step, _C_NOISE])
-                    replaced = _call_back(callback, pipe, step, timestep, self._host[step % 2].array)
+                    replaced = on_step_end(step, float(table[step, _C_NOISE]), self._host[step % 2].array)
                     if replaced is not None:
-                        self._replace(lease, replaced, step, len(table))
-            self._fetch(len(table) - 1)
-            self._fetched[(len(table) - 1) % 2].wait()
-            return self._host[(len(table) - 1) % 2].array.copy()
+                        self._replace(denoiser, replaced, step, len(table))
+            last = len(table) - 1
+            self._fetch(last)
+            self._fetched[last % 2].wait()
+            return self._host[last % 2].array.copy()
 
     def close(self) -> None:
-        """Free everything."""
+        """Free all buffers, events and graphs."""
         self._held.close()
 
     def _begin(self, latents: Floats, conditions: list[dict[str, Floats]], table: Floats) -> None:
@@ -161,53 +224,54 @@ class Loop(Closeable):
             for name, array in inputs.items():
                 self._send(hosts[name], fixed[name], array)
         for index, (host, rows) in enumerate(zip(self._tables_host, self._tables, strict=True)):
-            last = index == len(self._tables) - 1
+            is_last = index == len(self._tables) - 1
             host.array[: len(table)] = table
-            if not last:  # the latents themselves contribute once, in the last pass
+            if not is_last:  # the latents themselves are added once, in the last pass
                 host.array[:, _C_SKIP] = 0
             self._device.send(host, rows)
         zeros, start = self._host
         self._send(zeros, self._zeros, np.zeros_like(latents))
-        self._send(zeros, self._denoised[0], None)
+        self._device.send(zeros, self._denoised[0])
         self._send(start, self._latents[0], latents)
         self._ends[-1].record()
-        self._ends[-1].wait()  # the host's memory is used again from here on
+        self._ends[-1].wait()  # the steps reuse the host buffers
 
-    def _send(self, host: HostBuffer, buffer: Buffer, array: Array | None) -> None:
-        if array is not None:
-            host.array[...] = array
+    def _send(self, host: HostBuffer, buffer: Buffer, array: Array) -> None:
+        host.array[...] = array
         self._device.send(host, buffer)
 
-    def _finished(self, lease: Lease, steps: int, *, fetch: bool) -> Iterator[int]:
-        """Enqueue every step, and yield each when it is done, with as many enqueued after it as the device wants."""
-        flight: deque[int] = deque()
+    def _finished_steps(
+        self, denoiser: Callable[[], AbstractContextManager[Session]], steps: int, *, fetch: bool
+    ) -> Iterator[int]:
+        """Enqueue every step, and yield each when it is done, while up to ``steps_in_flight`` are enqueued."""
+        in_flight: deque[int] = deque()
         for step in range(steps):
-            self._enqueue(lease, step, fetch=fetch)
-            flight.append(step)
-            if len(flight) >= self._device.steps_in_flight:
-                self._ends[flight[0] % 3].wait()
-                yield flight.popleft()
-        for step in flight:
+            self._enqueue(denoiser, step, fetch=fetch)
+            in_flight.append(step)
+            if len(in_flight) >= self._device.steps_in_flight:
+                self._ends[in_flight[0] % 3].wait()
+                yield in_flight.popleft()
+        for step in in_flight:
             self._ends[step % 3].wait()
             yield step
 
-    def _enqueue(self, lease: Lease, step: int, *, fetch: bool) -> None:
-        for row, coefficients in zip(self._rows[step], self._coefficients, strict=True):
-            self._device.copy(row, coefficients)
-        with lease() as self._session:
-            self._recorded[step % 2]()
+    def _enqueue(self, denoiser: Callable[[], AbstractContextManager[Session]], step: int, *, fetch: bool) -> None:
+        for table, coefficients in zip(self._tables, self._coefficients, strict=True):
+            self._device.copy(table.rows(step, step + 1), coefficients)
+        with denoiser() as self._session:
+            self._graphs[step % 2]()
         self._ends[step % 3].record()
         if fetch:
             self._fetch(step)
 
     def _passes(self, parity: int) -> None:
-        """One step: from the latents of ``parity`` to the others, in one pass or in one for each guidance branch."""
+        """Enqueue one step: from the latents of ``parity`` to the other ones, in one pass or in one per branch."""
         assert self._session is not None
         for tensors in self._tensors[parity]:
             self._session.enqueue(tensors)
 
     def _bind(self, parity: int) -> list[dict[str, Buffer]]:
-        """What the denoiser reads and writes in each pass of such a step."""
+        """List what the denoiser reads and writes in each pass of a step of ``parity``."""
         bound = []
         done = self._zeros
         for index, fixed in enumerate(self._fixed):
@@ -229,34 +293,17 @@ class Loop(Closeable):
     def _fetch(self, step: int) -> None:
         self._device.fetch(self._latents[(step + 1) % 2], self._host[step % 2], self._fetched[step % 2])
 
-    def _replace(self, lease: Lease, latents: Floats, step: int, steps: int) -> None:
-        """Go on from other latents after ``step``. A step that was enqueued meanwhile is done again.
+    def _replace(
+        self, denoiser: Callable[[], AbstractContextManager[Session]], latents: Floats, step: int, steps: int
+    ) -> None:
+        """Continue from other latents after ``step``. If the next step is already enqueued, enqueue it again.
 
-        It read the latents and wrote to the other pair of buffers, so what it started from is still there.
+        The next step read the latents and wrote to the other pair of buffers, so what it started from is still there.
         """
         host = self._host[step % 2]
         host.array[...] = latents
         self._device.send(host, self._latents[(step + 1) % 2])
         following = step + 1
         if following < steps and self._device.steps_in_flight > 1:
-            self._device.after(self._fetched[following % 2])  # it may still be copied out of what is written next
-            self._enqueue(lease, following, fetch=True)
-
-
-def _call_back(
-    callback: StepCallback, pipe: VideoPipeline, step: int, timestep: float, latents: Floats
-) -> Floats | None:
-    """Latents to go on from, where the callback returned some."""
-    answer = callback(pipe, step, timestep, {"latents": latents.copy()})
-    if answer is not None and not isinstance(answer, Mapping):
-        raise ArgumentError(f'callback_on_step_end must return None or {{"latents": ...}}, not {type(answer).__name__}')
-    changed = (answer or {}).get("latents")
-    if changed is None:
-        return None
-    try:
-        replacement = np.ascontiguousarray(changed, np.float32)
-    except (TypeError, ValueError):
-        raise ArgumentError("callback_on_step_end returned latents that are not an array of numbers") from None
-    if replacement.shape != latents.shape:
-        raise ArgumentError(f"callback_on_step_end returned latents of shape {replacement.shape}, not {latents.shape}")
-    return replacement
+            self._device.wait_for(self._fetched[following % 2])  # it may still be copying what is written next
+            self._enqueue(denoiser, following, fetch=True)

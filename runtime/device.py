@@ -1,18 +1,21 @@
-"""What the loop and the decode pipeline need of a device: memory, copies, networks, and points in their order.
+"""What the denoising loop and the chunked decode need of a device: memory, copies, networks, and events.
 
-The pipeline is written once over these protocols. A leaf implements them for one kind of device: `runtime.ort` is
-ONNX Runtime on the CPU, `runtime.cuda` an NVIDIA GPU. Every call but those that say *wait* may return before the work
-is done. Work takes effect in the order in which it was enqueued, with one exception: copies to the host (`fetch`) run
-beside the work that is enqueued after them. Whoever enqueues work that overwrites what is being fetched waits for the
-fetch's mark first, on the host with `Mark.wait` or on the device with `Device.after`.
+The pipeline is written once over these base classes. `runtime.cpu_device` fills them in for ONNX Runtime on the CPU,
+and `runtime.cuda` for an NVIDIA GPU. The defaults are right for a device on which every call has finished when it
+returns, so a device overrides only what differs.
+
+On a device that works asynchronously, every call except those that say *wait* may return before its work is done. Work
+takes effect in the order in which it was enqueued, with one exception: copies to the host (`Device.fetch`) run beside
+the work that is enqueued after them. Before the caller enqueues work that overwrites what is being fetched, it waits
+for the event of the fetch: on the host with `Event.wait`, or on the device with `Device.wait_for`.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -20,152 +23,170 @@ import numpy.typing as npt
 from svd_trt.engine.bundle import Bundle
 from svd_trt.engine.spec import NetworkName, NetworkSpec
 from svd_trt.errors import BackendError
+from svd_trt.runtime.closeable import Closeable
 
 __all__ = [
     "Array",
     "Buffer",
-    "Closeable",
     "Device",
+    "Event",
+    "Graph",
     "HostBuffer",
-    "Mark",
-    "Recording",
     "Session",
     "download",
-    "settled",
+    "synchronized_on_error",
     "upload",
 ]
 
 Array = npt.NDArray[Any]
 
 
-class Closeable(Protocol):
-    """Holds something of the device until it is closed; a ``with`` block closes it."""
+class Buffer(Closeable):
+    """Memory on the device that holds one tensor.
 
-    def close(self) -> None:
-        """Release it; harmless when repeated."""
+    Attributes:
+        shape: of the tensor.
+        dtype: of the tensor.
+    """
 
-    def __enter__(self) -> Self: ...
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
-
-
-class Buffer(Closeable, Protocol):
-    """Memory on the device that holds one tensor."""
-
-    @property
-    def shape(self) -> tuple[int, ...]: ...
-    @property
-    def dtype(self) -> np.dtype[Any]: ...
     def rows(self, start: int, stop: int) -> Buffer:
         """Rows ``start`` to ``stop`` of the first axis, in place."""
+        raise NotImplementedError
 
 
-class HostBuffer(Closeable, Protocol):
-    """Memory of the host that the device copies from and to."""
+class HostBuffer(Closeable):
+    """Host memory that the device copies from and to.
 
-    @property
-    def array(self) -> Array: ...
+    Attributes:
+        array: the memory as a numpy array.
+    """
+
+    array: Array
 
 
-class Mark(Closeable, Protocol):
-    """A point in the order of the work, once it was recorded."""
+class Event(Closeable, ABC):
+    """A point in the order of the work. `record` sets it."""
 
+    @abstractmethod
     def record(self) -> None:
-        """Be the point after everything enqueued so far."""
+        """Set the event to the point after everything that is enqueued now."""
+
+    @abstractmethod
+    def seconds_since(self, earlier: Event) -> float:
+        """Seconds between two events. The host has waited for both."""
 
     def wait(self) -> None:
-        """Wait on the host until the device has come here."""
-
-    def seconds_since(self, earlier: Mark) -> float:
-        """Seconds between two marks that were waited for."""
+        """Wait on the host until the device has reached the event."""
 
 
-class Session(Closeable, Protocol):
-    """One network, loaded and ready to run."""
+class Session(Closeable, ABC):
+    """One network, loaded and ready to run.
 
-    @property
-    def spec(self) -> NetworkSpec: ...
+    Attributes:
+        spec: names, shapes and types of the network's tensors.
+    """
 
+    spec: NetworkSpec
+
+    @abstractmethod
     def enqueue(self, tensors: Mapping[str, Buffer]) -> None:
-        """Run once: ``tensors`` names a buffer for every input and output. No memory of tensors is allocated."""
+        """Run once. ``tensors`` has a buffer for every input and output; no tensor memory is allocated."""
 
     def cancel(self) -> None:
-        """Ask a run that goes on in another thread to end early, where the device can; it then raises."""
+        """Ask a run in another thread to end early. If the device can do that, `enqueue` raises there."""
 
 
-class Recording(Closeable, Protocol):
-    """Work that is enqueued again at every call."""
+class Graph(Closeable):
+    """Work that every call enqueues again. This one calls the function; a device may replay a capture of it."""
+
+    def __init__(self, work: Callable[[], None]) -> None:
+        self._work = work
 
     def __call__(self) -> None:
-        """Enqueue it."""
+        """Enqueue the work."""
+        self._work()
 
 
-class Device(Closeable, Protocol):
-    """A place where networks run."""
+class Device(Closeable, ABC):
+    """A place where networks run.
+
+    Attributes:
+        kind: ``cpu`` or ``cuda``.
+        steps_in_flight: how many steps the loop enqueues before it waits for the first of them. 1 is right if a step
+            has finished when the call that enqueues it returns.
+    """
+
+    kind: ClassVar[Literal["cpu", "cuda"]] = "cpu"
+    steps_in_flight: ClassVar[int] = 1
 
     @property
+    @abstractmethod
     def name(self) -> str:
-        """For people: ``onnxruntime (CPU)``."""
+        """The device's name in messages, such as ``onnxruntime (CPU)``."""
 
     @property
     def notes(self) -> Sequence[str]:
-        """What does not work as well as it could, for people."""
+        """Why the device runs slower than it could, a sentence each."""
+        return ()
 
-    @property
-    def steps_in_flight(self) -> int:
-        """How many steps to enqueue before waiting for the first: 1 where enqueuing is running."""
-
+    @abstractmethod
     def open(self, bundle: Bundle, network: NetworkName, *, streamed_bytes: int = 0) -> Session:
-        """Load one network of a bundle, leaving ``streamed_bytes`` of its weights in host memory where it can.
+        """Load one network of a bundle. A device that can stream weights leaves ``streamed_bytes`` in host memory.
 
         Raises:
-            BackendError: this device cannot run it.
-            DeviceMemoryError: it does not fit.
+            BackendError: this device cannot run the network.
+            DeviceMemoryError: the network does not fit.
         """
 
+    @abstractmethod
     def empty(self, shape: Sequence[int], dtype: npt.DTypeLike, name: str) -> Buffer:
-        """Allocate a buffer with undefined content; ``name`` is for error messages."""
+        """Allocate a buffer with undefined content. ``name`` appears in error messages."""
 
+    @abstractmethod
     def host(self, shape: Sequence[int], dtype: npt.DTypeLike, name: str) -> HostBuffer:
-        """Allocate host memory that copies to and from the device can use."""
+        """Allocate host memory for copies to and from the device."""
 
-    def mark(self) -> Mark:
-        """A mark, not recorded yet."""
+    @abstractmethod
+    def event(self) -> Event:
+        """Make an event that is not recorded yet."""
 
+    @abstractmethod
     def send(self, source: HostBuffer, target: Buffer) -> None:
-        """Fill ``target`` from the beginning of ``source``, which must not change until a later mark was waited for."""
+        """Fill ``target`` from the start of ``source``, which must not change before a later event has been reached."""
 
-    def fetch(self, source: Buffer, target: HostBuffer, done: Mark) -> None:
-        """Copy to the beginning of ``target`` beside the work that follows; ``done`` is recorded after the copy."""
+    @abstractmethod
+    def fetch(self, source: Buffer, target: HostBuffer, done: Event) -> None:
+        """Copy to the start of ``target`` beside the work that follows, and record ``done`` after the copy."""
 
+    @abstractmethod
     def copy(self, source: Buffer, target: Buffer) -> None:
-        """Copy on the device; as many bytes, whatever the shapes."""
+        """Copy on the device. Both buffers have the same number of bytes; their shapes may differ."""
 
-    def after(self, mark: Mark) -> None:
-        """Have work that is enqueued from now on wait for ``mark``, without the host waiting."""
+    def wait_for(self, event: Event) -> None:
+        """Make work that is enqueued from now on wait for ``event``. The host does not wait."""
 
-    def record(self, work: Callable[[], None]) -> Recording:
-        """What ``work`` enqueues, to be enqueued again and again, as a whole where the device can.
-
-        ``work`` must enqueue networks alone, on the same buffers every time.
-        """
+    def capture(self, work: Callable[[], None]) -> Graph:
+        """Make a graph of what ``work`` enqueues: networks only, and the same buffers every time."""
+        return Graph(work)
 
     def synchronize(self) -> None:
         """Wait until all work is done."""
 
     def reserve(self, nbytes: int) -> None:
-        """Have so much working memory, and no more, where all networks share it."""
+        """Set the size of the activation memory that all networks share, if they share one."""
 
     def trim(self) -> None:
-        """Give back working memory that no network needs just now."""
+        """Free activation memory that no network needs at the moment."""
 
     def free_bytes(self) -> int | None:
-        """Memory that is free for tensors and networks; None where it is not counted."""
+        """Memory that is free for tensors and networks, in bytes. None means that the device does not count it."""
+        return None
 
     def set_budget(self, nbytes: int | None) -> None:
-        """Never allocate more than so many bytes on the device, where they are counted.
+        """Set the most bytes that may be allocated on the device. A device that does not count memory ignores it.
 
         Raises:
             ArgumentError: this device cannot keep a budget.
@@ -173,7 +194,7 @@ class Device(Closeable, Protocol):
 
 
 def upload(device: Device, array: Array, name: str) -> Buffer:
-    """A new buffer with the content of ``array``; waits for the copy."""
+    """Allocate a buffer with the content of ``array``, and wait for the copy."""
     buffer = device.empty(array.shape, array.dtype, name)
     try:
         _write(device, array, buffer)
@@ -184,8 +205,11 @@ def upload(device: Device, array: Array, name: str) -> Buffer:
 
 
 def _write(device: Device, array: Array, buffer: Buffer) -> None:
-    """Fill ``buffer`` from ``array`` and wait for the copy."""
-    with device.host(buffer.shape, buffer.dtype, "an upload") as host, device.mark() as done, settled(device):
+    with (
+        device.host(buffer.shape, buffer.dtype, "an upload") as host,
+        device.event() as done,
+        synchronized_on_error(device),
+    ):
         host.array[...] = array
         device.send(host, buffer)
         done.record()
@@ -193,22 +217,22 @@ def _write(device: Device, array: Array, buffer: Buffer) -> None:
 
 
 def download(device: Device, buffer: Buffer) -> Array:
-    """A host copy of ``buffer``; waits for the work that fills it."""
+    """Copy ``buffer`` to a new array, and wait for the work that fills the buffer."""
     with ExitStack() as stack:
         host = stack.enter_context(device.host(buffer.shape, buffer.dtype, "a download"))
-        done = stack.enter_context(device.mark())
-        stack.enter_context(settled(device))
+        done = stack.enter_context(device.event())
+        stack.enter_context(synchronized_on_error(device))
         device.fetch(buffer, host, done)
         done.wait()
         return host.array.copy()
 
 
 @contextmanager
-def settled(device: Device) -> Iterator[None]:
-    """Where the block fails, wait for what it enqueued: it may use memory that is freed next."""
+def synchronized_on_error(device: Device) -> Iterator[None]:
+    """If the block fails, wait for the work that it enqueued, because that work may use memory that is freed next."""
     try:
         yield
     except BaseException:
-        with suppress(BackendError):  # the failure that led here is the one worth reporting
+        with suppress(BackendError):  # the first failure is the one to report
             device.synchronize()
         raise

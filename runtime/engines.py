@@ -1,10 +1,10 @@
-"""The networks of a bundle on a device: all loaded and kept, or one after another."""
+"""The networks of a bundle on a device: all of them stay loaded, or one at a time is loaded."""
 
 from __future__ import annotations
 
 import threading
-from contextlib import AbstractContextManager, ExitStack
-from types import TracebackType
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 
 from svd_trt.engine.bundle import Bundle
 from svd_trt.engine.manifest import read_manifest
@@ -18,14 +18,14 @@ __all__ = ["CLOSED", "Engines"]
 
 CLOSED = "the pipeline is closed; open it again with VideoPipeline.open"
 
-_PATIENCE = 0.1  # seconds between looks at whether to give up waiting
+_POLL_SECONDS = 0.1  # between two checks of whether to stop waiting
 
 
 class Engines(Closeable):
-    """Loads networks when they are first used, and lends them, one at a time, to whoever enqueues work.
+    """Loads networks when they are first used, and gives them to one thread at a time.
 
-    The denoising loop and the thread that decodes may both want the device; what one of them enqueues under a lease
-    is not interrupted by the other.
+    The denoising loop and the decode thread may both want the device. While one of them has a network, the other
+    cannot enqueue work.
     """
 
     def __init__(self, bundle: Bundle, device: Device) -> None:
@@ -48,58 +48,52 @@ class Engines(Closeable):
             if plan.resident and plan.activation_bytes is not None:
                 self._device.reserve(plan.activation_bytes)
 
-    def load(self, network: NetworkName) -> None:
-        """Load ``network`` where it is not; see `lend` for what can go wrong."""
-        with self.lend(network):
-            pass
-
-    def lend(self, network: NetworkName, stop: threading.Event | None = None) -> AbstractContextManager[Session]:
-        """The loaded network, for as long as the block takes; waits while another thread has one.
+    @contextmanager
+    def use(self, network: NetworkName, stop: threading.Event | None = None) -> Iterator[Session]:
+        """Hold ``network`` while the block runs. It is loaded if necessary; another thread's block is waited for.
 
         Args:
-            network: which.
-            stop: give up waiting once this is set.
+            network: which network.
+            stop: once this event is set, the wait for another thread ends.
 
         Raises:
-            BackendError: the pipeline is closed, the device cannot run the network, or the waiting was given up.
-            DeviceMemoryError: it does not fit.
-            BundleError: the bundle was built again since it was opened, so its networks no longer belong together.
+            BackendError: the pipeline is closed, the device cannot run the network, or ``stop`` was set.
+            DeviceMemoryError: the network does not fit.
+            BundleError: the bundle was rebuilt after it was opened, so its networks do not belong together.
         """
-        return _Lease(self, network, stop)
-
-    def _lock_for(self, stop: threading.Event | None) -> None:
-        while not self._lock.acquire(timeout=_PATIENCE):
+        while not self._lock.acquire(timeout=_POLL_SECONDS):
             if stop is not None and stop.is_set():
-                raise BackendError("the stream was given up")
+                raise BackendError("the stream was closed")
+        try:
+            yield self._load(network)
+        finally:
+            self._lock.release()
 
-    def _ready(self, network: NetworkName) -> Session:
-        """``network``, loaded if need be; only under the lock."""
+    def release(self) -> None:
+        """Unload every network. A network is loaded again when it is used."""
+        with self._lock, ExitStack() as stack:
+            for network in list(self._loaded):
+                stack.callback(self._drop, network)
+
+    def close(self) -> None:
+        """Unload every network for good."""
+        with self._lock:
+            self._closed = True
+            self.release()
+
+    def _load(self, network: NetworkName) -> Session:
+        """Load ``network`` if it is not loaded. The caller holds the lock."""
         if self._closed:
             raise BackendError(CLOSED)
         if not self._resident:
             for other in [name for name in self._loaded if name != network]:
                 self._drop(other)
         if network not in self._loaded:
-            self._loaded[network] = self._open(network)
+            if read_manifest(self._bundle.path) != self._bundle.manifest:
+                raise BundleError(f"{self._bundle.path} was rebuilt while it was open; open it again")
+            streamed = self._streamed_bytes if network == "denoiser" else 0
+            self._loaded[network] = self._device.open(self._bundle, network, streamed_bytes=streamed)
         return self._loaded[network]
-
-    def release(self) -> None:
-        """Let go of every network; they are loaded again when they are wanted."""
-        with self._lock, ExitStack() as stack:
-            for network in list(self._loaded):
-                stack.callback(self._drop, network)
-
-    def close(self) -> None:
-        """Let go of every network for good."""
-        with self._lock:
-            self._closed = True
-            self.release()
-
-    def _open(self, network: NetworkName) -> Session:
-        if read_manifest(self._bundle.path) != self._bundle.manifest:
-            raise BundleError(f"{self._bundle.path} was built again while it was open; open it again")
-        streamed = self._streamed_bytes if network == "denoiser" else 0
-        return self._device.open(self._bundle, network, streamed_bytes=streamed)
 
     def _drop(self, network: NetworkName) -> None:
         session = self._loaded.pop(network, None)
@@ -109,27 +103,3 @@ class Engines(Closeable):
             finally:
                 if not self._resident:
                     self._device.trim()
-
-
-class _Lease(AbstractContextManager[Session]):
-    """See `Engines.lend`.
-
-    Not a generator: every step of the loop takes a lease, just after the network has used up every cache, and then a
-    generator's detours cost tens of microseconds.
-    """
-
-    def __init__(self, engines: Engines, network: NetworkName, stop: threading.Event | None) -> None:
-        self._engines, self._network, self._stop = engines, network, stop
-
-    def __enter__(self) -> Session:
-        self._engines._lock_for(self._stop)
-        try:
-            return self._engines._ready(self._network)
-        except BaseException:
-            self._engines._lock.release()
-            raise
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._engines._lock.release()

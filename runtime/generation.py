@@ -1,212 +1,162 @@
-"""One generation: encode the pictures, denoise, decode in chunks."""
+"""One generation, from pictures to frames: noise, encode, denoise, decode, in the order of diffusers' pipeline."""
 
 from __future__ import annotations
 
-import contextlib
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Generator
 from dataclasses import dataclass, field
-from functools import partial
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 import PIL.Image
 
 from svd_trt.engine.memory import MemoryPlan, MemoryRequest
-from svd_trt.engine.spec import NetworkName, chunk_sizes
-from svd_trt.errors import ArgumentError, BackendError
-from svd_trt.runtime.decode import ChunkedDecode, Frames
-from svd_trt.runtime.denoise import Conditions, Floats, Lease, StepCallback
-from svd_trt.runtime.device import Array, download, settled, upload
+from svd_trt.engine.spec import Range
+from svd_trt.errors import ArgumentError
+from svd_trt.progress import Progress
+from svd_trt.runtime.callback import OnStepEnd
+from svd_trt.runtime.decode import Frames, decode
+from svd_trt.runtime.denoise import Conditions, Floats, denoise
+from svd_trt.runtime.executor import Executor
 from svd_trt.runtime.noise import TorchGenerator
-from svd_trt.runtime.parameters import Parameters
+from svd_trt.runtime.parameters import Settings
 from svd_trt.runtime.preprocess import clip_pixels, vae_image
-from svd_trt.runtime.samplers import SAMPLERS, custom_sigmas, initial_std, karras_sigmas
+from svd_trt.runtime.samplers import SAMPLERS, initial_std
+from svd_trt.runtime.timings import Timings, timed
 
-if TYPE_CHECKING:
-    from svd_trt.runtime.pipeline import VideoPipeline
-
-__all__ = ["Frames", "Generation", "Progress"]
-
-Progress: TypeAlias = Callable[[str, int, int], None]
-"""Called as ``progress(stage, done, total)``; stage is ``encode`` (pictures), ``denoise`` (steps) or ``decode``
-(frames)."""
+__all__ = ["Job", "encode", "generate", "groups_of"]
 
 
-@dataclass
-class Generation:
-    """One run of a pipeline: checked arguments, and the stages that turn them into frames.
+@dataclass(frozen=True)
+class Job:
+    """Checked arguments of one generation.
 
     Attributes:
-        pipe: the pipeline that runs it.
-        parameters: resolved against the bundle.
         pictures: RGB.
-        given_latents: noise to start from, or None for the seed's.
-        progress: told of every step and chunk.
-        plan: how memory is used.
+        settings: everything decided.
         request: what the plan is for.
-        timings: seconds by stage, as they come to be known. Stages overlap, so their sum may exceed the whole.
+        plan: how device memory is used.
+        latent_shape: of all videos, ``[B, F, C, h, w]``.
+        groups: videos that are denoised together.
+        chunks: frames that are decoded together; all frames of one video, then of the next.
+        start: noise of unit variance to start from, ``[B, F, C, h, w]``; None draws it from the seed.
+        on_step_end: the caller's callback, bound to its pipeline.
+        progress: called as ``progress(stage, done, total)`` with the stages ``encode`` (pictures), ``denoise`` (steps)
+            and ``decode`` (frames).
+        timings: filled in while the generation runs.
     """
 
-    pipe: VideoPipeline
-    parameters: Parameters
     pictures: list[PIL.Image.Image]
-    given_latents: npt.ArrayLike | None
-    progress: Progress
-    plan: MemoryPlan
+    settings: Settings
     request: MemoryRequest
-    timings: dict[str, Any] = field(default_factory=dict)
+    plan: MemoryPlan
+    latent_shape: tuple[int, ...]
+    groups: list[slice]
+    chunks: list[int]
+    start: Floats | None
+    on_step_end: OnStepEnd | None
+    progress: Progress
+    timings: Timings = field(default_factory=Timings)
 
-    def __post_init__(self) -> None:
-        p, manifest = self.parameters, self.pipe.bundle.manifest
-        assert p.num_frames is not None, "parameters are resolved"
-        assert p.height is not None
-        assert p.width is not None
-        assert p.decode_chunk_size is not None
-        self.frames, self.height, self.width = p.num_frames, p.height, p.width
-        self.num_videos = self.request.videos
-        self.chunks = chunk_sizes(self.num_videos * self.frames, p.decode_chunk_size, manifest.ranges.chunk)
-        self.groups = _groups(self.num_videos, manifest.ranges.batch.min, manifest.ranges.batch.max)
-        factor = manifest.model.vae_scale_factor
-        self.latent_size = (self.height // factor, self.width // factor)
-        self.sigmas = custom_sigmas(p.sigmas) if p.sigmas else karras_sigmas(manifest.sampler, p.num_inference_steps)
-        self.start = self._checked_latents()
 
-    def denoise(self, callback: StepCallback | None) -> Floats:
-        """Encode the pictures and run the loop: latents ``[B, F, 4, h, w]``."""
-        noise = TorchGenerator(self.parameters.seed or 0)
-        image_noise = noise.randn((len(self.pictures), 3, self.height, self.width))
-        start = self.start if self.start is not None else self._draw_latents(noise)
-        start = start * initial_std(self.pipe.bundle.manifest.sampler, self.sigmas)
-        conditions = self._encode(image_noise)
-        table = SAMPLERS[self.parameters.sampler](self.sigmas)
-        lease = self._loaded("denoiser")
-        steps: list[float] = self.timings.setdefault("steps", [])
-        total = len(table) * len(self.groups)
+def generate(executor: Executor, job: Job, *, latents_only: bool = False) -> Generator[Frames | Floats]:
+    """Generate the videos of ``job``.
 
-        def on_step(seconds: float) -> None:
-            steps.append(seconds)
-            self.progress("denoise", len(steps), total)
-
-        results: list[Array] = []
-        with self._timed("denoise"), self.pipe.denoising():
-            for group in self.groups:
-                latents = np.ascontiguousarray(start[group], np.float32)
-                passes = conditions.part(group).passes(1 if self.plan.split_guidance else 2)
-                loop = self.pipe.loop(passes, latents.shape, len(table))
-                results.append(loop.run(self.pipe, lease, latents, passes, table, callback, on_step))
-        result = np.concatenate(results)
-        if not np.isfinite(result).all():
-            raise BackendError(
-                "denoising ended in values that are not finite: fp16 overflowed (build with --precision fp32), "
-                "or a callback returned such latents"
-            )
-        return result
-
-    def decode(self, latents: Floats) -> Iterator[Frames]:
-        """Latents ``[B, F, 4, h, w]`` to chunks of frames ``[n, H, W, 3]``.
-
-        Chunks run on over the end of a video into the next, as diffusers' do.
-        """
-        flat = latents.reshape(-1, *latents.shape[2:])
-        self._loaded("vae_decoder")
-        lease = partial(self.pipe.engines.lend, "vae_decoder")
-        size = (self.height, self.width)
-        done = 0
-        with ChunkedDecode(self.pipe.device, lease, flat, self.chunks, size, self._count_decode) as chunks:
-            self.pipe.watch(chunks)
-            for chunk in chunks:
-                done += len(chunk)
-                self.progress("decode", done, len(flat))
-                yield chunk
-
-    def _count_decode(self, seconds: float) -> None:
-        self.timings["decode"] = self.timings.get("decode", 0.0) + seconds
-
-    def _encode(self, image_noise: Floats) -> Conditions:
-        """Run both encoders on every picture; conditions of every video."""
-        model, p = self.pipe.bundle.manifest.model, self.parameters
-        with self._timed("preprocess"):
-            pixels = np.stack([clip_pixels(i, mean=model.image_mean, std=model.image_std) for i in self.pictures])
-            images = np.stack([vae_image(i, self.height, self.width) for i in self.pictures])
-            images += np.float32(p.noise_aug_strength) * image_noise
-        count, repeats = len(self.pictures), p.num_videos_per_prompt
-        together = self.pipe.bundle.manifest.ranges.pictures
-        embeds, latents = [], []
-        for group in _groups(count, together.min, together.max):
-            embeds.append(self._through("image_encoder", pixels[group]))
-        for group in _groups(count, together.min, together.max):
-            latents.append(self._through("vae_encoder", images[group]))
-            self.progress("encode", group.stop, count)
-        return Conditions(
-            image_embeds=np.concatenate(embeds).repeat(repeats, axis=0),
-            image_latents=np.concatenate(latents).repeat(repeats, axis=0),
-            added_time_ids=np.array([p.fps - 1, p.motion_bucket_id, p.noise_aug_strength], np.float32),
-            guidance=np.linspace(p.min_guidance_scale, p.max_guidance_scale, self.frames, dtype=np.float32),
+    Yields:
+        Chunks of frames, uint8 ``[n, H, W, 3]``, all of the first video, then of the next. With ``latents_only``, the
+        denoised latents of all videos instead, float32 ``[B, F, C, h, w]``.
+    """
+    settings, manifest = job.settings, executor.bundle.manifest
+    with executor.running(job.request, job.plan, job.latent_shape):
+        # 1. Draw noise: the pictures' first, then the latents', as diffusers does.
+        noise = TorchGenerator(settings.seed)
+        image_noise = noise.randn((len(job.pictures), 3, settings.height, settings.width))
+        # An fp16 pipeline draws in half precision, which rounds and, for some lengths, orders the draws differently.
+        half = manifest.precision == "fp16"
+        start = (
+            job.start if job.start is not None else noise.randn(job.latent_shape, np.float16 if half else np.float32)
         )
 
-    def _through(self, network: NetworkName, array: Array) -> Array:
-        """One input through a network with one output."""
-        device, lease = self.pipe.device, self._loaded(network)
-        spec = self.pipe.bundle.network(network).spec
-        (source,), (result,) = spec.inputs, spec.outputs
-        shape = result.resolve({"pictures": len(array), "height": self.height, "width": self.width})
-        with (
-            self._timed(network),
-            upload(device, array, source.name) as given,
-            device.empty(shape, np.float32, result.name) as output,
-            settled(device),
-        ):  # before the buffers are freed
-            with lease() as session:
-                session.enqueue({source.name: given, result.name: output})
-            return download(device, output)
+        # 2. Make the schedule: the sampler's coefficients, a row for each step.
+        sigmas = np.asarray(settings.sigmas, np.float32)
+        table = SAMPLERS[settings.sampler](sigmas)  # [S, 7]
+        latents = start.astype(np.float32) * initial_std(manifest.sampler, sigmas)
 
-    def _draw_latents(self, noise: TorchGenerator) -> Floats:
-        # An fp16 pipeline draws in half precision, which rounds and, for some lengths, orders the draws differently.
-        precision = self.pipe.bundle.manifest.precision
-        drawn = noise.randn(self.latent_shape, np.float16 if precision == "fp16" else np.float32)
-        return drawn.astype(np.float32)
+        # 3. Encode the pictures into what the videos are conditioned on.
+        conditions = encode(executor, job, image_noise)
 
-    @property
-    def latent_shape(self) -> tuple[int, ...]:
-        """Of all videos: ``[B, F, C, h, w]``."""
-        channels = self.pipe.bundle.manifest.model.latent_channels
-        return (self.num_videos, self.frames, channels, *self.latent_size)
+        # 4. Denoise.
+        latents = denoise(
+            executor,
+            latents,
+            conditions,
+            table,
+            groups=job.groups,
+            split_guidance=job.plan.split_guidance,
+            on_step_end=job.on_step_end,
+            progress=job.progress,
+            timings=job.timings,
+        )
+        if latents_only:
+            yield latents
+            return
 
-    def _checked_latents(self) -> Floats | None:
-        if self.given_latents is None:
-            return None
-        try:
-            latents = np.asarray(self.given_latents, np.float32)
-        except (TypeError, ValueError):
-            raise ArgumentError("latents must be an array of numbers") from None
-        if latents.shape != self.latent_shape or not np.isfinite(latents).all():
-            raise ArgumentError(f"latents must be finite and of shape {self.latent_shape}, not {latents.shape}")
-        return latents
-
-    def _loaded(self, network: NetworkName) -> Lease:
-        """Load ``network``, and what lends it."""
-        with self._timed("load"):
-            self.pipe.engines.load(network)
-        return partial(self.pipe.engines.lend, network)
-
-    @contextlib.contextmanager
-    def _timed(self, stage: str) -> Iterator[None]:
-        started = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.timings[stage] = self.timings.get(stage, 0.0) + time.perf_counter() - started
+        # 5. Decode.
+        size = (settings.height, settings.width)
+        yield from decode(executor, latents, chunks=job.chunks, size=size, progress=job.progress, timings=job.timings)
 
 
-def _groups(count: int, smallest: int, largest: int) -> list[slice]:
-    """Cut ``count`` videos into groups that the engine takes together."""
-    groups = [slice(start, min(start + largest, count)) for start in range(0, count, largest)]
+def encode(executor: Executor, job: Job, image_noise: Floats) -> Conditions:
+    """Run both encoders on every picture; return the conditions of every video.
+
+    ``image_noise`` is ``[P, 3, H, W]`` for P pictures, and is added with the strength ``noise_aug_strength``.
+    """
+    settings, model, ranges = job.settings, executor.bundle.manifest.model, executor.bundle.manifest.ranges
+    with timed(job.timings, "preprocess"):
+        pixels = np.stack([clip_pixels(one, mean=model.image_mean, std=model.image_std) for one in job.pictures])
+        images = np.stack([vae_image(one, settings.height, settings.width) for one in job.pictures])
+        images += np.float32(settings.noise_aug_strength) * image_noise
+    count = len(job.pictures)
+    groups = groups_of(count, ranges.pictures)
+    job.progress("encode", 0, count)
+    embeds = [_run_encoder(executor, job, "image_encoder", pixels[group]) for group in groups]  # [P, 1, D]
+    latents = []  # [P, C, h, w]
+    for group in groups:
+        latents.append(_run_encoder(executor, job, "vae_encoder", images[group]))
+        job.progress("encode", group.stop, count)
+    repeats = settings.num_videos_per_prompt
+    return Conditions(
+        image_embeds=np.concatenate(embeds).repeat(repeats, axis=0),
+        image_latents=np.concatenate(latents).repeat(repeats, axis=0),
+        added_time_ids=np.array([settings.fps - 1, settings.motion_bucket_id, settings.noise_aug_strength], np.float32),
+        guidance=np.linspace(
+            settings.min_guidance_scale, settings.max_guidance_scale, settings.num_frames, dtype=np.float32
+        ),
+    )
+
+
+def _run_encoder(
+    executor: Executor, job: Job, network: Literal["image_encoder", "vae_encoder"], pictures: Floats
+) -> Floats:
+    with timed(job.timings, "load"):
+        executor.load(network)
+    spec = executor.bundle.network(network).spec
+    (source,), (result,) = spec.inputs, spec.outputs
+    sizes = {"pictures": len(pictures), "height": job.settings.height, "width": job.settings.width}
+    with timed(job.timings, network):
+        return executor.run(network, {source.name: pictures}, sizes)[result.name]
+
+
+def groups_of(count: int, span: Range) -> list[slice]:
+    """Cut ``count`` videos or pictures into groups that an engine takes together.
+
+    Raises:
+        ArgumentError: the last group is smaller than ``span`` allows.
+    """
+    groups = [slice(start, min(start + span.max, count)) for start in range(0, count, span.max)]
     last = groups[-1].stop - groups[-1].start
-    if last < smallest:
+    if last < span.min:
         raise ArgumentError(
-            f"{count} videos leave a group of {last}, and this bundle was built for at least {smallest} together; "
+            f"{count} videos leave a group of {last}, and this bundle was built for at least {span.min} together; "
             "build one with another --batch"
         )
     return groups

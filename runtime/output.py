@@ -1,9 +1,9 @@
-"""What a pipeline hands out: whole videos, or frames as they are decoded."""
+"""What a pipeline returns: whole videos, or frames as they are decoded."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,36 +11,36 @@ import numpy as np
 
 from svd_trt.engine.memory import MemoryPlan
 from svd_trt.errors import OutputError
-from svd_trt.runtime.denoise import StepCallback
-from svd_trt.runtime.generation import Frames, Generation
-from svd_trt.runtime.parameters import Parameters
+from svd_trt.runtime.decode import Frames
+from svd_trt.runtime.parameters import Settings
+from svd_trt.runtime.timings import Timings
 
 __all__ = ["VideoOutput", "VideoStream"]
 
 
 @dataclass(frozen=True)
 class VideoOutput:
-    """What a pipeline made.
+    """The videos of one call.
 
     Attributes:
         frames: by output type: ``pil``, a list of pictures for each video; ``np``, uint8 ``[B, F, H, W, 3]``;
             ``latent``, float32 ``[B, F, 4, h, w]``, as diffusers' ``output_type="latent"``.
-        parameters: what it was made with, every default decided; ``parameters.seed`` makes it again.
-        backend: where it ran.
+        parameters: what they were generated with, every default decided; ``parameters.seed`` gives them again.
+        backend: the device that they were generated on.
         memory: how the device's memory was used.
-        timings: seconds by stage; ``steps`` is a list of each step's. Stages overlap.
-        metadata: what a file says of how it was made.
+        timings: seconds by stage.
+        metadata: what a file says about how the video was generated.
     """
 
     frames: Any
-    parameters: Parameters
+    parameters: Settings
     backend: str
     memory: MemoryPlan
-    timings: Mapping[str, Any]
+    timings: Timings
     metadata: Mapping[str, Any]
 
     def save(self, path: str | os.PathLike[str]) -> list[str]:
-        """Write each video to ``path`` (its suffix chooses the format), numbered where there are several.
+        """Write each video to ``path`` (its suffix chooses the format), with a number if there are several.
 
         Returns the paths written.
 
@@ -64,35 +64,41 @@ class VideoOutput:
 
 
 class VideoStream(Iterator[Frames]):
-    """Frames of a run, one uint8 ``[H, W, 3]`` at a time, all of the first video, then of the next.
+    """Frames of a generation, one uint8 ``[H, W, 3]`` at a time, all of the first video, then of the next.
 
     Attributes:
-        parameters: what the video is made with, every default decided.
+        parameters: what the video is generated with, every default decided.
         num_videos: how many videos there are.
+        backend: the device that it runs on.
         memory: how the device's memory is used.
         timings: seconds by stage, complete after the last frame.
-        metadata: what a file says of how it was made.
+        metadata: what the video's file says about how it was generated.
     """
 
-    def __init__(self, run: Generation, callback: StepCallback | None, metadata: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        chunks: Generator[Frames],
+        *,
+        parameters: Settings,
+        num_videos: int,
+        backend: str,
+        memory: MemoryPlan,
+        timings: Timings,
+        metadata: Mapping[str, Any],
+    ) -> None:
+        self.parameters = parameters
+        self.num_videos = num_videos
+        self.backend = backend
+        self.memory = memory
+        self.timings = timings
         self.metadata = metadata
-        self.parameters = run.parameters
-        self.num_videos = run.num_videos
-        self.timings: Mapping[str, Any] = run.timings
-        self.backend = run.pipe.device.name
-        self.memory = run.plan
-        self._frames = self._generate(run, callback)
+        self._chunks = chunks
+        self._frames = (frame for chunk in chunks for frame in chunk)
 
     def __next__(self) -> Frames:
         return next(self._frames)
 
     def close(self) -> None:
-        """Give up the rest."""
+        """Cancel the frames that are not generated yet."""
         self._frames.close()
-
-    @staticmethod
-    def _generate(run: Generation, callback: StepCallback | None) -> Any:
-        with run.pipe.explaining(run):
-            run.pipe.begin(run)
-            for chunk in run.decode(run.denoise(callback)):
-                yield from chunk
+        self._chunks.close()

@@ -1,6 +1,7 @@
-"""What can be asked of a pipeline: names and defaults are diffusers', limits and help are written here once.
+"""The arguments of a generation: names and defaults are those of diffusers; limits and help texts are only here.
 
-The command line makes its options from `Parameters`, the Python call its keyword arguments, and files their metadata.
+The command line makes its options from `Parameters`, and the Python call its keyword arguments. `Settings` is what a
+video is generated with, and becomes the metadata of its file.
 """
 
 from __future__ import annotations
@@ -12,11 +13,12 @@ from dataclasses import dataclass, field
 from typing import Any, TypedDict
 
 from svd_trt.engine.manifest import Manifest
-from svd_trt.engine.spec import LARGEST_STEPS, Range, chunk_choices
+from svd_trt.engine.memory import MemoryPlan, MemoryRequest
+from svd_trt.engine.spec import LARGEST_STEPS
 from svd_trt.errors import ArgumentError
-from svd_trt.runtime.samplers import SAMPLERS, custom_sigmas
+from svd_trt.runtime.samplers import SAMPLERS, custom_sigmas, karras_sigmas
 
-__all__ = ["ParameterArguments", "Parameters", "resolve"]
+__all__ = ["ParameterArguments", "Parameters", "Settings", "memory_request", "resolve"]
 
 
 def _option(default: Any, help_text: str, low: float | None = None, high: float | None = None) -> Any:
@@ -25,7 +27,7 @@ def _option(default: Any, help_text: str, low: float | None = None, high: float 
 
 @dataclass(frozen=True)
 class Parameters:
-    """Arguments of a generation. None stands for what the bundle, or chance, decides.
+    """Arguments of a generation as the caller gives them. None leaves the choice to the bundle, or the seed to chance.
 
     Raises:
         ArgumentError: a value is not a number of its kind, or outside its limits.
@@ -79,10 +81,6 @@ class Parameters:
         """Every parameter by name, with ``help``, ``min`` and ``max`` in its metadata."""
         return {spec.name: spec for spec in dataclasses.fields(cls)}
 
-    def as_dict(self) -> dict[str, Any]:
-        """Plain data for JSON."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
-
 
 class ParameterArguments(TypedDict, total=False):
     """`Parameters` as keyword arguments."""
@@ -103,46 +101,101 @@ class ParameterArguments(TypedDict, total=False):
     sampler: str
 
 
-def resolve(parameters: Parameters, manifest: Manifest, *, pictures: int, seed: int) -> Parameters:
-    """``parameters`` with every None decided, checked against the ranges that the bundle was built for.
+@dataclass(frozen=True)
+class Settings:
+    """`Parameters` with everything decided: what a video is generated with.
+
+    Attributes:
+        sigmas: noise levels, ``[num_inference_steps + 1]``.
+        custom_sigmas: the caller chose the noise levels; otherwise they are the checkpoint's.
+    """
+
+    num_frames: int
+    num_inference_steps: int
+    sigmas: tuple[float, ...]
+    custom_sigmas: bool
+    min_guidance_scale: float
+    max_guidance_scale: float
+    fps: int
+    motion_bucket_id: int
+    noise_aug_strength: float
+    decode_chunk_size: int
+    num_videos_per_prompt: int
+    seed: int
+    height: int
+    width: int
+    sampler: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data for JSON. With ``seed`` and these arguments the video can be generated again.
+
+        ``sigmas`` is None if they are the checkpoint's.
+        """
+        fields = dataclasses.asdict(self)
+        fields["sigmas"] = list(self.sigmas) if fields.pop("custom_sigmas") else None
+        return fields
+
+
+def memory_request(parameters: Parameters, manifest: Manifest, pictures: int) -> MemoryRequest:
+    """Make the request to the memory planner for ``pictures`` pictures, with the bundle's defaults for sizes.
 
     Raises:
-        ArgumentError: outside one of them; the message names the range and the build option that sets it.
+        ArgumentError: a size is outside the range that the bundle was built for; the message names the build option.
     """
     ranges = manifest.ranges
-    num_frames = parameters.num_frames
-    if num_frames is None:
-        num_frames = min(max(manifest.model.num_frames, ranges.frames.min), ranges.frames.max)
-    resolved = dataclasses.replace(
-        parameters,
-        num_frames=num_frames,
-        decode_chunk_size=parameters.decode_chunk_size
-        or _default_chunk(num_frames, pictures * parameters.num_videos_per_prompt, ranges.chunk),
-        seed=seed if parameters.seed is None else parameters.seed,
-        height=parameters.height or ranges.height.opt,
-        width=parameters.width or ranges.width.opt,
+    frames = parameters.num_frames or ranges.frames.clamp(manifest.model.num_frames)
+    height, width = parameters.height or ranges.height.opt, parameters.width or ranges.width.opt
+    ranges.frames.require(frames, "num_frames", "--frames")
+    for name, size in (("height", height), ("width", width)):
+        ranges.of(name).require(size, name, f"--{name}")
+        multiple = max(8, manifest.model.vae_scale_factor)
+        if size % multiple:
+            raise ArgumentError(f"{name} {size} is not a multiple of {multiple}")
+    return MemoryRequest(
+        frames=frames,
+        height=height,
+        width=width,
+        videos=pictures * parameters.num_videos_per_prompt,
+        pictures=pictures,
+        # As in diffusers: a scale of 1 or less in every frame is the conditional prediction alone.
+        guided=max(parameters.min_guidance_scale, parameters.max_guidance_scale) > 1,
+        decode_chunk_size=parameters.decode_chunk_size,
     )
-    _within("num_frames", resolved.num_frames, ranges.frames, "--frames")
-    for name, size, span in (
-        ("height", resolved.height, ranges.height),
-        ("width", resolved.width, ranges.width),
-    ):
-        _within(name, size, span, f"--{name}")
-        if size is not None and size % max(8, manifest.model.vae_scale_factor):
-            raise ArgumentError(f"{name} {size} is not a multiple of {max(8, manifest.model.vae_scale_factor)}")
-    return resolved
 
 
-def _default_chunk(num_frames: int, videos: int, span: Range) -> int:
-    """Diffusers' default, a whole video at once, or the most that the bundle takes without an impossible rest."""
-    return next(chunk_choices(num_frames, videos, span), min(num_frames, span.max))
+def resolve(
+    parameters: Parameters, manifest: Manifest, request: MemoryRequest, plan: MemoryPlan, seed: int
+) -> Settings:
+    """Decide everything that ``parameters`` leaves open.
 
-
-def _within(name: str, value: int | None, span: Range, option: str) -> None:
-    if value not in span:
-        raise ArgumentError(
-            f"{name} {value} is outside what this bundle was built for ({span.words}); build one with another {option}"
-        )
+    Args:
+        parameters: of the caller.
+        manifest: its sampler gives the noise levels.
+        request: has the sizes.
+        plan: has the decode chunk.
+        seed: used if ``parameters`` has none.
+    """
+    if parameters.sigmas is None:
+        sigmas = tuple(map(float, karras_sigmas(manifest.sampler, parameters.num_inference_steps)))
+    else:
+        sigmas = parameters.sigmas
+    return Settings(
+        num_frames=request.frames,
+        num_inference_steps=parameters.num_inference_steps,
+        sigmas=sigmas,
+        custom_sigmas=parameters.sigmas is not None,
+        min_guidance_scale=parameters.min_guidance_scale,
+        max_guidance_scale=parameters.max_guidance_scale,
+        fps=parameters.fps,
+        motion_bucket_id=parameters.motion_bucket_id,
+        noise_aug_strength=parameters.noise_aug_strength,
+        decode_chunk_size=plan.decode_chunk_size,
+        num_videos_per_prompt=parameters.num_videos_per_prompt,
+        seed=seed if parameters.seed is None else parameters.seed,
+        height=request.height,
+        width=request.width,
+        sampler=parameters.sampler,
+    )
 
 
 def _number(name: str, value: Any, kind: type, limits: Mapping[str, Any]) -> Any:

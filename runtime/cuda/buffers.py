@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from svd_trt.runtime.closeable import Closeable
 from svd_trt.runtime.cuda.context import Context
-from svd_trt.runtime.device import Array, Buffer
+from svd_trt.runtime.device import Array, Buffer, HostBuffer
 
 __all__ = ["CudaBuffer", "DeviceMemory", "PinnedBuffer", "as_cuda"]
 
@@ -37,15 +37,15 @@ class DeviceMemory(Closeable):
         self.address = int(self._pointer)
 
     def close(self) -> None:
-        """Free it. No work that uses it may be under way."""
+        """Free it. No work that uses it may be running."""
         if self._pointer is not None:
             pointer, self._pointer = self._pointer, None
             self._context.call("cuMemFree", pointer)
             self._context.give(self.nbytes)
 
 
-class CudaBuffer(Closeable):
-    """A tensor on the GPU: an allocation of its own, or rows of another's."""
+class CudaBuffer(Buffer):
+    """A tensor on the GPU: an allocation of its own, or rows of the allocation of another tensor."""
 
     def __init__(
         self, memory: DeviceMemory, offset: int, shape: Sequence[int], dtype: npt.DTypeLike, *, owns: bool
@@ -59,13 +59,13 @@ class CudaBuffer(Closeable):
 
     @classmethod
     def allocate(cls, context: Context, shape: Sequence[int], dtype: npt.DTypeLike, what: str) -> CudaBuffer:
-        """A new allocation for one tensor."""
+        """Allocate memory for one tensor."""
         memory = DeviceMemory(context, math.prod(shape) * np.dtype(dtype).itemsize, what)
         return cls(memory, 0, shape, dtype, owns=True)
 
     @property
     def name(self) -> str:
-        """Of the tensor, for error messages."""
+        """Name of the tensor in error messages."""
         return self._memory.name
 
     @property
@@ -81,12 +81,12 @@ class CudaBuffer(Closeable):
         return CudaBuffer(self._memory, self._offset + start * row, shape, self.dtype, owns=False)
 
     def close(self) -> None:
-        """Free the allocation, where this buffer made it."""
+        """Free the allocation if this buffer made it."""
         if self._owns:
             self._memory.close()
 
 
-class PinnedBuffer(Closeable):
+class PinnedBuffer(HostBuffer):
     """A tensor in host memory that the system may not move, so that copies run beside other work."""
 
     def __init__(self, context: Context, shape: Sequence[int], dtype: npt.DTypeLike, what: str) -> None:
@@ -99,13 +99,13 @@ class PinnedBuffer(Closeable):
         self.array: Array = np.frombuffer(memoryview(content), dtype, count=math.prod(shape)).reshape(shape)
 
     def close(self) -> None:
-        """Free it. No copy may be under way, and ``array`` must not be used afterwards."""
+        """Free it. No copy may be running, and ``array`` must not be used afterwards."""
         if self._pointer is not None:
             pointer, self._pointer = self._pointer, None
             self._context.call("cuMemFreeHost", pointer)
 
 
 def as_cuda(buffer: Buffer) -> CudaBuffer:
-    """``buffer``, which a `CudaDevice` made."""
+    """Narrow the type of a buffer that a `CudaDevice` made."""
     assert isinstance(buffer, CudaBuffer)
     return buffer

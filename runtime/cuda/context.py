@@ -1,4 +1,4 @@
-"""One GPU's primary context, made current wherever it is used, and an account of the memory that is taken in it."""
+"""One GPU's primary context, made current for every call, and a count of the memory that is allocated in it."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ __all__ = ["Context"]
 
 
 class Context(Closeable):
-    """The primary context of ``gpu``: shared with whatever else in this process uses the GPU (torch, say).
+    """The primary context of ``gpu``: shared with other libraries in this process that use the GPU, such as torch.
 
     Attributes:
-        gpu: whose context it is.
-        taken: bytes of device memory that were taken through this object.
-        budget: the most that may be taken; None for no limit.
+        gpu: the GPU of the context.
+        taken: bytes of device memory that this pipeline has allocated.
+        budget: the most bytes that it may allocate; None for no limit.
     """
 
     def __init__(self, driver: Driver, gpu: Gpu) -> None:
@@ -32,7 +32,7 @@ class Context(Closeable):
 
     @contextmanager
     def current(self) -> Iterator[None]:
-        """Make the context current in this thread, and give the thread back the one that it had.
+        """Make the context current in this thread while the block runs, and then the previous one again.
 
         Raises:
             BackendError: the context is closed.
@@ -55,12 +55,12 @@ class Context(Closeable):
             return self.driver.call(name, *arguments, what=what, nbytes=nbytes)
 
     def memory(self) -> tuple[int, int]:
-        """Bytes that are free, and in all, on the GPU."""
+        """Free and total bytes of the GPU."""
         free, total = self.call("cuMemGetInfo")
         return int(free), int(total)
 
     def take(self, nbytes: int, what: str) -> None:
-        """Enter ``nbytes`` into the account before they are allocated.
+        """Count ``nbytes`` before they are allocated.
 
         Raises:
             DeviceMemoryError: the budget does not allow it.
@@ -71,11 +71,11 @@ class Context(Closeable):
         self.taken += nbytes
 
     def give(self, nbytes: int) -> None:
-        """Take ``nbytes`` out of the account after they were freed."""
+        """Stop counting ``nbytes`` after they were freed."""
         self.taken -= nbytes
 
     def close(self) -> None:
-        """Let go of the context; the driver keeps it while others use it."""
+        """Release the context. The driver keeps it while other libraries use it."""
         if self._handle is not None:
             self._handle = None
             self.driver.call("cuDevicePrimaryCtxRelease", self._device, what=self.gpu.name)

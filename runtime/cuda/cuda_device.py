@@ -1,11 +1,11 @@
-"""The GPU as the pipeline sees it: one stream computes, another copies frames out."""
+"""An NVIDIA GPU as a device: one stream computes, and another one copies frames to the host."""
 
 from __future__ import annotations
 
 import weakref
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
-from typing import Protocol
 
 import numpy.typing as npt
 
@@ -15,89 +15,93 @@ from svd_trt.errors import ArgumentError, BackendError
 from svd_trt.runtime.closeable import Closeable
 from svd_trt.runtime.cuda.buffers import CudaBuffer, DeviceMemory, PinnedBuffer, as_cuda
 from svd_trt.runtime.cuda.context import Context
-from svd_trt.runtime.cuda.streams import Event, Graph, Stream
-from svd_trt.runtime.device import Buffer, HostBuffer, Mark, Session
-from svd_trt.runtime.device import Closeable as CloseableProtocol
+from svd_trt.runtime.cuda.streams import CapturedGraph, CudaEvent, Stream
+from svd_trt.runtime.device import Buffer, Device, Event, Graph, HostBuffer, Session
 
-__all__ = ["ActivationBlock", "CudaDevice", "Engine", "Recording"]
+__all__ = ["ActivationBlock", "CudaDevice", "CudaGraph", "GpuBackend"]
 
 
-class Engine(CloseableProtocol, Protocol):
-    """What runs networks on the GPU: TensorRT, or ONNX Runtime."""
+class GpuBackend(Closeable, ABC):
+    """Runs networks on a GPU: TensorRT, or ONNX Runtime.
+
+    Attributes:
+        uses_block: networks compute in the device's activation block. Otherwise the backend allocates by itself.
+    """
+
+    uses_block = False
 
     @property
+    @abstractmethod
     def name(self) -> str:
-        """With its version, for people."""
+        """Name and version in messages."""
 
-    @property
-    def uses_block(self) -> bool:
-        """Networks compute in the device's activation block."""
-
+    @abstractmethod
     def load(self, device: CudaDevice, bundle: Bundle, network: NetworkName, streamed_bytes: int) -> Session:
-        """See `svd_trt.runtime.device.Device.open`."""
+        """Load one network. See `svd_trt.runtime.device.Device.open`."""
 
 
-class CudaDevice(Closeable):
-    """One GPU. Implements `svd_trt.runtime.device.Device`.
+class CudaDevice(Device):
+    """One GPU.
 
     Attributes:
         context: the GPU's context.
         compute: the stream of the networks.
         activations: the block that all networks compute in, one after another.
-        use_graphs: replay recordings as CUDA graphs; False runs every call as it comes.
-        refusals: why recordings are replayed call by call, if any are.
+        use_graphs: replay captured work as CUDA graphs; False enqueues every call by itself.
+        refusals: why captured work is enqueued call by call, if it is.
     """
 
-    steps_in_flight = 2  # one runs, one waits, so the GPU is never idle and a cancelled run stops after two
+    kind = "cuda"
+    steps_in_flight = 2  # one runs and one waits, so the GPU never idles, and Ctrl-C takes effect within two steps
 
-    def __init__(self, context: Context, engine: Engine) -> None:
-        """``context`` and ``engine`` are the device's from now on, and closed with it."""
+    def __init__(self, context: Context, backend: GpuBackend) -> None:
+        """Take over ``context`` and ``backend``, which are closed with the device."""
         with ExitStack() as stack:
             self.context = stack.enter_context(context)
             self.compute = stack.enter_context(Stream(self.context, "compute"))
             self._copies = stack.enter_context(Stream(self.context, "copy"))
-            self._computed = stack.enter_context(Event(self.compute))
+            self._computed = stack.enter_context(CudaEvent(self.compute))
             self.activations = stack.enter_context(ActivationBlock(self))
-            stack.callback(engine.close)
+            stack.callback(backend.close)
             self._held = stack.pop_all()
-        self._engine = engine
+        self._backend = backend
         self.capturing = False
         self.use_graphs = True
         self.refusals: list[str] = []
-        self._recordings: weakref.WeakSet[Recording] = weakref.WeakSet()
+        self._graphs: weakref.WeakSet[CudaGraph] = weakref.WeakSet()
 
     @property
     def name(self) -> str:
-        return f"{self._engine.name} ({self.context.gpu.name})"
+        return f"{self._backend.name} ({self.context.gpu.name})"
 
     def open(self, bundle: Bundle, network: NetworkName, *, streamed_bytes: int = 0) -> Session:
         """Load one network."""
         with self.context.current():
-            return self._engine.load(self, bundle, network, streamed_bytes)
+            return self._backend.load(self, bundle, network, streamed_bytes)
 
     def empty(self, shape: Sequence[int], dtype: npt.DTypeLike, name: str) -> CudaBuffer:
-        """An allocation of its own, so that it is aligned as TensorRT wants tensors to be."""
+        """Allocate memory for this buffer alone, so that it is aligned as TensorRT requires."""
         return CudaBuffer.allocate(self.context, shape, dtype, name)
 
     def host(self, shape: Sequence[int], dtype: npt.DTypeLike, name: str) -> PinnedBuffer:
-        """Pinned memory."""
+        """Allocate pinned memory."""
         return PinnedBuffer(self.context, shape, dtype, name)
 
-    def mark(self) -> Event:
-        """An event, of the compute stream unless a fetch records it."""
-        return Event(self.compute)
+    def event(self) -> CudaEvent:
+        """Make an event of the compute stream; a fetch records it on the copy stream."""
+        return CudaEvent(self.compute)
 
     def send(self, source: HostBuffer, target: Buffer) -> None:
-        """On the compute stream, before what is enqueued next."""
+        """Copy on the compute stream, before the work that is enqueued next."""
         assert isinstance(source, PinnedBuffer)
         device = as_cuda(target)
         assert device.nbytes <= source.nbytes
         self.compute.copy_in(device.address, source.address, device.nbytes, device.name)
 
-    def fetch(self, source: Buffer, target: HostBuffer, done: Mark) -> None:
-        """On the stream of copies, after what is enqueued on the other so far."""
+    def fetch(self, source: Buffer, target: HostBuffer, done: Event) -> None:
+        """Copy on the copy stream, after the work that is enqueued on the compute stream now."""
         assert isinstance(target, PinnedBuffer)
-        assert isinstance(done, Event)
+        assert isinstance(done, CudaEvent)
         device = as_cuda(source)
         assert device.nbytes <= target.nbytes
         self._computed.record()
@@ -106,26 +110,26 @@ class CudaDevice(Closeable):
         done.record_on(self._copies)
 
     def copy(self, source: Buffer, target: Buffer) -> None:
-        """On the compute stream."""
+        """Copy on the compute stream."""
         from_, to = as_cuda(source), as_cuda(target)
         assert from_.nbytes == to.nbytes
         self.compute.copy_within(to.address, from_.address, to.nbytes, to.name)
 
-    def after(self, mark: Mark) -> None:
-        """The compute stream waits."""
-        assert isinstance(mark, Event)
-        self.compute.wait_for(mark)
+    def wait_for(self, event: Event) -> None:
+        """Make the compute stream wait."""
+        assert isinstance(event, CudaEvent)
+        self.compute.wait_for(event)
 
-    def record(self, work: Callable[[], None]) -> Recording:
-        """A CUDA graph, from the second call on."""
-        recording = Recording(self, work)
-        self._recordings.add(recording)
-        return recording
+    def capture(self, work: Callable[[], None]) -> CudaGraph:
+        """Make a graph that is captured at its second call."""
+        graph = CudaGraph(self, work)
+        self._graphs.add(graph)
+        return graph
 
-    def forget_recordings(self) -> None:
-        """Drop every graph: an engine or the memory that they compute in is about to go."""
-        for recording in list(self._recordings):
-            recording.forget()
+    def drop_graphs(self) -> None:
+        """Drop every captured graph, because an engine or the memory that it computes in is about to be freed."""
+        for graph in list(self._graphs):
+            graph.drop()
 
     def synchronize(self) -> None:
         """Wait for both streams."""
@@ -133,52 +137,52 @@ class CudaDevice(Closeable):
         self._copies.synchronize()
 
     def reserve(self, nbytes: int) -> None:
-        """The activation block, at its largest, so that it does not move while networks take turns.
+        """Allocate the activation block at its largest, so that it does not move when networks take turns.
 
-        One that is larger, from another plan, is given back: its rest belongs to the engines of this one.
+        A larger block, from another plan, is freed first, because this plan needs the rest of it for engines.
         """
-        if not self._engine.uses_block:
+        if not self._backend.uses_block:
             return
         if self.activations.nbytes > nbytes:
             self.activations.close()
         self.activations.reserve(nbytes, "activations")
 
     def trim(self) -> None:
-        """Free the activation block; the next network to run has it again."""
+        """Free the activation block. The next network that runs allocates it again."""
         self.activations.close()
 
     def free_bytes(self) -> int | None:
-        """What the driver has left, and what this pipeline holds already; None where the engine allocates by itself."""
-        return self.context.memory()[0] + self.context.taken if self._engine.uses_block else None
+        """What the driver has left and what this pipeline holds; None if the backend allocates by itself."""
+        return self.context.memory()[0] + self.context.taken if self._backend.uses_block else None
 
     @property
     def notes(self) -> list[str]:
-        """That work is not replayed as CUDA graphs, and why."""
+        """Why CUDA graphs are not used, if they are not."""
         return [f"CUDA graphs are not used: {reason}" for reason in dict.fromkeys(self.refusals)]
 
     def set_budget(self, nbytes: int | None) -> None:
-        """Enforced at every allocation.
+        """Set the budget that every allocation is checked against.
 
         Raises:
-            ArgumentError: the engine allocates by itself.
+            ArgumentError: the backend allocates by itself.
         """
-        if nbytes is not None and not self._engine.uses_block:
-            raise ArgumentError(f"{self._engine.name} allocates by itself and keeps no budget; leave the budget out")
+        if nbytes is not None and not self._backend.uses_block:
+            raise ArgumentError(f"{self._backend.name} allocates by itself and keeps no budget; leave the budget out")
         self.context.budget = nbytes
 
     def close(self) -> None:
-        """Release streams, the activation block, and the context."""
-        self.forget_recordings()
+        """Release graphs, streams, the activation block and the context."""
+        self.drop_graphs()
         self._held.close()
 
 
 class ActivationBlock(Closeable):
-    """Memory that networks compute in. They run one after another on one stream, so they share it.
+    """Memory that networks compute in. They run one after another on one stream, so they can share it.
 
     Attributes:
-        address: of the block; 0 where there is none.
+        address: of the block; 0 if it is not allocated.
         nbytes: its size.
-        moves: how often it was allocated anew; what was told its address must be told again.
+        moves: how often it was allocated. After each time, contexts need the new address.
     """
 
     def __init__(self, device: CudaDevice) -> None:
@@ -195,10 +199,10 @@ class ActivationBlock(Closeable):
         return self._memory.nbytes if self._memory else 0
 
     def reserve(self, nbytes: int, what: str) -> None:
-        """Have at least ``nbytes``. Growing waits for the GPU and drops what was recorded."""
+        """Make the block at least ``nbytes`` large. Growing it waits for the GPU and drops captured graphs."""
         if nbytes <= self.nbytes:
             return
-        self.close()  # first, so that old and new need not fit beside each other
+        self.close()  # first, so that the old and the new block need not fit at the same time
         self._memory = DeviceMemory(self._device.context, nbytes, what)
         self.moves += 1
 
@@ -206,24 +210,24 @@ class ActivationBlock(Closeable):
         """Free the block."""
         if self._memory is not None:
             self._device.synchronize()
-            self._device.forget_recordings()
+            self._device.drop_graphs()
             memory, self._memory = self._memory, None
             memory.close()
 
 
-class Recording(Closeable):
-    """Work that is captured as a CUDA graph when it is called the second time, and launched from then on.
+class CudaGraph(Graph):
+    """Work that is captured as a CUDA graph at the second call, and launched from then on.
 
-    The first call runs it as it is: TensorRT initialises lazily, and what it does then cannot be captured. Where
-    capturing is refused, every call does.
+    The first call enqueues the work as it is, because TensorRT initialises lazily and its initialisation cannot be
+    captured. If the capture is refused, every call enqueues the work as it is.
     """
 
     def __init__(self, device: CudaDevice, work: Callable[[], None]) -> None:
+        super().__init__(work)
         self._device = device
-        self._work = work
         self._warm = False
         self._refused = False
-        self._graph: Graph | None = None
+        self._graph: CapturedGraph | None = None
 
     def __call__(self) -> None:
         """Enqueue the work."""
@@ -235,8 +239,8 @@ class Recording(Closeable):
         self._work()
         self._warm = True
 
-    def forget(self) -> None:
-        """Drop the graph, once it is not running; the next call warms up again."""
+    def drop(self) -> None:
+        """Drop the captured graph after its last launch has ended. The next call warms up again."""
         self._warm = False
         if self._graph is not None:
             self._device.synchronize()
@@ -245,7 +249,7 @@ class Recording(Closeable):
 
     @property
     def captured(self) -> bool:
-        """Calls launch a graph."""
+        """True if calls launch a graph."""
         return self._graph is not None
 
     def _capture(self) -> None:
@@ -262,15 +266,15 @@ class Recording(Closeable):
                 device.capturing = False
             self._graph = device.compute.end_capture()
         except BackendError as error:
-            # Nothing of it ran; run call by call, where a failure that has nothing to do with capturing shows.
+            # None of the work ran. Call by call, a failure that is not about capturing shows again.
             self._refused = True
             device.refusals.append(str(error))
 
     def _abandon_capture(self) -> None:
-        with suppress(BackendError):  # what ended the capture is the failure to tell
+        with suppress(BackendError):  # the error that ended the capture is the one to report
             self._device.compute.end_capture().close()
 
     def close(self) -> None:
-        """Drop the graph for good."""
-        self.forget()
+        """Drop the captured graph for good."""
+        self.drop()
         self._refused = True

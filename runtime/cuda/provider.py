@@ -1,4 +1,4 @@
-"""Networks in ONNX Runtime's GPU providers: what runs where TensorRT is not installed, or has no engines."""
+"""Networks in ONNX Runtime's GPU providers, for machines without TensorRT and bundles without engines."""
 
 from __future__ import annotations
 
@@ -10,27 +10,25 @@ import onnxruntime
 from svd_trt.engine.bundle import Bundle
 from svd_trt.engine.spec import NetworkName, NetworkSpec
 from svd_trt.errors import BackendError
-from svd_trt.runtime.closeable import Closeable, closed_error
+from svd_trt.runtime.closeable import closed_error
+from svd_trt.runtime.cpu_device import load_onnx, run_bound
 from svd_trt.runtime.cuda.buffers import CudaBuffer, as_cuda
-from svd_trt.runtime.cuda.cuda_device import CudaDevice
-from svd_trt.runtime.device import Buffer
-from svd_trt.runtime.ort import load_onnx, run_bound
+from svd_trt.runtime.cuda.cuda_device import CudaDevice, GpuBackend
+from svd_trt.runtime.device import Buffer, Session
 
-__all__ = ["GpuProvider", "OrtEngine", "OrtSession"]
+__all__ = ["GpuProvider", "OrtBackend", "OrtSession"]
 
 GpuProvider: TypeAlias = Literal["cuda", "tensorrt"]
 
 _PROVIDERS: dict[str, str] = {"cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
 
 
-class OrtEngine(Closeable):
-    """Loads ONNX graphs. Implements `svd_trt.runtime.cuda.cuda_device.Engine`.
+class OrtBackend(GpuBackend):
+    """Runs ONNX graphs.
 
     Raises:
         BackendError: the installed onnxruntime does not have the provider.
     """
-
-    uses_block = False
 
     def __init__(self, provider: GpuProvider) -> None:
         self._providers = [_PROVIDERS["tensorrt"]] if provider == "tensorrt" else []
@@ -52,19 +50,16 @@ class OrtEngine(Closeable):
         options = {"device_id": str(device.context.gpu.index), "user_compute_stream": str(device.compute.handle)}
         session = load_onnx(bundle, network, self._providers, [options] * len(self._providers))
         used = session.get_providers()[0]
-        if used != self._providers[0]:  # it only logs that a library is missing, and takes the next
+        if used != self._providers[0]:  # ONNX Runtime only logs that a library is missing, and uses the next provider
             raise BackendError(
                 f"onnxruntime cannot use its {self._providers[0]} here and takes {used}; "
                 "install the CUDA, cuDNN or TensorRT libraries that it names when it starts"
             )
         return OrtSession(device, bundle.network(network).spec, session)
 
-    def close(self) -> None:
-        """Nothing is shared."""
 
-
-class OrtSession(Closeable):
-    """One network in ONNX Runtime, on our stream and our memory. Implements `svd_trt.runtime.device.Session`."""
+class OrtSession(Session):
+    """One network in ONNX Runtime, on the stream and the memory of the device."""
 
     memory = "cuda"
 
@@ -85,16 +80,13 @@ class OrtSession(Closeable):
         for tensor in self.spec.outputs:
             binding.bind_output(*self._bound(tensor.name, as_cuda(tensors[tensor.name])))
         options = onnxruntime.RunOptions()
-        # The work is on our stream, whose order is all that is needed.
+        # The order of the compute stream is sufficient.
         options.add_run_config_entry("disable_synchronize_execution_providers", "1")
         with self._device.context.current():
             run_bound(self._session, binding, options, self.spec.name)
 
-    def cancel(self) -> None:
-        """What is enqueued runs."""
-
     def close(self) -> None:
-        """Release the network once it is not running."""
+        """Release the network after its last run."""
         if self._session is not None:
             self._device.synchronize()
             self._session = None

@@ -6,9 +6,9 @@ from typing import Any
 
 from svd_trt.runtime.closeable import Closeable
 from svd_trt.runtime.cuda.context import Context
-from svd_trt.runtime.device import Mark
+from svd_trt.runtime.device import Event
 
-__all__ = ["Event", "Graph", "Stream"]
+__all__ = ["CapturedGraph", "CudaEvent", "Stream"]
 
 
 class Stream(Closeable):
@@ -22,24 +22,24 @@ class Stream(Closeable):
 
     @property
     def handle(self) -> int:
-        """The ``CUstream`` as TensorRT and ONNX Runtime take it."""
+        """The ``CUstream`` as an integer, as TensorRT and ONNX Runtime take it."""
         assert self._handle is not None, "the stream is closed"
         return int(self._handle)
 
-    def wait_for(self, event: Event) -> None:
-        """Have what is enqueued from now on wait for ``event``; the host goes on."""
+    def wait_for(self, event: CudaEvent) -> None:
+        """Make work that is enqueued from now on wait for ``event``. The host does not wait."""
         self.context.call("cuStreamWaitEvent", self._handle, event.handle, 0, what=f"the {self.name} stream")
 
     def copy_in(self, target: int, source: int, nbytes: int, what: str) -> None:
-        """From pinned host memory to the device."""
+        """Copy from pinned host memory to the device."""
         self.context.call("cuMemcpyHtoDAsync", target, source, nbytes, self._handle, what=what, nbytes=nbytes)
 
     def copy_out(self, target: int, source: int, nbytes: int, what: str) -> None:
-        """From the device to pinned host memory."""
+        """Copy from the device to pinned host memory."""
         self.context.call("cuMemcpyDtoHAsync", target, source, nbytes, self._handle, what=what, nbytes=nbytes)
 
     def copy_within(self, target: int, source: int, nbytes: int, what: str) -> None:
-        """From the device to the device."""
+        """Copy within the device."""
         self.context.call("cuMemcpyDtoDAsync", target, source, nbytes, self._handle, what=what, nbytes=nbytes)
 
     def synchronize(self) -> None:
@@ -47,36 +47,36 @@ class Stream(Closeable):
         self.context.call("cuStreamSynchronize", self._handle, what=f"the {self.name} stream")
 
     def begin_capture(self) -> None:
-        """Let what is enqueued become a graph instead of running. Other threads' calls do not disturb it."""
+        """Capture the work that is enqueued from now on instead of running it. Other threads do not interfere."""
         mode = self.context.driver.bindings.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
         self.context.call("cuStreamBeginCapture", self._handle, mode, what=f"the {self.name} stream")
 
-    def end_capture(self) -> Graph:
-        """The graph of what was enqueued since `begin_capture`.
+    def end_capture(self) -> CapturedGraph:
+        """Make a graph of the work that was enqueued since `begin_capture`.
 
         Raises:
-            CudaError: something that was called cannot be part of a graph.
+            CudaError: a call cannot be part of a graph.
         """
         captured = self.context.call("cuStreamEndCapture", self._handle, what=f"the {self.name} stream")
         try:
-            return Graph(self.context, self.context.call("cuGraphInstantiate", captured, 0))
+            return CapturedGraph(self.context, self.context.call("cuGraphInstantiate", captured, 0))
         finally:
             self.context.call("cuGraphDestroy", captured)
 
     def close(self) -> None:
-        """Destroy the stream, once what it was given is done."""
+        """Destroy the stream after its work is done."""
         if self._handle is not None:
             self.synchronize()
             handle, self._handle = self._handle, None
             self.context.call("cuStreamDestroy", handle)
 
 
-class Event(Closeable):
-    """A point in a stream, once recorded. Implements `svd_trt.runtime.device.Mark` for ``stream``."""
+class CudaEvent(Event):
+    """A point in ``stream``, once recorded."""
 
     def __init__(self, stream: Stream) -> None:
         self._stream = stream
-        flags = stream.context.driver.bindings.CUevent_flags.CU_EVENT_BLOCKING_SYNC  # waiting threads sleep
+        flags = stream.context.driver.bindings.CUevent_flags.CU_EVENT_BLOCKING_SYNC  # threads that wait do not spin
         self._handle: Any = stream.context.call("cuEventCreate", int(flags))
 
     @property
@@ -85,43 +85,43 @@ class Event(Closeable):
         return self._handle
 
     def record(self) -> None:
-        """Be the point after everything enqueued on the event's stream."""
+        """Set the event to the point after everything that is enqueued on its stream."""
         self.record_on(self._stream)
 
     def record_on(self, stream: Stream) -> None:
-        """Be a point of another stream, this once."""
+        """Set the event to a point of another stream."""
         stream.context.call("cuEventRecord", self.handle, int(stream.handle), what=f"the {stream.name} stream")
 
     def wait(self) -> None:
-        """Wait on the host."""
+        """Wait on the host until the device has reached the event."""
         self._stream.context.call("cuEventSynchronize", self.handle)
 
-    def seconds_since(self, earlier: Mark) -> float:
-        """Seconds between two events, both in the past."""
-        assert isinstance(earlier, Event)
+    def seconds_since(self, earlier: Event) -> float:
+        """Seconds between two events that the device has reached."""
+        assert isinstance(earlier, CudaEvent)
         milliseconds = self._stream.context.call("cuEventElapsedTime", earlier.handle, self.handle)
         return float(milliseconds) / 1e3
 
     def close(self) -> None:
-        """Destroy it."""
+        """Destroy the event."""
         if self._handle is not None:
             handle, self._handle = self._handle, None
             self._stream.context.call("cuEventDestroy", handle)
 
 
-class Graph(Closeable):
-    """Captured work that is enqueued as a whole."""
+class CapturedGraph(Closeable):
+    """Captured work that one call enqueues."""
 
     def __init__(self, context: Context, executable: Any) -> None:
         self._context = context
         self._executable = executable
 
     def launch(self, stream: Stream) -> None:
-        """Enqueue all of it."""
+        """Enqueue all of the work."""
         self._context.call("cuGraphLaunch", self._executable, stream.handle, what=f"the {stream.name} stream")
 
     def close(self) -> None:
-        """Destroy it; no launch may be under way."""
+        """Destroy the graph. No launch of it may be running."""
         if self._executable is not None:
             executable, self._executable = self._executable, None
             self._context.call("cuGraphExecDestroy", executable)

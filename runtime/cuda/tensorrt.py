@@ -13,22 +13,20 @@ from svd_trt.engine.driver import Gpu
 from svd_trt.engine.spec import NetworkName, NetworkSpec
 from svd_trt.engine.tensorrt_import import TensorRt
 from svd_trt.errors import BackendError, DeviceMemoryError, first_line
-from svd_trt.runtime.closeable import Closeable, closed_error
+from svd_trt.runtime.closeable import closed_error
 from svd_trt.runtime.cuda.buffers import CudaBuffer, as_cuda
-from svd_trt.runtime.cuda.cuda_device import CudaDevice
+from svd_trt.runtime.cuda.cuda_device import CudaDevice, GpuBackend
 from svd_trt.runtime.cuda.tensorrt_runtime import Runtime, RuntimeCache, make_runtime, refuse_invalid
-from svd_trt.runtime.device import Buffer
+from svd_trt.runtime.device import Buffer, Session
 
-__all__ = ["TensorRtEngine", "TensorRtSession"]
+__all__ = ["TensorRtBackend", "TensorRtSession"]
 
 
 _OUT_OF_MEMORY = re.compile(r"out ?of ?memory|amount of (gpu )?memory|insufficient (gpu )?memory", re.IGNORECASE)
 
 
-class TensorRtEngine(Closeable):
-    """Loads plans. Implements `svd_trt.runtime.cuda.cuda_device.Engine` for both TensorRTs.
-
-    Made with the GPU's context current, and with nothing of ``bundle`` loaded.
+class TensorRtBackend(GpuBackend):
+    """Runs plans, for both TensorRTs. The GPU's context must be current when the backend is made.
 
     Raises:
         BackendError: the runtime says that the bundle's engines cannot run on ``gpu``.
@@ -51,14 +49,14 @@ class TensorRtEngine(Closeable):
         return TensorRtSession(device, self._runtime, bundle, network, streamed_bytes)
 
     def close(self) -> None:
-        """Let go of the runtime."""
+        """Release the runtime."""
         self._runtime = None
 
 
-class TensorRtSession(Closeable):
-    """One engine with one execution context. Implements `svd_trt.runtime.device.Session`.
+class TensorRtSession(Session):
+    """One engine with one execution context.
 
-    TensorRT is told of shapes and addresses only when they change, which in a loop is never.
+    Shapes and addresses are passed to TensorRT only when they change, which in a loop is never.
     """
 
     def __init__(
@@ -104,23 +102,20 @@ class TensorRtSession(Closeable):
             if not self._context.execute_async_v3(stream):
                 raise self._failure("running an engine", "TensorRT failed in {name}: {reason}")
 
-    def cancel(self) -> None:
-        """What is enqueued runs; it takes no longer than a step or a chunk."""
-
     def close(self) -> None:
-        """Release the engine once it is not running."""
+        """Release the engine after its last run."""
         if self._taken < 0:
             return
         taken, self._taken = self._taken, -1
         with self._device.context.current():
             try:
                 if self._context is not None:
-                    self._device.forget_recordings()
+                    self._device.drop_graphs()
                     self._device.synchronize()
                     if self._cache is not None:
                         self._cache.save()
             finally:
-                self._context = None  # first: a context must not outlive its engine or its cache
+                self._context = None  # first, because a context must not outlive its engine or its cache
                 if self._cache is not None:
                     self._cache.close()
                 self._engine = None
@@ -130,7 +125,7 @@ class TensorRtSession(Closeable):
         path = bundle.plan_path(self.spec.name)
         assert path is not None
         _logger(self._runtime.trt).errors.clear()
-        # Mapped, not read: the engine copies what it needs, and the plan is never in our memory as a whole.
+        # Mapped and not read: the engine copies what it needs, so the whole plan is never in this process's memory.
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as plan:
             view = memoryview(plan)
             try:
@@ -143,14 +138,14 @@ class TensorRtSession(Closeable):
         return engine
 
     def _stream_weights(self, streamed_bytes: int) -> None:
-        """Have TensorRT keep so many bytes of the weights in host memory; before there is a context."""
+        """Make TensorRT keep so many bytes of the weights in host memory. Call it before there is a context."""
         streamable = int(self._engine.streamable_weights_size)
         if streamable:
             wanted = max(streamable - streamed_bytes, 0)
             self._engine.weight_streaming_budget_v2 = wanted
             if int(self._engine.weight_streaming_budget_v2) != wanted:
                 raise BackendError(f"TensorRT does not stream the weights of {self.spec.name}: {self._reason()}")
-        more = streamed_bytes - min(streamed_bytes, streamable)  # than can be streamed
+        more = streamed_bytes - min(streamed_bytes, streamable)  # bytes that cannot be streamed
         self._device.context.take(more, f"the weights of {self.spec.name}")
         self._taken += more
 
@@ -164,7 +159,7 @@ class TensorRtSession(Closeable):
         return context
 
     def _require_capturable(self, stream: int) -> None:
-        """While a graph is captured, refuse what it cannot hold; from the next run on TensorRT makes its own."""
+        """During a capture, refuse a context that cannot be captured. TensorRT captures its next run itself."""
         if not self._device.capturing:
             return
         if self._own_graphs or not self._runtime.capturable(self._context, stream):
@@ -172,10 +167,10 @@ class TensorRtSession(Closeable):
             raise BackendError(f"TensorRT does not let {self.spec.name} be captured")
 
     def _capture_itself(self) -> None:
-        """Have TensorRT for RTX capture graphs itself, which takes another context."""
+        """Make TensorRT for RTX capture graphs itself, which needs a new context."""
         self._device.synchronize()
         self._own_graphs = True
-        self._context = None  # the old one first: two would need more memory
+        self._context = None  # free the old one first, because two need more memory
         self._context = self._make_context()
         self._shapes, self._addresses, self._block_moves = {}, {}, -1
 
@@ -183,7 +178,7 @@ class TensorRtSession(Closeable):
         shapes = {tensor.name: buffers[tensor.name].shape for tensor in self.spec.inputs}
         changed = shapes != self._shapes
         if changed:
-            self._shapes = {}  # should one of them be refused, all are set again
+            self._shapes = {}  # if one of them is refused, all are set again next time
             self._needs = self._accept(shapes, buffers)
             self._shapes = shapes
         block = self._device.activations
@@ -193,7 +188,7 @@ class TensorRtSession(Closeable):
             self._block_moves = block.moves
 
     def _accept(self, shapes: Mapping[str, tuple[int, ...]], buffers: Mapping[str, CudaBuffer]) -> int:
-        """Set ``shapes`` of inputs; the bytes of activations that they need."""
+        """Set the shapes of the inputs; return the bytes of activations that they need."""
         for name, shape in shapes.items():
             if not self._context.set_input_shape(name, shape):
                 raise BackendError(f"{self.spec.name} does not take {name} of shape {list(shape)}: {self._reason()}")
@@ -220,7 +215,7 @@ class TensorRtSession(Closeable):
                 self._addresses[name] = buffer.address
 
     def _failure(self, call: str, message: str, what: str = "", nbytes: int | None = None) -> BackendError:
-        """What TensorRT's log says of a call that failed: that memory ran out, or ``message`` with the reason."""
+        """Make the error of a call that failed from TensorRT's log: memory ran out, or ``message`` with the reason."""
         errors = _logger(self._runtime.trt).errors
         name = self.spec.name
         if any(_OUT_OF_MEMORY.search(line) for line in errors):
@@ -235,10 +230,10 @@ class TensorRtSession(Closeable):
 
 @lru_cache
 def _logger(trt: Any) -> Any:
-    """One logger a process: TensorRT keeps the first that it is given and ignores the others."""
+    """Make the logger, one for each process: TensorRT keeps the first logger that it gets and ignores others."""
 
     class Logger(trt.ILogger):  # type: ignore[misc]  # the base class comes from a module found at run time
-        """Keeps the latest errors, and prints nothing."""
+        """Keeps the latest errors and prints nothing."""
 
         def __init__(self) -> None:
             trt.ILogger.__init__(self)

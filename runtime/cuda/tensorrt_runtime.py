@@ -1,11 +1,11 @@
-"""What differs between TensorRT and TensorRT for RTX when an engine runs. Everything else is one code path.
+"""The differences between TensorRT and TensorRT for RTX when an engine runs. The rest of the code is the same.
 
 | | TensorRT 10.12+, 11 | TensorRT for RTX |
 |---|---|---|
 | module | ``tensorrt`` | ``tensorrt_rtx``, or its bindings (`svd_trt.engine.tensorrt_import`) |
-| an engine fits | the version and compute capability that built it | the version, and what the runtime says of it |
-| kernels for a shape | chosen when the engine is built | compiled at the first run; kept in a cache file |
-| CUDA graphs | captured by us | captured by us where the context allows it, else by the runtime itself |
+| an engine fits | the version and compute capability that built it | the version, and the runtime's check |
+| kernels for a shape | chosen when the engine is built | compiled at the first run, kept in a cache file |
+| CUDA graphs | captured by svd-trt | captured by svd-trt if the context allows it, else by the runtime |
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ __all__ = ["Rtx", "Runtime", "RuntimeCache", "make_runtime", "refuse_invalid", "
 
 
 class Runtime:
-    """TensorRT. Engines are for the GPU and the version that built them, and have their kernels in them."""
+    """TensorRT. Engines contain their kernels, and run on the kind of GPU and the version that built them."""
 
     def __init__(self, tensorrt: TensorRt, logger: Any) -> None:
         self.tensorrt = tensorrt
@@ -35,16 +35,16 @@ class Runtime:
         self.handle: Any = self.trt.Runtime(logger)
 
     def invalidity(self, gpu: Gpu, header: bytes) -> str | None:  # noqa: ARG002
-        """Why an engine with this header cannot run on ``gpu``, as far as the runtime can tell; None where it can."""
+        """Say why an engine with this header cannot run on ``gpu``; None if the runtime finds no reason."""
         return None
 
     @property
     def header_bytes(self) -> int:
-        """How much of a plan `invalidity` wants to see."""
+        """How many bytes of a plan `invalidity` needs."""
         return 0
 
     def configure(self, engine: Any, cache: RuntimeCache | None, *, own_graphs: bool) -> Any:  # noqa: ARG002
-        """How contexts of ``engine`` behave: we give them their memory."""
+        """Make the configuration for contexts of ``engine``: the caller provides their memory."""
         config = engine.create_runtime_config()
         config.set_execution_context_allocation_strategy(self.trt.ExecutionContextAllocationStrategy.USER_MANAGED)
         return config
@@ -54,7 +54,7 @@ class Runtime:
         return True
 
     def cache(self, key: str, gpu: Gpu) -> RuntimeCache | None:  # noqa: ARG002
-        """Where to keep what is compiled at run time: nothing is."""
+        """Return the file for kernels that are compiled at run time; None, because there are none."""
         return None
 
 
@@ -62,7 +62,7 @@ class Rtx(Runtime):
     """TensorRT for RTX. Engines hold portable code that is compiled for the GPU and the shapes at their first run."""
 
     def invalidity(self, gpu: Gpu, header: bytes) -> str | None:
-        """What the runtime says of the header."""
+        """Ask the runtime."""
         validity, problems = self.handle.get_engine_validity(header)
         if validity != self.trt.EngineValidity.INVALID:
             return None
@@ -72,7 +72,7 @@ class Rtx(Runtime):
 
     @property
     def header_bytes(self) -> int:
-        """As the runtime asks."""
+        """The runtime's own figure."""
         return int(self.handle.engine_header_size)
 
     def configure(self, engine: Any, cache: RuntimeCache | None, *, own_graphs: bool) -> Any:
@@ -86,17 +86,17 @@ class Rtx(Runtime):
         return config
 
     def capturable(self, context: Any, stream: int) -> bool:
-        """As the context says."""
+        """Ask the context."""
         return bool(context.is_stream_capturable(stream))
 
     def cache(self, key: str, gpu: Gpu) -> RuntimeCache | None:
-        """A file for this engine on this kind of GPU."""
+        """Return a file for this engine on this kind of GPU."""
         name = f"{key[:24]}-{gpu.sm}-{self.tensorrt.version}.bin"
         return RuntimeCache(platformdirs.user_cache_path("svd-trt") / "runtime-cache" / name)
 
 
 class RuntimeCache:
-    """Kernels that TensorRT for RTX compiled, kept between processes. A cache that cannot be kept is no failure."""
+    """Kernels that TensorRT for RTX compiled, kept between processes. Failing to keep them is not an error."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -104,7 +104,7 @@ class RuntimeCache:
         self._loaded = b""
 
     def attach(self, config: Any) -> None:
-        """Have contexts that are made with ``config`` use the file's content, and add to it."""
+        """Make contexts of ``config`` use the file's content and add to it."""
         self._cache = config.create_runtime_cache()
         with contextlib.suppress(OSError):
             content = self.path.read_bytes()
@@ -113,11 +113,11 @@ class RuntimeCache:
         config.set_runtime_cache(self._cache)
 
     def close(self) -> None:
-        """Let go of it, after the contexts that use it."""
+        """Release the cache, after the contexts that use it."""
         self._cache = None
 
     def save(self) -> None:
-        """Write what was compiled, by a rename: another process may read or write the file at the same time."""
+        """Write new kernels to the file by a rename, because another process may use the file at the same time."""
         if self._cache is None:
             return
         content = bytes(memoryview(self._cache.serialize()))
@@ -134,7 +134,7 @@ class RuntimeCache:
 
 
 def make_runtime(tensorrt: TensorRt, logger: Any) -> Runtime:
-    """The runtime of ``tensorrt``."""
+    """Make the runtime of ``tensorrt``."""
     return (Rtx if tensorrt.name == "tensorrt-rtx" else Runtime)(tensorrt, logger)
 
 
@@ -142,7 +142,7 @@ def refuse_misfit(tensorrt: TensorRt, gpu: Gpu, bundle: Bundle) -> None:
     """Check that ``tensorrt`` and ``gpu`` are what the bundle's engines were built with and for.
 
     Raises:
-        BackendError: they are not; the message says why, and what builds them again.
+        BackendError: they were not; the message says why, and which command builds them again.
     """
     built = bundle.manifest.tensorrt
     if built is None:
@@ -159,10 +159,10 @@ def refuse_misfit(tensorrt: TensorRt, gpu: Gpu, bundle: Bundle) -> None:
 
 
 def refuse_invalid(runtime: Runtime, gpu: Gpu, bundle: Bundle) -> None:
-    """Ask ``runtime`` whether the engines can run on the GPU whose context is current; nothing of them is loaded.
+    """Ask ``runtime`` whether the engines can run on the GPU whose context is current, without loading them.
 
     Raises:
-        BackendError: they cannot; the message says why, and what builds them again.
+        BackendError: they cannot; the message says why, and which command builds them again.
     """
     reason = runtime.invalidity(gpu, _header(bundle, runtime.header_bytes))
     if reason is not None:
@@ -171,7 +171,7 @@ def refuse_invalid(runtime: Runtime, gpu: Gpu, bundle: Bundle) -> None:
 
 def _misfit(tensorrt: TensorRt, gpu: Gpu, bundle: Bundle, reason: str) -> str:
     again = f"svd-trt build {bundle.manifest.source.model} -o {bundle.path} --backend {tensorrt.name}"
-    return f"{bundle.path} cannot run on cuda:{gpu.index}: {reason}; build it again: {again}"
+    return f"{bundle.path} cannot run on cuda:{gpu.index}: {reason}; rebuild it: {again}"
 
 
 def _header(bundle: Bundle, nbytes: int) -> bytes:
@@ -193,7 +193,7 @@ _REASONS = {
 
 
 def _diagnostics(trt: Any, problems: Any) -> Iterator[str]:
-    """Names of what is set in the mask that came with a validity."""
+    """List the names of the bits that are set in a diagnostics mask."""
     for name, member in trt.EngineInvalidityDiagnostics.__members__.items():
         if int(problems) & int(member.value):
             yield name

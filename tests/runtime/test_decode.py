@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+from svd_trt.runtime.ort import CpuBuffer, CpuDevice, CpuSession
 
 from svd_trt import Bundle
 from svd_trt.errors import BackendError
 from svd_trt.runtime.decode import AHEAD, ChunkedDecode
 from svd_trt.runtime.device import Buffer, download, upload
-from svd_trt.runtime.ort import CpuBuffer, CpuDevice, CpuSession
 
 pytestmark = pytest.mark.xdist_group("small")
 

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from svd_trt.runtime.ort import CpuDevice, CpuSession
 
 from svd_trt import Bundle
 from svd_trt.runtime import ort
 from svd_trt.runtime.device import upload
-from svd_trt.runtime.ort import CpuDevice, CpuSession
 
 Run = Callable[[], np.ndarray[Any, Any]]
 

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import pytest
+from svd_trt.runtime.ort import CpuBuffer, CpuDevice, CpuSession
 
 from svd_trt import Bundle, VideoPipeline
 from svd_trt.engine.spec import Range
 from svd_trt.errors import ArgumentError, BackendError, OutputError
 from svd_trt.runtime.device import Buffer, Device, Session, download, upload
-from svd_trt.runtime.ort import CpuBuffer, CpuDevice, CpuSession
 from svd_trt.runtime.parameters import ParameterArguments, _default_chunk
 
 pytestmark = pytest.mark.xdist_group("dynamic")

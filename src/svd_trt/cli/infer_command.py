@@ -15,7 +15,7 @@ from rich.progress import TaskID
 from svd_trt.cli.console import Bars, print_json, stderr
 from svd_trt.cli.sizes import ByteSize
 from svd_trt.errors import OutputError
-from svd_trt.runtime.backends import CPU_NAME, PROVIDERS, RUN_BACKENDS, Provider, RunBackend
+from svd_trt.runtime.backends import PROVIDERS, RUN_BACKENDS, Provider, RunBackend
 from svd_trt.runtime.output import VideoStream
 from svd_trt.runtime.parameters import Parameters
 from svd_trt.runtime.pipeline import VideoPipeline
@@ -139,7 +139,7 @@ def command(
             written = _write(stream, paths)
     timings = {"open": opened, **stream.timings, "write": written, "total": time.perf_counter() - started}
     _report(console, stream, paths, timings)
-    if vram_budget is not None or pipe.device.name != CPU_NAME:
+    if vram_budget is not None or pipe.device.kind != "cpu":
         console.print(_memory_note(stream), style="dim", soft_wrap=True)
     for note in pipe.device.notes:
         console.print(note, style="dim", soft_wrap=True)
@@ -154,10 +154,10 @@ class _Reporter:
         self.bars = bars
         self.tasks: dict[str, TaskID] = {}
 
-    def __call__(self, stage: str, done: int, total: int) -> None:
+    def __call__(self, stage: str, done: float, total: float) -> None:
         if stage not in self.tasks:
             self.tasks[stage] = self.bars.add(stage, total)
-        self.bars.update(self.tasks[stage], done, note=f"{done}/{total}")
+        self.bars.update(self.tasks[stage], done, note=f"{done:g}/{total:g}")
 
 
 def _check_outputs(paths: list[str], images: tuple[str, ...], bundle: Path) -> None:
@@ -177,9 +177,6 @@ def _check_outputs(paths: list[str], images: tuple[str, ...], bundle: Path) -> N
 def _write(stream: VideoStream, paths: list[str]) -> float:
     """Write the frames of ``stream`` in a thread; the seconds that writing took, most of them in parallel with work."""
     p = stream.parameters
-    assert p.num_frames is not None
-    assert p.height is not None
-    assert p.width is not None
     spent = 0.0
     for path in paths:
         opened = open_writer(path, height=p.height, width=p.width, fps=p.fps, metadata=stream.metadata)

@@ -1,0 +1,197 @@
+"""ONNX Runtime on the CPU, which runs everywhere. A call has finished when it returns."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+
+from svd_trt.engine.bundle import Bundle
+from svd_trt.engine.spec import NetworkName
+from svd_trt.errors import BackendError, first_line
+from svd_trt.runtime.closeable import closed_error
+from svd_trt.runtime.device import Array, Buffer, Device, Event, HostBuffer, Session
+
+__all__ = ["CpuBuffer", "CpuDevice", "CpuEvent", "CpuSession", "load_onnx", "run_bound", "usable_processors"]
+
+_ERRORS_ONLY = 3  # ONNX Runtime's log level: its warnings are about graph details that no user can act on
+
+
+class CpuBuffer(Buffer, HostBuffer):
+    """A numpy array."""
+
+    def __init__(self, array: Array) -> None:
+        self.array = array
+        self.shape = array.shape
+        self.dtype = array.dtype
+
+    def rows(self, start: int, stop: int) -> CpuBuffer:
+        """Rows ``start`` to ``stop`` as a view."""
+        return CpuBuffer(self.array[start:stop])
+
+
+class CpuEvent(Event):
+    """The time of a call."""
+
+    def __init__(self) -> None:
+        self._time = 0.0
+
+    def record(self) -> None:
+        """Note the time."""
+        self._time = time.perf_counter()
+
+    def seconds_since(self, earlier: Event) -> float:
+        """Seconds between the two calls of `record`."""
+        assert isinstance(earlier, CpuEvent)
+        return self._time - earlier._time
+
+
+class CpuSession(Session):
+    """An ONNX network in ONNX Runtime. It reads inputs and writes outputs in place.
+
+    The network runs in a thread of its own, so that Ctrl-C reaches Python while a network computes for minutes.
+    """
+
+    def __init__(self, bundle: Bundle, network: NetworkName) -> None:
+        self.spec = bundle.network(network).spec
+        self._session: Any = load_onnx(bundle, network, ["CPUExecutionProvider"], plan_memory=False)
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=network)
+        self._running: Any = None
+
+    def enqueue(self, tensors: Mapping[str, Buffer]) -> None:
+        """Run once and wait. See `svd_trt.runtime.device.Session.enqueue`."""
+        if self._session is None:
+            raise closed_error(self.spec.name)
+        binding = self._bind(tensors)
+        self._running = options = onnxruntime.RunOptions()
+        try:
+            self._thread.submit(run_bound, self._session, binding, options, self.spec.name).result()
+        except (KeyboardInterrupt, SystemExit):
+            options.terminate = True
+            # The run may still write to the caller's buffers. The thread works in order, so an empty call ends after
+            # it, even if the interrupt arrived before there was a future to wait for.
+            self._thread.submit(lambda: None).result()
+            raise
+
+    def _bind(self, tensors: Mapping[str, Buffer]) -> Any:
+        binding = self._session.io_binding()
+        for tensor in self.spec.inputs:
+            binding.bind_input(*_binding(tensor.name, tensors[tensor.name]))
+        for tensor in self.spec.outputs:
+            binding.bind_output(*_binding(tensor.name, tensors[tensor.name]))
+        return binding
+
+    def cancel(self) -> None:
+        """Ask the current run to end."""
+        if self._running is not None:
+            self._running.terminate = True
+
+    def close(self) -> None:
+        """Release the network."""
+        self._thread.shutdown()
+        self._session = None
+
+
+class CpuDevice(Device):
+    """The CPU through ONNX Runtime."""
+
+    name = "onnxruntime (CPU)"
+
+    def open(self, bundle: Bundle, network: NetworkName, *, streamed_bytes: int = 0) -> CpuSession:  # noqa: ARG002
+        """Load the ONNX form of one network. Weights are in host memory in any case."""
+        return CpuSession(bundle, network)
+
+    def empty(self, shape: Sequence[int], dtype: npt.DTypeLike, name: str) -> CpuBuffer:  # noqa: ARG002
+        """Allocate an array with undefined content."""
+        return CpuBuffer(np.empty(tuple(shape), dtype))
+
+    def host(self, shape: Sequence[int], dtype: npt.DTypeLike, name: str) -> CpuBuffer:
+        """Allocate an array with undefined content."""
+        return self.empty(shape, dtype, name)
+
+    def event(self) -> CpuEvent:
+        """Make an event that is not recorded yet."""
+        return CpuEvent()
+
+    def send(self, source: HostBuffer, target: Buffer) -> None:
+        """Fill ``target`` from the start of ``source``."""
+        array = _array(target)
+        array.reshape(-1)[:] = source.array.reshape(-1)[: array.size]
+
+    def fetch(self, source: Buffer, target: HostBuffer, done: Event) -> None:
+        """Copy to the start of ``target``, and record ``done``."""
+        array = _array(source)
+        target.array.reshape(-1)[: array.size] = array.reshape(-1)
+        done.record()
+
+    def copy(self, source: Buffer, target: Buffer) -> None:
+        """Copy between two arrays of the same number of bytes."""
+        _array(target).reshape(-1)[:] = _array(source).reshape(-1)
+
+
+def load_onnx(
+    bundle: Bundle,
+    network: NetworkName,
+    providers: Sequence[Any],
+    provider_options: Sequence[Any] | None = None,
+    *,
+    plan_memory: bool = True,
+) -> Any:
+    """Make an ONNX Runtime session of one network.
+
+    Args:
+        bundle: the bundle that holds the network.
+        network: its name.
+        providers: as `onnxruntime.InferenceSession` takes them.
+        provider_options: one for each provider.
+        plan_memory: whether the first run notes the place of every tensor so that later runs allocate all of them as
+            one block. On a CPU this costs more than it saves: the block is allocated beside what the first run left in
+            the arena, so memory doubles, and the second run touches the whole block for the first time.
+
+    Raises:
+        BackendError: ONNX Runtime refuses the network.
+    """
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = _ERRORS_ONLY
+    options.enable_mem_pattern = plan_memory
+    options.intra_op_num_threads = usable_processors()
+    path = bundle.onnx_path(network)
+    try:
+        return onnxruntime.InferenceSession(path, options, providers=providers, provider_options=provider_options)
+    except Exception as error:  # onnxruntime's exceptions share no base class
+        raise BackendError(f"onnxruntime cannot load {path}: {first_line(error)}") from error
+
+
+def usable_processors() -> int:
+    """Count the processors that this process may use. ONNX Runtime counts all of the machine's by default."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def run_bound(session: Any, binding: Any, options: Any, name: str) -> None:
+    """Run ``session`` with the buffers of ``binding``.
+
+    Raises:
+        BackendError: ONNX Runtime failed, or the run was cancelled.
+    """
+    try:
+        session.run_with_iobinding(binding, options)
+    except Exception as error:
+        raise BackendError(f"onnxruntime failed in {name}: {first_line(error)}") from error
+
+
+def _array(buffer: Buffer) -> Array:
+    assert isinstance(buffer, CpuBuffer)
+    return buffer.array
+
+
+def _binding(name: str, buffer: Buffer) -> tuple[Any, ...]:
+    """Make the arguments of bind_input and bind_output that use the memory in place."""
+    array = _array(buffer)
+    assert array.flags.c_contiguous
+    return name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data

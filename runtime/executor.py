@@ -1,0 +1,202 @@
+"""What stays on the device between generations: engines, the loop's buffers, and decodes that are not finished."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from typing import Protocol, TypeVar, cast
+
+from svd_trt.engine.bundle import Bundle
+from svd_trt.engine.memory import MemoryPlan, MemoryRequest, plan_memory
+from svd_trt.engine.spec import NetworkName
+from svd_trt.errors import ArgumentError, BackendError, BudgetError, DeviceMemoryError
+from svd_trt.runtime.closeable import Closeable
+from svd_trt.runtime.device import Array, Device, Session, download, synchronized_on_error, upload
+from svd_trt.runtime.engines import CLOSED, Engines
+from svd_trt.units import format_bytes
+
+__all__ = ["Executor"]
+
+_FREE_SHARE = 0.95  # of the free memory is planned with; engines take some that their builder does not report
+_RETRY_SHARE = 0.9  # of the memory that was not enough is suggested for the next try
+
+_Loop = TypeVar("_Loop", bound=Closeable)
+
+
+class _Decode(Protocol):
+    """A decode that is not finished."""
+
+    def abort(self, error: BackendError) -> None: ...
+
+
+class Executor(Closeable):
+    """Owns the device and everything that is kept on it. The stages of a generation are functions over it.
+
+    Attributes:
+        bundle: the networks.
+        device: where they run.
+        vram_budget: bytes of device memory to stay within; None plans with the memory that is free.
+    """
+
+    def __init__(self, bundle: Bundle, device: Device, vram_budget: int | None = None) -> None:
+        self.bundle = bundle
+        self.device = device
+        self.vram_budget = vram_budget
+        device.set_budget(vram_budget)
+        self._engines = Engines(bundle, device)
+        self._closed = False
+        self._denoising = False
+        self._loop: tuple[object, tuple[int, ...], Closeable] | None = None
+        self._decodes: weakref.WeakSet[_Decode] = weakref.WeakSet()
+
+    def plan(self, request: MemoryRequest) -> MemoryPlan:
+        """Choose the fastest way to run ``request`` within the budget, or within the memory that is free.
+
+        Raises:
+            BudgetError: no plan needs so little memory.
+            BackendError: the executor is closed.
+        """
+        if self._closed:
+            raise BackendError(CLOSED)
+        manifest = self.bundle.manifest
+        if self.vram_budget is not None:
+            return plan_memory(manifest, request, self.vram_budget)
+        fastest, free = plan_memory(manifest, request, None), self.device.free_bytes()
+        if fastest.total_bytes is None or free is None:
+            return fastest
+        return plan_memory(manifest, request, int(free * _FREE_SHARE))
+
+    @contextmanager
+    def running(self, request: MemoryRequest, plan: MemoryPlan, latent_shape: tuple[int, ...]) -> Iterator[None]:
+        """Follow ``plan`` during a generation whose latents are ``latent_shape``, ``[B, F, C, h, w]``.
+
+        If memory runs out, everything is released and the error says which budget to use.
+
+        Raises:
+            ArgumentError: called from a callback of another generation.
+        """
+        try:
+            self._require_idle("start another video with")
+            if self._loop is not None and self._loop[1][1:] != latent_shape[1:]:
+                self._drop_loop()
+            self._engines.follow(plan)
+            yield
+        except DeviceMemoryError as error:
+            with suppress(BackendError):
+                self.release()
+            error.advise(self._advice(request, plan, error))
+            raise
+
+    def session(self, network: NetworkName, stop: threading.Event | None = None) -> AbstractContextManager[Session]:
+        """Hold a network while a block runs; it is loaded if necessary. See `Engines.use`."""
+        return self._engines.use(network, stop)
+
+    def load(self, network: NetworkName) -> None:
+        """Load a network before its first use. See `Engines.use` for errors."""
+        with self._engines.use(network):
+            pass
+
+    def run(self, network: NetworkName, inputs: Mapping[str, Array], sizes: Mapping[str, int]) -> dict[str, Array]:
+        """Run one network once: arrays in, arrays out.
+
+        Args:
+            network: which network.
+            inputs: an array for each of its inputs.
+            sizes: a value for each symbol in the shapes of its outputs.
+        """
+        spec = self.bundle.network(network).spec
+        with ExitStack() as stack:
+            tensors = {name: stack.enter_context(upload(self.device, a, name)) for name, a in inputs.items()}
+            for tensor in spec.outputs:
+                buffer = self.device.empty(tensor.resolve(sizes), tensor.dtype, tensor.name)
+                tensors[tensor.name] = stack.enter_context(buffer)
+            stack.enter_context(synchronized_on_error(self.device))  # before the buffers are freed
+            with self.session(network) as session:
+                session.enqueue(tensors)
+            return {tensor.name: download(self.device, tensors[tensor.name]) for tensor in spec.outputs}
+
+    def loop(self, key: object, shape: tuple[int, ...], make: Callable[[], _Loop]) -> _Loop:
+        """Return the loop's buffers of the last generation if ``key`` is the same; else free them and ``make`` others.
+
+        ``shape`` is the shape of the latents.
+        """
+        if self._loop is None or self._loop[0] != key:
+            self._drop_loop()
+            self._loop = (key, shape, make())
+        return cast("_Loop", self._loop[2])
+
+    @contextmanager
+    def denoising(self) -> Iterator[None]:
+        """Refuse every other use of the loop's buffers while the block runs.
+
+        Raises:
+            ArgumentError: called from a callback of a generation that is denoising.
+        """
+        self._require_idle("start another video with")
+        self._denoising = True
+        try:
+            yield
+        finally:
+            self._denoising = False
+
+    def track(self, decode: _Decode) -> None:
+        """Abort ``decode`` if the executor is closed or released before it is finished."""
+        self._decodes.add(decode)
+
+    def release(self) -> None:
+        """Free engines and buffers, and end open streams. Both are made again when they are needed.
+
+        Raises:
+            ArgumentError: called from a callback of a generation that is denoising.
+        """
+        self._require_idle("release")
+        with ExitStack() as stack:  # later callbacks run even if an earlier one fails
+            stack.callback(self.device.trim)
+            stack.callback(self._engines.release)
+            self._abort(BackendError("the pipeline's memory was released; ask for the video again"))
+
+    def close(self) -> None:
+        """Free everything and close the device. Closing twice is harmless.
+
+        Raises:
+            ArgumentError: called from a callback of a generation that is denoising.
+        """
+        self._require_idle("close")
+        self._closed = True
+        with ExitStack() as stack:  # later callbacks run even if an earlier one fails
+            stack.callback(self.device.close)
+            stack.callback(self._engines.close)
+            self._abort(BackendError(CLOSED))
+
+    def _require_idle(self, verb: str) -> None:
+        if self._denoising:
+            raise ArgumentError(
+                f"a callback cannot {verb} the pipeline that calls it; raise an exception to end the run, "
+                "or open another pipeline"
+            )
+
+    def _advice(self, request: MemoryRequest, plan: MemoryPlan, error: DeviceMemoryError) -> str:
+        """Which budget to use. Everything that can be freed is free now."""
+        limits = [size for size in (self.vram_budget, self.device.free_bytes(), plan.total_bytes) if size is not None]
+        within = int(min(limits) * _RETRY_SHARE) if limits else error.free
+        try:
+            smaller = plan_memory(self.bundle.manifest, request, within)
+        except BudgetError as unfit:
+            return str(unfit)
+        assert smaller.total_bytes is not None, "a plan within a budget has figures"
+        size = format_bytes(smaller.total_bytes, round_up=True)
+        return f"try --vram-budget '{size}' (vram_budget={smaller.total_bytes}): {smaller.words()}"
+
+    def _abort(self, error: BackendError) -> None:
+        with ExitStack() as stack:
+            stack.callback(self._drop_loop)
+            for decode in list(self._decodes):
+                stack.callback(decode.abort, error)
+
+    def _drop_loop(self) -> None:
+        if self._loop is not None:
+            self.device.synchronize()
+            self._loop[2].close()
+            self._loop = None
