@@ -94,11 +94,11 @@ def test_a_bundle_rebuilt_under_an_open_pipeline_is_noticed(bundle: Path) -> Non
     import msgspec
 
     with VideoPipeline.open(bundle) as pipe:
-        pipe.engines.load("image_encoder")
+        pipe.executor.load("image_encoder")
         manifest = read_manifest(bundle)
         write_manifest(msgspec.structs.replace(manifest, svd_trt_version="9"), bundle)
         with pytest.raises(BundleError, match="built again"):
-            pipe.engines.load("vae_encoder")
+            pipe.executor.load("vae_encoder")
 
 
 def test_manifest_survives_a_round_trip(bundle: Path, tmp_path: Path) -> None:

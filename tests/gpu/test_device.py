@@ -64,22 +64,22 @@ def test_steps_as_graphs_or_the_loop_as_one(
     with rig.open(tiny_bundle("fp16")) as pipe:
         pipe(rocket, **asked)
         device: Any = pipe.device
-        assert pipe._loop is not None
-        loop = pipe._loop[1]
+        assert pipe.executor._loop is not None
+        loop: Any = pipe.executor._loop[2]
 
         def by_graphs() -> None:
             for step in range(steps):
-                loop._enqueue(lambda: pipe.engines.lend("denoiser"), step, fetch=False)
+                loop._enqueue(lambda: pipe.executor.session("denoiser"), step, fetch=False)
 
         def by_calls() -> None:
-            with pipe.engines.lend("denoiser") as loop._session:
+            with pipe.executor.session("denoiser") as loop._session:
                 for step in range(steps):
                     for rows, row in zip(loop._tables, loop._coefficients, strict=True):
                         device.copy(rows.rows(step, step + 1), row)
                     loop._passes(step % 2)
 
         seconds: dict[str, list[float]] = {"calls": [], "step_graphs": [], "loop_graph": []}
-        with device.record(by_calls) as whole, device.mark() as start, device.mark() as end:
+        with device.capture(by_calls) as whole, device.event() as start, device.event() as end:
             ways = {"calls": by_calls, "step_graphs": by_graphs, "loop_graph": whole}
             for way in ways.values():  # the first calls run as they are, or record
                 way()

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from svd_trt.runtime.ort import CpuDevice
 
 from svd_trt import Bundle, VideoPipeline
 from svd_trt.engine.spec import NETWORKS, NetworkName, NetworkSpec
 from svd_trt.errors import ArgumentError, BackendError
+from svd_trt.runtime.cpu_device import CpuDevice
 from svd_trt.runtime.device import Array, Device, download, upload
 from tests.gpu.conftest import Rig
 from tests.standin.network import Run

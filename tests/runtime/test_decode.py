@@ -1,4 +1,4 @@
-"""The decode pipeline on the CPU leaf: order, overlap, back-pressure, failures in any stage, abandonment."""
+"""Chunked decode on the CPU: order, overlap, back-pressure, failures in any stage, cancellation."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from svd_trt.runtime.ort import CpuBuffer, CpuDevice, CpuSession
 
 from svd_trt import Bundle
 from svd_trt.errors import BackendError
-from svd_trt.runtime.decode import AHEAD, ChunkedDecode
+from svd_trt.runtime.cpu_device import CpuBuffer, CpuDevice, CpuSession
+from svd_trt.runtime.decode import SLOTS, ChunkedDecode
 from svd_trt.runtime.device import Buffer, download, upload
 
 pytestmark = pytest.mark.xdist_group("small")
@@ -98,17 +98,17 @@ def pipeline(
     device: CpuDevice,
     session: Any,
     chunks: Sequence[int],
-    lease: Callable[[threading.Event], AbstractContextManager[Any]] | None = None,
+    hold: Callable[[threading.Event], AbstractContextManager[Any]] | None = None,
     on_chunk: Callable[[float], object] = lambda seconds: None,
 ) -> ChunkedDecode:
-    lent = lease or (lambda stop: nullcontext(session))
-    return ChunkedDecode(device, lent, latents_of(sum(chunks)), chunks, (32, 32), on_chunk)
+    decoder = hold or (lambda stop: nullcontext(session))
+    return ChunkedDecode(device, decoder, latents_of(sum(chunks)), chunks, (32, 32), on_chunk)
 
 
 def until(condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + PATIENCE
     while not condition():
-        assert time.monotonic() < deadline, "it never came to that"
+        assert time.monotonic() < deadline, "it did not happen in time"
         time.sleep(0.01)
 
 
@@ -146,11 +146,11 @@ def test_chunks_that_were_handed_out_stay_as_they_are(device: CountingDevice, de
 def test_later_chunks_are_decoded_meanwhile_but_not_all(device: CountingDevice, decoder: CpuSession) -> None:
     gated = Gated(decoder)
     with pipeline(device, gated, [1] * 9) as decode:
-        until(lambda: gated.begun == AHEAD)  # nobody has asked for a frame yet
+        until(lambda: gated.begun == SLOTS)  # nobody has asked for a frame yet
         next(decode)
-        until(lambda: gated.begun == AHEAD + 1)
+        until(lambda: gated.begun == SLOTS + 1)
         time.sleep(0.2)
-        assert gated.begun == AHEAD + 1, "more than there is room for"
+        assert gated.begun == SLOTS + 1, "more than there is room for"
         assert len(list(decode)) == 8
 
 
@@ -181,13 +181,13 @@ def test_a_failure_to_decode_comes_after_the_chunks_before_it(
     assert device.live == 0
 
 
-def test_a_network_that_cannot_be_lent(device: CountingDevice, decoder: CpuSession) -> None:
+def test_a_network_that_does_not_load(device: CountingDevice, decoder: CpuSession) -> None:
     @contextmanager
-    def lease(stop: threading.Event) -> Iterator[Any]:
+    def hold(stop: threading.Event) -> Iterator[Any]:
         raise BackendError("it does not load")
         yield
 
-    with pipeline(device, decoder, [1, 1], lease=lease) as decode, pytest.raises(BackendError, match="does not load"):
+    with pipeline(device, decoder, [1, 1], hold=hold) as decode, pytest.raises(BackendError, match="does not load"):
         next(decode)
     assert device.live == 0
 
@@ -250,13 +250,13 @@ def test_onnxruntime_can_be_cancelled_from_another_thread(small_bundle: Path) ->
     ):
         session.cancel()
         session.enqueue({"latents": given, "frames": frames})
-        original = session._thread.run
+        original = session._thread.submit
 
-        def run(work: Callable[[], None]) -> None:
+        def submit(*call: Any) -> Any:
             session.cancel()  # between the making of its options and its run
-            original(work)
+            return original(*call)
 
-        session._thread.run = run  # type: ignore[method-assign]
+        session._thread.submit = submit  # type: ignore[method-assign, assignment]
         with pytest.raises(BackendError, match="vae_decoder"):
             session.enqueue({"latents": given, "frames": frames})
 

@@ -8,13 +8,12 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import pytest
-from svd_trt.runtime.ort import CpuBuffer, CpuDevice, CpuSession
 
 from svd_trt import Bundle, VideoPipeline
-from svd_trt.engine.spec import Range
 from svd_trt.errors import ArgumentError, BackendError, OutputError
+from svd_trt.runtime.cpu_device import CpuBuffer, CpuDevice, CpuSession
 from svd_trt.runtime.device import Buffer, Device, Session, download, upload
-from svd_trt.runtime.parameters import ParameterArguments, _default_chunk
+from svd_trt.runtime.parameters import ParameterArguments
 
 pytestmark = pytest.mark.xdist_group("dynamic")
 
@@ -34,19 +33,19 @@ def test_output_types_are_the_same_video(dynamic_pipe: VideoPipeline, picture: P
         latents.save(tmp_path / "l.mp4")
 
 
-def test_stream_hands_out_frames_before_later_chunks_are_decoded(
+def test_stream_yields_frames_before_later_chunks_are_decoded(
     dynamic_pipe: VideoPipeline, picture: PIL.Image.Image
 ) -> None:
     whole = dynamic_pipe(picture, output_type="np", decode_chunk_size=1, **FAST).frames[0]
-    told: list[tuple[str, int, int]] = []
+    calls: list[tuple[str, int, int]] = []
     stream = dynamic_pipe.stream(
-        picture, decode_chunk_size=1, progress=lambda stage, done, total: told.append((stage, done, total)), **FAST
+        picture, decode_chunk_size=1, progress=lambda stage, done, total: calls.append((stage, done, total)), **FAST
     )
-    assert told == [], "nothing runs before a frame is asked for"
+    assert calls == [], "nothing runs before the first frame is requested"
     for index, frame in enumerate(stream):
         np.testing.assert_array_equal(frame, whole[index])
-        assert told[-1] == ("decode", index + 1, 3)
-    assert [t for t in told if t[0] == "denoise"] == [("denoise", 1, 2), ("denoise", 2, 2)]
+        assert calls[-1] == ("decode", index + 1, 3)
+    assert [t for t in calls if t[0] == "denoise"] == [("denoise", 0, 2), ("denoise", 1, 2), ("denoise", 2, 2)]
     assert len(stream.timings["steps"]) == 2
 
 
@@ -151,20 +150,6 @@ def test_a_closed_pipeline_says_so(dynamic_bundle: Bundle, picture: PIL.Image.Im
         pipe(picture, **FAST)
 
 
-@pytest.mark.parametrize(
-    ("frames", "videos", "span", "chunk"),
-    [
-        (14, 1, Range(1, 8, 14), 14),
-        (25, 1, Range(1, 8, 8), 8),
-        (16, 1, Range(2, 3, 3), 2),
-        (7, 1, Range(2, 3, 3), 3),  # no size fits: the error names it
-        (3, 2, Range(1, 3, 3), 3),
-    ],
-)
-def test_default_chunk_leaves_a_rest_that_the_bundle_takes(frames: int, videos: int, span: Range, chunk: int) -> None:
-    assert _default_chunk(frames, videos, span) == chunk
-
-
 def test_unknown_names_are_type_errors(dynamic_pipe: VideoPipeline, picture: PIL.Image.Image) -> None:
     with pytest.raises(TypeError, match="num_frame"):
         dynamic_pipe(picture, num_frame=3)  # type: ignore[call-arg]
@@ -179,8 +164,7 @@ def test_backends(dynamic_bundle: Bundle) -> None:
         assert pipe.device.name == "onnxruntime (CPU)"
 
 
-def test_cpu_leaf_keeps_the_protocols(dynamic_bundle: Bundle) -> None:
-    """The interface that another leaf has to fill, used as the loop uses it."""
+def test_the_cpu_device_as_the_loop_uses_it(dynamic_bundle: Bundle) -> None:
     device: Device = CpuDevice()
     session: Session = device.open(dynamic_bundle, "image_encoder")
     assert isinstance(session, CpuSession)
@@ -191,17 +175,17 @@ def test_cpu_leaf_keeps_the_protocols(dynamic_bundle: Bundle) -> None:
     result = device.empty((2, 1, 32), np.float32, "image_embeds")
     session.enqueue({"pixels": source, "image_embeds": result})
     first = download(device, result)
-    recorded = device.record(lambda: session.enqueue({"pixels": source, "image_embeds": result}))
-    recorded()
+    graph = device.capture(lambda: session.enqueue({"pixels": source, "image_embeds": result}))
+    graph()
     np.testing.assert_array_equal(download(device, result), first)
     table = upload(device, np.arange(6, dtype=np.float32).reshape(3, 2), "table")
     row = device.empty((2,), np.float32, "row")
     device.copy(table.rows(1, 2), row)
     assert list(download(device, row)) == [2, 3]
-    before, after = device.mark(), device.mark()
-    for mark in (before, after):
-        mark.record()
-        mark.wait()
+    before, after = device.event(), device.event()
+    for event in (before, after):
+        event.record()
+        event.wait()
     assert after.seconds_since(before) >= 0
     with pytest.raises(BackendError, match="image_encoder"):
         session.enqueue({"pixels": CpuBuffer(np.zeros((2, 3, 9, 9), np.float32)), "image_embeds": result})

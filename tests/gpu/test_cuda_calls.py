@@ -1,4 +1,4 @@
-"""The CUDA leaf on the stand-in: what it calls, in which order, and what it does when a call fails."""
+"""The CUDA device on the stand-in: which calls it makes, in which order, and what it does when a call fails."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from svd_trt.engine.memory import MemoryRequest, smallest_budget
 from svd_trt.errors import ArgumentError, BackendError, BudgetError, CudaError, DeviceMemoryError
 from svd_trt.runtime.cuda.buffers import CudaBuffer, DeviceMemory, PinnedBuffer
 from svd_trt.runtime.cuda.context import Context
-from svd_trt.runtime.cuda.streams import Event, Stream
+from svd_trt.runtime.cuda.streams import CudaEvent, Stream
 from tests.gpu.conftest import Rig
 from tests.gpu.test_pipeline import FAST, STREAMED, furthest
 from tests.standin.cuda import StandInCuda
@@ -55,7 +55,7 @@ def test_a_step_allocates_nothing_and_waits_for_nothing_but_events(
     marks: list[int] = []
 
     def note(stage: str, done: int, total: int) -> None:
-        if stage == "denoise":
+        if stage == "denoise" and done:
             marks.append(len(cuda.calls))
 
     with standin.open(dynamic_bundle) as pipe:
@@ -73,7 +73,7 @@ def test_two_steps_are_under_way_and_no_more(standin: Rig, dynamic_bundle: Bundl
     queued: list[int] = []
 
     def note(stage: str, done: int, total: int) -> None:
-        if stage == "denoise":
+        if stage == "denoise" and done:
             queued.append(cuda.count("cuGraphLaunch") - done)
 
     asked = FAST | {"num_inference_steps": 8}
@@ -162,7 +162,7 @@ def test_contexts_that_cannot_be_captured_capture_themselves(
     with standin.open(dynamic_bundle) as pipe:
         pipe(picture, **FAST)
         refused = pipe.device.refusals  # type: ignore[attr-defined]
-        with pipe.engines.lend("denoiser") as session:
+        with pipe.executor.session("denoiser") as session:
             strategy = session._context.get_runtime_config().cuda_graph_strategy  # type: ignore[attr-defined]
         assert strategy == standin.trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
         assert pipe.device.notes[0].startswith("CUDA graphs are not used: ")
@@ -279,8 +279,8 @@ def test_wrappers(rig: Rig) -> None:
         context.budget = None
         with (
             Stream(context, "test") as stream,
-            Event(stream) as first,
-            Event(stream) as second,
+            CudaEvent(stream) as first,
+            CudaEvent(stream) as second,
             PinnedBuffer(context, (4, 4), np.float32, "host") as source,
             PinnedBuffer(context, (4, 4), np.float32, "host") as target,
             CudaBuffer.allocate(context, (4, 4), np.float32, "device") as one,
@@ -336,7 +336,7 @@ def test_weights_are_streamed_where_nothing_else_fits(
         made = pipe(picture, **asked)
         assert made.memory.streamed_bytes > 0
         assert standin.cuda.peak_bytes - CONTEXT_BYTES <= least
-        pipe.vram_budget = without
+        pipe.executor.vram_budget = without
         pipe.device.set_budget(without)
         assert pipe(picture, **asked).memory.streamed_bytes == 0, "the engine is loaded again with all its weights"
     assert furthest(made.frames, theirs) <= 1
@@ -426,7 +426,7 @@ def test_a_stream_in_a_reference_cycle_does_not_hang(
         holder: list[Any] = [pipe.stream(picture, **asked)]
         next(holder[0])
         holder.append(holder)
-        with pipe.engines.lend("denoiser"):
+        with pipe.executor.session("denoiser"):
             del holder
             gc.collect()
         assert pipe(picture, **FAST).frames.std() > 5

@@ -1,18 +1,19 @@
-"""Ctrl-C while ONNX Runtime computes in its thread: at every place where it can arrive, and more than once."""
+"""Ctrl-C while ONNX Runtime computes in its thread: at every point where it can arrive, and more than once."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from svd_trt.runtime.ort import CpuDevice, CpuSession
 
 from svd_trt import Bundle
-from svd_trt.runtime import ort
+from svd_trt.runtime import cpu_device
+from svd_trt.runtime.cpu_device import CpuDevice, CpuSession
 from svd_trt.runtime.device import upload
 
 Run = Callable[[], np.ndarray[Any, Any]]
@@ -62,7 +63,7 @@ def test_interrupted_while_waiting(
 ) -> None:
     """The next run gets its own answer, not the one that was left behind, and all of its frames."""
     expected = run()
-    interrupting(monkeypatch, ort._Call, "wait", after=after, times=times)
+    interrupting(monkeypatch, Future, "result", after=after, times=times)
     with pytest.raises(KeyboardInterrupt):
         run()
     for _ in range(3):
@@ -73,7 +74,7 @@ def test_interrupted_before_anything_was_handed_over(
     session: CpuSession, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = run()
-    interrupting(monkeypatch, ort._Call, "__init__", after=False, times=1)
+    interrupting(monkeypatch, ThreadPoolExecutor, "submit", after=False, times=1)
     with pytest.raises(KeyboardInterrupt):
         run()
     np.testing.assert_array_equal(run(), expected)
@@ -83,7 +84,7 @@ def test_interruption_waits_for_the_network(session: CpuSession, run: Run, monke
     """Its buffers are the caller's again only when nothing writes to them any more."""
     ended = threading.Event()
     gate = threading.Event()
-    inner = ort.run_bound
+    inner = cpu_device.run_bound
 
     def slow(*arguments: Any) -> None:
         assert gate.wait(60)
@@ -92,8 +93,8 @@ def test_interruption_waits_for_the_network(session: CpuSession, run: Run, monke
         finally:
             ended.set()
 
-    monkeypatch.setattr(ort, "run_bound", slow)
-    interrupting(monkeypatch, ort._Call, "wait", after=False, times=1)
+    monkeypatch.setattr(cpu_device, "run_bound", slow)
+    interrupting(monkeypatch, Future, "result", after=False, times=1)
     threading.Timer(0.2, gate.set).start()
     with pytest.raises(KeyboardInterrupt):
         run()
@@ -102,4 +103,4 @@ def test_interruption_waits_for_the_network(session: CpuSession, run: Run, monke
 
 def test_as_many_threads_as_processors_we_may_use(session: CpuSession, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {3, 5, 6})
-    assert ort.usable_processors() == 3
+    assert cpu_device.usable_processors() == 3
