@@ -36,7 +36,7 @@ def test_two_gpus(dynamic_bundle: Bundle, picture: PIL.Image.Image, monkeypatch:
     [
         (
             {"version": "1.5.0"},
-            r"from tensorrt-rtx 1\.7\.1\.116, and 1\.5\.0 is installed; build it again: svd-trt build",
+            r"from tensorrt-rtx 1\.7\.1\.116, and 1\.5\.0 is installed; rebuild it: svd-trt build",
         ),
         ({"tensorrt": "tensorrt"}, "its engines are for tensorrt-rtx, and tensorrt was asked for"),
     ],
@@ -88,7 +88,7 @@ def test_machines_without_what_it_takes(standin: Rig, dynamic_bundle: Bundle, mo
     [
         ({"device": "gpu"}, "write cpu, cuda, or cuda:1"),
         ({"device": "cuda:x"}, "write cpu, cuda, or cuda:1"),
-        ({"backend": "tensorrt", "provider": "cuda"}, "part of ONNX Runtime"),
+        ({"backend": "tensorrt", "provider": "cuda"}, "only ONNX Runtime has providers"),
         ({"backend": "tensorrt", "device": "cpu"}, "does not run on cpu"),
         ({"provider": "cpu", "device": "cuda"}, "does not run on cuda"),
         ({"provider": "cuda", "device": "cpu"}, "does not run on cpu"),
