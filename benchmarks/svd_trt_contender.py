@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,8 @@ import numpy as np
 from svd_trt.benchmarks.contenders import Job, Runner, Video
 from svd_trt.engine.bundle import Bundle
 from svd_trt.engine.spec import NETWORKS, NetworkName, NetworkSpec
-from svd_trt.runtime import ort
-from svd_trt.runtime.closeable import Closeable
-from svd_trt.runtime.device import Buffer
+from svd_trt.runtime.cpu_device import CpuBuffer, CpuDevice, CpuSession
+from svd_trt.runtime.device import Buffer, Session
 from svd_trt.runtime.pipeline import VideoPipeline
 
 __all__ = ["OpenVinoDevice", "SvdTrtRunner"]
@@ -26,7 +26,6 @@ class SvdTrtRunner(Runner):
     def __init__(self, job: Job, mode: str) -> None:
         assert job.bundle is not None
         self.job, self.mode, self.bundle = job, mode, job.bundle
-        self._network_s: list[float] = []
 
     def load(self) -> None:
         if self.mode == "openvino":
@@ -34,19 +33,19 @@ class SvdTrtRunner(Runner):
         else:
             where: dict[str, Any] = {"provider": "cuda"} if self.mode == "cuda" else {"backend": self.mode}
             self.pipe = VideoPipeline.open(self.bundle, **where)
-        if self.mode == "onnxruntime":
-            self._time_networks()
         for name in NETWORKS:  # otherwise the decoder would be loaded between the first step and the last frame
-            self.pipe.engines.load(name)
+            self.pipe.executor.load(name)
 
     def make_video(self, write: Callable[[Any], None]) -> Video:
         workload = self.job.workload
-        self._network_s.clear()
         step_ends: list[float] = []
+        run_seconds: list[float] = []  # of the denoiser, before each step and after the last
 
-        def progress(stage: str, _done: int, _total: int) -> None:
+        def progress(stage: str, done: float, _total: float) -> None:
             if stage == "denoise":
-                step_ends.append(time.perf_counter())
+                run_seconds.append(self._denoiser_seconds())
+                if done:
+                    step_ends.append(time.perf_counter())
 
         stream = self.pipe.stream(
             self.job.picture,
@@ -73,32 +72,25 @@ class SvdTrtRunner(Runner):
             },
             t["steps"],
             step_ends[0] - t["steps"][0],
-            self._host_s(t["steps"]),
+            _host_s(t["steps"], run_seconds),
             t.get("load", 0.0),
         )
 
-    def _host_s(self, steps: list[float]) -> float | None:
-        """The part of a step that its network does not account for, median."""
-        passes = len(self._network_s) // len(steps)  # with split guidance a step has two
-        if passes < 1:
-            return None
-        networks = [sum(self._network_s[i : i + passes]) for i in range(0, passes * len(steps), passes)]
-        return statistics.median(step - network for step, network in zip(steps, networks, strict=True))
-
-    def _time_networks(self) -> None:
-        """Record the seconds that ONNX Runtime takes for each call of the denoiser."""
-        inner = ort.run_bound
-
-        def timed(session: Any, binding: Any, options: Any, name: str) -> None:
-            started = time.perf_counter()
-            inner(session, binding, options, name)
-            if name == "denoiser":
-                self._network_s.append(time.perf_counter() - started)
-
-        ort.run_bound = timed
+    def _denoiser_seconds(self) -> float:
+        """Seconds that ONNX Runtime has spent in the denoiser; 0 on other backends."""
+        with self.pipe.executor.session("denoiser") as session:
+            return session.run_seconds if isinstance(session, CpuSession) else 0.0
 
 
-class OpenVinoDevice(ort.CpuDevice):
+def _host_s(steps: list[float], run_seconds: list[float]) -> float | None:
+    """The part of a step that its network does not account for, median; None if the network was not timed."""
+    if not run_seconds[-1]:
+        return None
+    networks = [after - before for before, after in pairwise(run_seconds)]
+    return statistics.median(step - network for step, network in zip(steps, networks, strict=True))
+
+
+class OpenVinoDevice(CpuDevice):
     """The CPU, with networks run by OpenVINO."""
 
     name = "OpenVINO (CPU)"
@@ -110,7 +102,7 @@ class OpenVinoDevice(ort.CpuDevice):
         return OpenVinoSession(bundle, network, self.threads)
 
 
-class OpenVinoSession(Closeable):
+class OpenVinoSession(Session):
     """One network, compiled for each set of shapes when it is first called with them: fixed shapes are fastest here."""
 
     def __init__(self, bundle: Bundle, network: NetworkName, threads: int) -> None:
@@ -124,7 +116,7 @@ class OpenVinoSession(Closeable):
 
     def enqueue(self, tensors: Mapping[str, Buffer]) -> None:
         """Run once and wait."""
-        arrays = {name: buffer.array for name, buffer in tensors.items() if isinstance(buffer, ort.CpuBuffer)}
+        arrays = {name: buffer.array for name, buffer in tensors.items() if isinstance(buffer, CpuBuffer)}
         inputs = {t.name: arrays[t.name] for t in self.spec.inputs}
         outputs = self._request({name: array.shape for name, array in inputs.items()}).infer(inputs)
         for tensor in self.spec.outputs:

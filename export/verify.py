@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -21,7 +20,6 @@ from svd_trt.export.checkpoint import Checkpoint
 from svd_trt.export.fidelity import IDENTICAL_DB, draw_picture, psnr
 from svd_trt.export.reference import diffusers_output, draw_inputs, load_models
 from svd_trt.progress import Progress, ignore_progress
-from svd_trt.runtime.device import download, upload
 from svd_trt.runtime.pipeline import VideoPipeline
 
 __all__ = ["LEAST_DB", "Difference", "Sizes", "differing_weights", "sizes_to_try", "verify_networks", "verify_videos"]
@@ -154,17 +152,9 @@ def _run(
     pipe: VideoPipeline, spec: NetworkSpec, inputs: dict[str, npt.NDArray[Any]], size: Sizes
 ) -> list[npt.NDArray[Any]]:
     """The outputs of the bundle's network on the pipeline's device."""
-    device = pipe.device
-    with ExitStack() as stack:
-        tensors: dict[str, Any] = {
-            t.name: stack.enter_context(upload(device, np.ascontiguousarray(inputs[t.name]), t.name))
-            for t in spec.inputs
-        }
-        for t in spec.outputs:
-            tensors[t.name] = stack.enter_context(device.empty(t.resolve(size), t.dtype, t.name))
-        with pipe.engines.lend(spec.name) as session:
-            session.enqueue(tensors)
-        return [download(device, tensors[t.name]) for t in spec.outputs]
+    given = {t.name: np.ascontiguousarray(inputs[t.name]) for t in spec.inputs}
+    outputs = pipe.executor.run(spec.name, given, size)
+    return [outputs[t.name] for t in spec.outputs]
 
 
 def _difference(what: str, ours: npt.NDArray[Any], theirs: npt.NDArray[Any], least_db: float) -> Difference:

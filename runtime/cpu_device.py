@@ -56,6 +56,9 @@ class CpuSession(Session):
     """An ONNX network in ONNX Runtime. It reads inputs and writes outputs in place.
 
     The network runs in a thread of its own, so that Ctrl-C reaches Python while a network computes for minutes.
+
+    Attributes:
+        run_seconds: how long ONNX Runtime has computed in all runs.
     """
 
     def __init__(self, bundle: Bundle, network: NetworkName) -> None:
@@ -63,6 +66,7 @@ class CpuSession(Session):
         self._session: Any = load_onnx(bundle, network, ["CPUExecutionProvider"], plan_memory=False)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=network)
         self._running: Any = None
+        self.run_seconds = 0.0
 
     def enqueue(self, tensors: Mapping[str, Buffer]) -> None:
         """Run once and wait. See `svd_trt.runtime.device.Session.enqueue`."""
@@ -71,13 +75,18 @@ class CpuSession(Session):
         binding = self._bind(tensors)
         self._running = options = onnxruntime.RunOptions()
         try:
-            self._thread.submit(run_bound, self._session, binding, options, self.spec.name).result()
+            self._thread.submit(self._run, binding, options).result()
         except (KeyboardInterrupt, SystemExit):
             options.terminate = True
             # The run may still write to the caller's buffers. The thread works in order, so an empty call ends after
             # it, even if the interrupt arrived before there was a future to wait for.
             self._thread.submit(lambda: None).result()
             raise
+
+    def _run(self, binding: Any, options: Any) -> None:
+        started = time.perf_counter()
+        run_bound(self._session, binding, options, self.spec.name)
+        self.run_seconds += time.perf_counter() - started
 
     def _bind(self, tensors: Mapping[str, Buffer]) -> Any:
         binding = self._session.io_binding()

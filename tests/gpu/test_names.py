@@ -96,6 +96,16 @@ def test_the_list_is_complete() -> None:
     listed = {name for names in (*COMMON.values(), *RTX.values()) for name in names}
     objects = r"(?:_engine|_context|\bcontext|\bengine|\bconfig|\.handle|_cache|\bgraphs)\.([a-z]\w+)"
     own = {"current", "memory", "take", "give", "gpu", "call", "close", "driver", "budget", "taken", "load", "name"}
-    own |= {"uses_block", "save", "attach", "refuse_misfit", "spec", "tensorrt", "tensorrt_import", "bundle", "manifest"}
+    own |= {
+        "uses_block",
+        "save",
+        "attach",
+        "refuse_misfit",
+        "spec",
+        "tensorrt",
+        "tensorrt_import",
+        "bundle",
+        "manifest",
+    }
     text = TEXT["tensorrt.py"] + TEXT["tensorrt_runtime.py"]
     assert set(re.findall(objects, text)) - own <= listed

@@ -229,7 +229,7 @@ def _run(
         from svd_trt.benchmarks.peak import measure_peak
         from svd_trt.benchmarks.workload import Bundles, count_flops, make_workload
         from svd_trt.export.fidelity import draw_picture
-        from svd_trt.runtime.ort import usable_processors
+        from svd_trt.runtime.cpu_device import usable_processors
     except ImportError as error:
         raise MissingDependencyError("svd-trt bench", "export,bench") from error
     gpu = has_gpu()
