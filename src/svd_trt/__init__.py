@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from svd_trt.export.build import build_bundle as build_bundle
     from svd_trt.export.options import BuildOptions as BuildOptions
     from svd_trt.runtime.output import VideoOutput as VideoOutput
+    from svd_trt.runtime.output import VideoStream as VideoStream
     from svd_trt.runtime.pipeline import VideoPipeline as VideoPipeline
 
 __all__ = [
@@ -85,6 +86,7 @@ __all__ = [
     "SvdTrtError",
     "VideoOutput",
     "VideoPipeline",
+    "VideoStream",
     "__version__",
     "build_bundle",
     "plan_memory",
@@ -98,6 +100,7 @@ _MODULES = {
     "Range": "svd_trt.engine.spec",
     "VideoOutput": "svd_trt.runtime.output",
     "VideoPipeline": "svd_trt.runtime.pipeline",
+    "VideoStream": "svd_trt.runtime.output",
     "build_bundle": "svd_trt.export.build",
     "plan_memory": "svd_trt.engine.memory",
 }
