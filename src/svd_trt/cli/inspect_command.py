@@ -30,7 +30,7 @@ Estimated from the engine builder's report. The CUDA context takes a few hundred
 MB more."""
 
 
-@click.command("inspect")
+@click.command("inspect", short_help="Show what BUNDLE contains and how much memory it needs.")
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option(
     "--vram-budget",
