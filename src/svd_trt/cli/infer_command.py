@@ -15,6 +15,7 @@ from rich.progress import TaskID
 from svd_trt.cli.console import Bars, print_json, stderr
 from svd_trt.cli.sizes import ByteSize
 from svd_trt.errors import OutputError
+from svd_trt.progress import Progress
 from svd_trt.runtime.backends import PROVIDERS, RUN_BACKENDS, Provider, RunBackend
 from svd_trt.runtime.output import VideoStream
 from svd_trt.runtime.parameters import Parameters
@@ -72,6 +73,7 @@ def _formats() -> str:
 
 @click.command(
     "infer",
+    short_help="Make a video from each picture IMAGE.",
     help=f"""Make a video from each picture IMAGE with the bundle BUNDLE.
 
     {_formats()}
@@ -134,8 +136,8 @@ def command(
     chosen = {"backend": backend, "device": device, "provider": provider}
     with VideoPipeline.open(bundle, vram_budget=vram_budget, **chosen) as pipe:  # type: ignore[arg-type]
         opened = time.perf_counter() - started
-        with Bars(console) as drawn:
-            stream = pipe.stream(list(images), progress=_Reporter(drawn), **parameters)
+        with Bars(console) as bars:
+            stream = pipe.stream(list(images), progress=_show_stages(bars), **parameters)
             written = _write(stream, paths)
     timings = {"open": opened, **stream.timings, "write": written, "total": time.perf_counter() - started}
     _report(console, stream, paths, timings)
@@ -147,17 +149,16 @@ def command(
         print_json(_as_dict(pipe, stream, paths, timings))
 
 
-class _Reporter:
-    """A `svd_trt.progress.Progress` that shows one bar for each stage."""
+def _show_stages(bars: Bars) -> Progress:
+    """A progress callback that shows one bar for each stage."""
+    tasks: dict[str, TaskID] = {}
 
-    def __init__(self, bars: Bars) -> None:
-        self.bars = bars
-        self.tasks: dict[str, TaskID] = {}
+    def progress(stage: str, done: float, total: float) -> None:
+        if stage not in tasks:
+            tasks[stage] = bars.add(stage, total)
+        bars.update(tasks[stage], done, note=f"{done:g}/{total:g}")
 
-    def __call__(self, stage: str, done: float, total: float) -> None:
-        if stage not in self.tasks:
-            self.tasks[stage] = self.bars.add(stage, total)
-        self.bars.update(self.tasks[stage], done, note=f"{done:g}/{total:g}")
+    return progress
 
 
 def _check_outputs(paths: list[str], images: tuple[str, ...], bundle: Path) -> None:
