@@ -7,7 +7,7 @@ JOBS ?= 2
 PRESET ?= mid
 ROUNDS ?= 5
 BACKEND ?= tensorrt-rtx
-# Pins what is installed and, through the environment, what builds are made with.
+# The versions of all packages, and of the tools that pip builds packages with.
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
@@ -27,30 +27,30 @@ demo: $(READY)
 test: lint
 	$(BIN)/pytest -n $(JOBS) --dist loadgroup
 
-# Full-size networks against torch: minutes, 16 GB of memory. Writes what it measured.
+# Compares full-size networks with torch: takes minutes and 16 GB of memory. Writes the figures.
 test-full: $(READY)
 	$(BIN)/pytest -m slow tests/full --record benchmarks/results/full-size-parity.json
 
-# The tests of the runtime on this machine's GPU, with engines of BACKEND (tensorrt-rtx or tensorrt). Writes what ran
-# and what it measured.
+# Runs the tests of the runtime on this machine's GPU, with engines of BACKEND (tensorrt-rtx or tensorrt). Writes the
+# tests that passed and their figures.
 gpu-test: $(READY)
 	$(BIN)/python -m svd_trt.benchmarks.machine --need-gpu
 	SVD_TRT_TEST_BACKEND=$(BACKEND) $(BIN)/pytest -m gpu tests/gpu \
 		--record 'benchmarks/results/gpu-tests-{gpu}-$(BACKEND).json'
 
-# Speed and fidelity beside diffusers on this machine: a quarter of an hour for PRESET=mid. Also draws it and puts the
-# figures into docs/performance.md.
+# Compares speed and fidelity with diffusers on this machine: takes a quarter of an hour for PRESET=mid. Draws the
+# charts and writes the figures into docs/performance.md.
 RESULT = benchmarks/results/bench-$(PRESET)-$(if $(wildcard /dev/nvidiactl),gpu,cpu).json
 bench: $(READY)
 	$(BIN)/svd-trt bench --preset $(PRESET) --rounds $(ROUNDS) -o $(RESULT)
 	$(BIN)/svd-trt bench plot $(RESULT)
 	$(BIN)/python -m svd_trt.benchmarks.report docs/performance.md benchmarks/results/bench-*.json
 
-# What a full-size build costs: three builds, ten minutes, 20 GB of disk for a while.
+# Measures full-size builds: makes three, in ten minutes, and needs 20 GB of disk while it runs.
 bench-build: $(READY)
 	$(BIN)/python -m svd_trt.benchmarks.full_size_builds cost -o benchmarks/results/build-cost.json
 
-# The site of docs/ in site/. The build fails on any warning, and uses no network.
+# Builds the site of docs/ in site/. Fails on warnings, and needs no network.
 docs: $(READY)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 

@@ -1,7 +1,7 @@
-"""From a checkpoint to a video with the two commands, then the video is read back and checked.
+"""Make a video from a checkpoint with ``svd-trt build`` and ``svd-trt infer``, and check the video.
 
-``make demo`` runs this. The checkpoint is the miniature of ``examples/tiny`` (the real weights are licensed): it was
-trained on rockets that fly where their nose points. The picture is of one that it never saw.
+``make demo`` runs this. The checkpoint is the miniature of ``examples/tiny``, because the real weights need a licence.
+It was trained on rockets that fly in the direction of their nose. The picture shows a rocket that was not in training.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ FRAMES, SIDE, FPS = 8, 32, 7
 
 
 def svd_trt(*arguments: str | Path) -> dict[str, Any]:
-    """Show and run one command; what it prints as JSON."""
+    """Print and run one command. Returns the JSON that it prints; exits with its status if it fails."""
     words = ["svd-trt", *map(str, arguments)]
     print(f"\n$ {shlex.join(words)}", flush=True)
     command = [sys.executable, "-m", "svd_trt.cli", *words[1:]]
@@ -36,23 +36,23 @@ def svd_trt(*arguments: str | Path) -> dict[str, Any]:
 
 
 def check(video: Path) -> None:
-    """Read the file back: its frames, their size, their rate, and whether the rocket flies the way it points."""
+    """Read the video. Check its frames, rate and codec, and that the rocket flies in the direction of its nose."""
     frames = iio.imread(video, plugin="pyav")
     meta = iio.immeta(video, plugin="pyav")
     expected = (FRAMES, SIDE, SIDE, 3)
     if frames.shape != expected or round(meta["fps"]) != FPS or meta["codec"] != "h264":
-        sys.exit(f"{video}: read back {frames.shape} at {meta['fps']} fps in {meta['codec']}, not {expected} at {FPS}")
-    print(f"\nread back {video}: {len(frames)} frames of {SIDE}x{SIDE} at {meta['fps']:g} fps, {meta['codec']}")
+        sys.exit(f"{video} has {frames.shape} at {meta['fps']} fps in {meta['codec']}, not {expected} at {FPS} in h264")
+    print(f"\n{video} has {len(frames)} frames of {SIDE}x{SIDE} at {meta['fps']:g} fps, {meta['codec']}")
     bright = frames.max(-1) > 110  # the sky is darker than the rocket
     columns = [float(frame.nonzero()[1].mean()) for frame in bright]
-    print(f"the rocket points right, and its middle goes from column {columns[0]:.1f} to {columns[-1]:.1f}")
+    print(f"the rocket points to the right, and its centre moves from column {columns[0]:.1f} to {columns[-1]:.1f}")
     if columns[-1] - columns[0] < 4:
         sys.exit("the rocket hardly moved")
 
 
 def main() -> None:
-    """Build, infer, check, and say how long each stage took."""
-    os.chdir(ROOT)  # so that the commands can be shown, and typed, with short paths
+    """Build a bundle, make two videos, check one, and print the seconds of each stage."""
+    os.chdir(ROOT)  # so that the printed commands have short paths
     started = time.perf_counter()
     OUT.mkdir(exist_ok=True)
     bundle, video = OUT / "bundle", OUT / "rocket.mp4"
@@ -68,7 +68,7 @@ def main() -> None:
     for name, value in made["timings_s"].items():
         if not isinstance(value, list):
             print(f"infer  {name:<27} {value:8.2f}")
-    print(f"all of it                          {time.perf_counter() - started:8.2f}")
+    print(f"total                              {time.perf_counter() - started:8.2f}")
 
 
 if __name__ == "__main__":

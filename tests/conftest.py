@@ -1,4 +1,4 @@
-"""Real checkpoints and real bundles, built once for all test processes."""
+"""Checkpoints and bundles that are built once for all test processes."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from svd_trt import BuildOptions, Bundle, VideoPipeline, build_bundle
 from svd_trt.engine.spec import Range
 from svd_trt.export.fidelity import draw_picture
 
-# Two test processes share two cores, and idle spinning threads of one would take time from the other.
+# Two test processes share two cores, so idle threads that spin in one would slow the other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# What builds the engines of the tests' bundles: `make gpu-test BACKEND=tensorrt` where that is installed.
+# The backend that builds the engines of all bundles here; `make gpu-test BACKEND=tensorrt` sets another one.
 BACKEND: Any = os.environ.get("SVD_TRT_TEST_BACKEND", "tensorrt-rtx")
 
-_EVERYTHING = 1000  # tests; fewer are a selection, which may want none of the bundles
+_EVERYTHING = 1000  # with fewer tests, a run is a selection and may not need the bundles
 
 TINY = Path(__file__).parent.parent / "examples" / "tiny"
 
@@ -56,7 +56,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
 
 @pytest.fixture(scope="session")
 def once(shared: Path) -> Callable[[str, Callable[[Path], object]], Path]:
-    """``once(name, make)``: the path ``name``, made by the first process that asks for it."""
+    """``once(name, make)``: the path ``name``. The first process that requests it calls ``make``."""
 
     def get(name: str, make: Callable[[Path], object]) -> Path:
         path = shared / name
@@ -78,7 +78,7 @@ def checkpoint(once: Any) -> Path:
 
 @pytest.fixture(scope="session")
 def small_checkpoint(once: Any) -> Path:
-    """The smallest SVD: its networks export in seconds; for tests of the build, not of numbers."""
+    """A checkpoint whose networks export in seconds, for tests of the build and not of numbers."""
     from svd_trt.export.presets import PRESETS, Preset
     from svd_trt.export.random_checkpoint import write_random_checkpoint
 
@@ -114,26 +114,26 @@ def small_checkpoint(once: Any) -> Path:
 
 @pytest.fixture(scope="session")
 def dynamic_bundle(once: Any, checkpoint: Path) -> Bundle:
-    """fp32; frames, chunks, sizes and batch all dynamic."""
+    """An fp32 bundle with dynamic frames, chunks, sizes and batch."""
     return Bundle.open(once("dynamic", lambda path: build_bundle(checkpoint, path, DYNAMIC)))
 
 
 @pytest.fixture(scope="session")
 def fixed_bundle(once: Any, checkpoint: Path) -> Bundle:
-    """fp16; one size, dynamic frames and chunks."""
+    """An fp16 bundle of one size with dynamic frames and chunks."""
     return Bundle.open(once("fixed", lambda path: build_bundle(checkpoint, path, FIXED)))
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _built_ahead(request: pytest.FixtureRequest, worker_id: str) -> None:
-    """In a run of everything both processes want the dynamic bundle first: one builds it, the other the next one."""
+    """Build two bundles at once in a full run, in which both processes would need the dynamic bundle first."""
     if worker_id == "gw1" and len(request.session.items) > _EVERYTHING:
         request.getfixturevalue("fixed_bundle")
 
 
 @pytest.fixture(scope="session")
 def small_bundle(once: Any, small_checkpoint: Path) -> Path:
-    """A bundle to damage copies of."""
+    """A bundle that builds quickly; tests copy and damage it."""
     options = BuildOptions(height=Range.parse("32"), width=Range.parse("32"), backend=BACKEND)
     return once("small", lambda path: build_bundle(small_checkpoint, path, options))
 
@@ -158,7 +158,7 @@ def dynamic_pipe(dynamic_bundle: Bundle) -> Iterator[VideoPipeline]:
 
 @pytest.fixture(scope="session")
 def reference(checkpoint: Path) -> Any:
-    """diffusers' own pipeline on the same checkpoint, fp32 on the CPU."""
+    """The pipeline of diffusers with the same checkpoint, in fp32 on the CPU."""
     import torch
     from diffusers import StableVideoDiffusionPipeline
 
@@ -181,12 +181,14 @@ def picture_file(shared: Path, picture: PIL.Image.Image, once: Any) -> Path:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--record", metavar="FILE", help="Write what the tests measured as JSON; {gpu} stands for the GPU's name."
+        "--record",
+        metavar="FILE",
+        help="Write the figures of the tests as JSON. {gpu} is replaced by the name of the GPU.",
     )
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """Print every figure that a test recorded, so that a run's log says how close the numbers are."""
+    """Print every figure that a test recorded, so that the log shows how close the numbers are."""
     rows = [
         (report.nodeid.split("::", 1)[1], name, value)
         for report in terminalreporter.stats.get("passed", [])

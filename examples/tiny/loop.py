@@ -1,4 +1,4 @@
-"""What the training stages share: learning rate, resumable state, averaged weights, a log."""
+"""Shared parts of the training stages: learning rate, resumable state, averaged weights, a log."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ import torch
 
 
 def autocast() -> torch.autocast:
-    """bfloat16 in the forward pass, float32 weights: twice as fast on CPUs with AVX512-BF16, and no loss scaling."""
+    """bfloat16 in the forward pass, float32 weights: twice as fast on CPUs with AVX512-BF16, without loss scaling."""
     return torch.autocast("cpu", torch.bfloat16)
 
 
 def learning_rate(step: int, steps: int, peak: float, warm_up: int = 100, floor: float = 0.02) -> float:
-    """Linear warm-up, then half a cosine down to `floor` of the peak."""
+    """Linear warm-up, then half a cosine down to `floor` times the peak."""
     if step < warm_up:
         return peak * (step + 1) / warm_up
     progress = (step - warm_up) / max(1, steps - warm_up)
@@ -28,14 +28,14 @@ def learning_rate(step: int, steps: int, peak: float, warm_up: int = 100, floor:
 
 
 def save_state(path: Path, step: int, **parts: Any) -> None:
-    """Saves anything with a state_dict, atomically."""
+    """Saves the state_dict of each part, atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     torch.save({"step": step, **{name: part.state_dict() for name, part in parts.items()}}, path.with_suffix(".new"))
     path.with_suffix(".new").replace(path)
 
 
 def load_state(path: Path, **parts: Any) -> int:
-    """Restores what `save_state` wrote; the step to go on from, 0 where nothing was saved."""
+    """Restores the parts from the file of `save_state`. Returns the step to resume at, 0 if there is no file."""
     if not path.exists():
         return 0
     state = torch.load(path, weights_only=True)
@@ -45,7 +45,7 @@ def load_state(path: Path, **parts: Any) -> int:
 
 
 class Average:
-    """Exponential moving average of a module's weights, shorter while few steps have been seen."""
+    """Exponential moving average of a module's weights, over a shorter time in the first steps."""
 
     def __init__(self, module: torch.nn.Module, decay: float) -> None:
         self.decay = decay
@@ -67,7 +67,7 @@ class Average:
 
 
 class Log:
-    """Appends mean values to a CSV every `every` steps and says so on stderr."""
+    """Appends mean values to a CSV every `every` steps and prints them to stderr."""
 
     def __init__(self, path: Path, steps: int, title: str, every: int = 20) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -94,7 +94,7 @@ class Log:
 
 
 class _FlatConv3d(torch.nn.Conv3d):
-    """A (3,1,1) convolution as the 2-D one that it is. Same weights, same result."""
+    """A (3,1,1) convolution, computed as a 2-D one with the same weights and the same result."""
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         padding = (self.kernel_size[0] // 2, 0)
@@ -103,35 +103,35 @@ class _FlatConv3d(torch.nn.Conv3d):
 
 
 def flatten_temporal_convolutions(module: torch.nn.Module) -> None:
-    """For training only: torch 2.13's bfloat16 weight gradient of these 3-D convolutions is NaN on CPUs, and slow."""
+    """For training only: torch 2.13 computes their bfloat16 weight gradient slowly on CPUs, and it is NaN."""
     for part in module.modules():
         if type(part) is torch.nn.Conv3d and part.kernel_size[1:] == (1, 1):
             part.__class__ = _FlatConv3d
 
 
 def share_cores() -> None:
-    """Leaves a core to others who are busy at this moment: two threads that wait for each other would crawl (Linux)."""
+    """Uses fewer threads while other processes run (Linux): threads that wait for each other would be very slow."""
     cores = len(os.sched_getaffinity(0))
     try:
         stat = Path("/proc/stat").read_text()
     except OSError:
         return
-    running = int(stat.split("procs_running")[1].split()[0])  # this thread included
+    running = int(stat.split("procs_running")[1].split()[0])  # includes this thread
     torch.set_num_threads(max(1, min(cores, cores - running + 1)))
 
 
 class _OneTokenAttention:
-    """Cross-attention to a single token: its softmax is 1, so the token's value is the answer, with these gradients."""
+    """Cross-attention to a single token. The softmax is 1, so the result is the value of the token."""
 
     def __call__(
         self, attn: Any, _queries: torch.Tensor, encoder_hidden_states: torch.Tensor, **_: Any
     ) -> torch.Tensor:
         answer: torch.Tensor = attn.to_out[0](attn.to_v(encoder_hidden_states))
-        return answer  # [B,1,C], broadcasts over the queries
+        return answer  # [B,1,C], broadcast over the queries
 
 
 def speed_up_attention(unet: Any) -> None:
-    """For training only: the same results, faster for sequences as short as these."""
+    """For training only: attention with the same results that is faster for such short sequences."""
     from diffusers.models.attention_processor import AttnProcessor
 
     unet.set_attn_processor(

@@ -1,7 +1,8 @@
-"""The miniature: real diffusers and transformers classes with SVD's structure and settings, only small.
+"""The miniature: classes of diffusers and transformers with the structure and settings of SVD, but small.
 
-8 x 8 x 4 latents for a 32 x 32 picture, 8 frames. Channels are multiples of 32 because every GroupNorm has 32 groups,
-and at least 64: with one channel a group, the norms wipe out whatever is the same all over the picture.
+The latents are 8 x 8 x 4 for a 32 x 32 picture; a clip has 8 frames. The numbers of channels are multiples of 32
+because every GroupNorm has 32 groups, and at least 64 because a norm over a single channel removes the mean of the
+picture.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from diffusers import (
 )
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
 
-SIZE = 32  # picture side that the nets are trained at
+SIZE = 32  # side of the pictures in training
 NUM_FRAMES = 8
 EMBED_DIM = 32
 CLIP_SIZE = 224  # fixed by the pipeline
@@ -70,7 +71,7 @@ def make_image_encoder() -> CLIPVisionModelWithProjection:
 
 
 def make_scheduler() -> EulerDiscreteScheduler:
-    """The scheduler of stabilityai/stable-video-diffusion-img2vid, value for value."""
+    """The scheduler with the values of stabilityai/stable-video-diffusion-img2vid."""
     return EulerDiscreteScheduler(
         beta_start=0.00085,
         beta_end=0.012,
@@ -92,7 +93,7 @@ def make_image_processor() -> CLIPImageProcessor:
 
 
 def make_pipeline(seed: int | None = None) -> StableVideoDiffusionPipeline:
-    """An untrained pipeline; with a seed, always the same one (the baseline "random weights")."""
+    """An untrained pipeline. A seed makes its weights reproducible, as the baseline "random weights" needs."""
     if seed is not None:
         torch.manual_seed(seed)
     return StableVideoDiffusionPipeline(
@@ -105,16 +106,16 @@ def make_pipeline(seed: int | None = None) -> StableVideoDiffusionPipeline:
 
 
 def save_pipeline(pipeline: StableVideoDiffusionPipeline, directory: Path) -> None:
-    """Writes fp16 safetensors next to `directory`, then swaps them in, so that readers never see half a checkpoint."""
+    """Writes fp16 safetensors next to `directory` and then renames, so that readers never see half a checkpoint."""
     fresh, old = directory.with_name(directory.name + ".new"), directory.with_name(directory.name + ".old")
     for leftover in (fresh, old):
         shutil.rmtree(leftover, ignore_errors=True)
     pipeline.to(torch.float16).save_pretrained(fresh, safe_serialization=True)
     pipeline.to(torch.float32)
-    # transformers loads what is stored and diffusers loads float32; a plain from_pretrained must not mix the two.
+    # A plain from_pretrained keeps the stored type in transformers and gives float32 in diffusers, so this is float32.
     pipeline.image_encoder.save_pretrained(fresh / "image_encoder", safe_serialization=True)
-    # Without torchvision, transformers names a class that its older versions lack; the other name they all resolve.
-    # Where the parts were once loaded from is nobody's business.
+    # Without torchvision, transformers writes a class name that its older versions lack. All versions have the other.
+    # `_name_or_path` has paths of the machine that trained the model.
     for config in fresh.rglob("*.json"):
         values = json.loads(config.read_text().replace("CLIPImageProcessorPil", "CLIPImageProcessor"))
         values.pop("_name_or_path", None)

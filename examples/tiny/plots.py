@@ -1,4 +1,4 @@
-"""The pictures that go with the checkpoint: the loss curve, and generated clips under true ones."""
+"""Draws the loss curves, and true and generated clips, for the README of the checkpoint."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Picture = npt.NDArray[np.uint8]
 
 
 def read_log(path: Path) -> dict[str, list[float]]:
-    """The columns of a training log."""
+    """The columns of the training log at `path`."""
     with path.open(newline="") as file:
         last = {int(row["step"]): row for row in csv.DictReader(file)}  # a resumed run repeats some steps
     rows = [last[step] for step in sorted(last)]
@@ -25,7 +25,7 @@ def read_log(path: Path) -> dict[str, list[float]]:
 
 
 def draw_loss(runs: Path, path: Path) -> None:
-    """One panel a net. Needs matplotlib."""
+    """Draws one panel per network. Needs matplotlib."""
     import matplotlib as mpl
 
     mpl.use("agg")
@@ -70,7 +70,7 @@ def _enlarged(frame: Picture, side: int) -> Image.Image:
 
 
 def draw_samples(checkpoint: Path, path: Path, pictures: int = 6) -> None:
-    """Held-out pictures through the pipeline."""
+    """Generates clips of held-out pictures with the pipeline and draws them as a `sheet`."""
     import torch
     from diffusers import StableVideoDiffusionPipeline
 

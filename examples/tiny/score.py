@@ -1,10 +1,11 @@
-"""Scores a checkpoint (through the plain diffusers pipeline) or a svd-trt bundle on pictures it was never trained on.
+"""Scores a checkpoint (with the diffusers pipeline) or an svd-trt bundle on pictures that were not in training.
 
     python examples/tiny/score.py --pictures 50 --json
     python examples/tiny/score.py --bundle path/to/bundle --pictures 50
 
-The world says what the right video is, so every score is a comparison with the true clip. Errors are root mean square
-over pixels in [0,1]; positions are the centroid of what differs from the (known) sky, in pixels.
+`world.py` draws the correct video, so every score compares a video with the true clip. An error is the root mean
+square difference of pixels in [0,1]. A position, in pixels, is the centroid of the pixels that differ from the (known)
+sky.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ from rich.table import Table
 
 HERE = Path(__file__).parent
 BUCKETS = (32, 80, 128, 176, 224)
-CHUNK = 3  # 8 frames decode as 3 + 3 + 2
-SIZE = 32  # as in model.py, which needs torch; scoring a bundle does not
+CHUNK = 3  # 8 frames are decoded as 3 + 3 + 2
+SIZE = 32  # as in model.py, which needs torch, while scoring a bundle does not
 NUM_FRAMES = 8
 Clip = npt.NDArray[np.uint8]
 
@@ -55,7 +56,7 @@ Generate = Callable[[Image.Image, Settings], Clip]
 
 
 def diffusers_generator(pipeline: Any) -> Generate:
-    """Videos from a StableVideoDiffusionPipeline, in float32 on the CPU."""
+    """Makes videos with a StableVideoDiffusionPipeline, in float32 on the CPU."""
     import torch
 
     pipeline.set_progress_bar_config(disable=True)
@@ -79,7 +80,7 @@ def diffusers_generator(pipeline: Any) -> Generate:
 
 @contextlib.contextmanager
 def bundle_generator(directory: Path) -> Iterator[Generate]:
-    """Videos from a svd-trt bundle."""
+    """Makes videos with an svd-trt bundle."""
     from svd_trt import VideoPipeline
 
     with VideoPipeline.open(directory) as pipeline:
@@ -97,7 +98,7 @@ def rms(x: npt.NDArray[Any], y: npt.NDArray[Any]) -> float:
 
 
 def psnr(x: npt.NDArray[Any], y: npt.NDArray[Any]) -> float:
-    """Peak signal to noise ratio in dB; 99 for equal pictures."""
+    """Peak signal-to-noise ratio in dB, 99 for equal pictures."""
     return float(min(99.0, -20 * np.log10(max(rms(x, y), 1e-9))))
 
 
@@ -115,14 +116,14 @@ def track(clip: Clip, scene: world.Scene) -> npt.NDArray[np.float64]:
 
 
 def angle_to_nose(clip: Clip, scene: world.Scene) -> float:
-    """Degrees between the flight in the clip and the rocket's nose."""
+    """The angle in degrees between the movement in the clip and the direction of the rocket's nose."""
     x, y = track(clip, scene)
     turn = np.arctan2(y, x) - scene.heading
     return float(abs(np.degrees(np.arctan2(np.sin(turn), np.cos(turn)))))
 
 
 def boundary_jump(clip: Clip, truth: Clip) -> float:
-    """How much the error changes across the seams between chunks of `CHUNK` frames, RMS."""
+    """The change of the error at the seams between chunks of `CHUNK` frames, RMS."""
     error = (clip.astype(np.float64) - truth.astype(np.float64)) / 255
     seams = range(CHUNK, len(clip), CHUNK)
     return statistics.fmean(float(np.sqrt(np.mean((error[i] - error[i - 1]) ** 2))) for i in seams)
@@ -130,7 +131,7 @@ def boundary_jump(clip: Clip, truth: Clip) -> float:
 
 @dataclass
 class Tally:
-    """What is collected per picture."""
+    """The scores of each picture."""
 
     first_psnr: list[float] = field(default_factory=list)
     angle: list[float] = field(default_factory=list)
@@ -148,7 +149,7 @@ def picture_of(clip: Clip) -> Image.Image:
 
 
 def score_picture(tally: Tally, generate: Generate, scene: world.Scene, settings: Settings) -> None:
-    """First frame, direction, speed, error, and the seam between decoded chunks."""
+    """Scores first frame, direction, speed, error, and the seams between decoded chunks."""
     truth = world.draw_clip(scene, NUM_FRAMES, SIZE, SIZE)
     clip = generate(picture_of(truth), settings)
     tally.first_psnr.append(psnr(clip[0], truth[0]))
@@ -161,7 +162,7 @@ def score_picture(tally: Tally, generate: Generate, scene: world.Scene, settings
 
 
 def score_sweep(tally: Tally, generate: Generate, seed: int, settings: Settings) -> None:
-    """The same picture at five motion buckets; it has room for the fastest."""
+    """Scores the speed at five motion buckets, on a picture in which the fastest flight stays in view."""
     scene = world.make_scene(seed, NUM_FRAMES, fps=settings.fps, motion_bucket_id=max(BUCKETS))
     picture = picture_of(world.draw_clip(scene, 1, SIZE, SIZE))
     for bucket in BUCKETS:
@@ -170,7 +171,7 @@ def score_sweep(tally: Tally, generate: Generate, seed: int, settings: Settings)
 
 
 def reconstruct(pipeline: Any, clip: Clip) -> Clip:
-    """The clip through the VAE and back."""
+    """Encodes and decodes the clip with the VAE."""
     import torch
 
     x = torch.from_numpy(clip).permute(0, 3, 1, 2).float() / 127.5 - 1
@@ -182,7 +183,7 @@ def reconstruct(pipeline: Any, clip: Clip) -> Clip:
 
 
 def summarise(tally: Tally, settings: Settings, pictures: int) -> dict[str, Any]:
-    """The report, with a verdict for each target."""
+    """The report: scores, and whether each target is reached."""
     mean = statistics.fmean
     error, repeat = mean(tally.error), mean(tally.repeat_error)
     sweep = {str(bucket): mean(values) for bucket, values in tally.sweep.items()}
@@ -215,7 +216,7 @@ def summarise(tally: Tally, settings: Settings, pictures: int) -> dict[str, Any]
 
 
 def score(generate: Generate, pipeline: Any, random: Generate | None, pictures: int, base: Settings) -> dict[str, Any]:
-    """Scores `generate`; `pipeline` adds the VAE's score and `random` the baseline, where there are such."""
+    """Scores `generate`. `pipeline` adds the score of the VAE, and `random` adds the baseline."""
     tally = Tally()
     with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
         bar = progress.add_task("scoring", total=pictures)
@@ -247,7 +248,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--checkpoint", type=Path, default=HERE / "checkpoint", help="diffusers directory")
-    source.add_argument("--bundle", type=Path, help="svd-trt bundle; leaves out the VAE's score and random weights")
+    source.add_argument("--bundle", type=Path, help="svd-trt bundle; without scores of the VAE and of random weights")
     parser.add_argument("--pictures", type=int, default=50)
     parser.add_argument("--steps", type=int, default=Settings.num_inference_steps)
     parser.add_argument("--max-guidance", type=float, default=Settings.max_guidance_scale)

@@ -1,9 +1,9 @@
-"""Trains the tiny Stable Video Diffusion, from nothing to `checkpoint/`, in one command:
+"""Trains the tiny Stable Video Diffusion from random weights to `checkpoint/` with one command:
 
     python examples/tiny/train.py
 
-Four stages: the VAE, the image encoder, the latents of many clips, the denoiser. Each saves its state under `runs/`;
-started again after an interruption, the command goes on where it was. About two hours on two CPU cores with
+It has four stages: the VAE, the image encoder, the latents of many clips, and the denoiser. Each stage saves its state
+under `runs/`, and the same command resumes after an interruption. Training takes about two hours on two CPU cores with
 AVX512-BF16. The checkpoint is replaced every 500 denoiser steps, the pictures `loss.png` and `samples.png` at the end.
 """
 
@@ -13,8 +13,8 @@ import argparse
 import os
 from pathlib import Path
 
-# Threads that spin for long while they wait crawl where the cores are shared, threads that sleep at once are slow to
-# wake. Read when torch is loaded.
+# How long idle threads spin. A high count slows training on shared cores; with a low one, threads wake late. torch
+# reads this when it is imported.
 os.environ.setdefault("GOMP_SPINCOUNT", "30000")
 
 import train_clip
@@ -29,12 +29,12 @@ HERE = Path(__file__).parent
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=Path, default=HERE / "runs", help="states and logs, to go on from")
+    parser.add_argument("--runs", type=Path, default=HERE / "runs", help="folder of the states and logs, for resuming")
     parser.add_argument("--checkpoint", type=Path, default=HERE / "checkpoint")
     parser.add_argument("--vae-steps", type=int, default=train_vae.STEPS)
     parser.add_argument("--clip-steps", type=int, default=train_clip.STEPS)
     parser.add_argument("--clips", type=int, default=train_unet.CLIPS)
-    parser.add_argument("--steps", type=int, default=train_unet.STEPS, help="denoiser steps")
+    parser.add_argument("--steps", type=int, default=train_unet.STEPS, help="training steps of the denoiser")
     options = parser.parse_args()
 
     vae = train_vae.train(options.runs, options.vae_steps)

@@ -1,7 +1,7 @@
-"""Stage 2: the image encoder. It learns to tell where the rocket is, where it points and which colours there are.
+"""Stage 2: the image encoder. It learns the position, heading and colour of the rocket.
 
-CLIP learned such things from captions; here the scene itself is the caption. The nets that tell it (one linear layer)
-are thrown away, the embedding is kept and frozen.
+CLIP learned from captions. Here, a linear layer on the embedding (the probe) predicts the parameters of the scene.
+After training, the encoder is frozen and the probe is discarded.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ PEAK_RATE = 1e-3
 
 
 def preprocess(pictures: torch.Tensor) -> torch.Tensor:
-    """Pictures `[B,3,H,W]` in [-1,1] to CLIP's input, as StableVideoDiffusionPipeline does it but faster."""
+    """Pictures `[B,3,H,W]` in [-1,1] as input of CLIP, like StableVideoDiffusionPipeline does it but faster."""
     processor = make_image_processor()
     mean, std = (torch.tensor(x).view(3, 1, 1) for x in (processor.image_mean, processor.image_std))
     resized = resize_matrix(pictures.shape[-2]) @ pictures @ resize_matrix(pictures.shape[-1]).T
@@ -35,17 +35,17 @@ def preprocess(pictures: torch.Tensor) -> torch.Tensor:
 
 @lru_cache
 def resize_matrix(length: int) -> torch.Tensor:
-    """The pipeline's blur and bicubic resize of one axis, `[224,length]`: it is linear, so resize an identity."""
-    identity = torch.eye(length)[None, None]  # each column becomes one column of the matrix
+    """The pipeline's blur and bicubic resize of one axis as a matrix `[224,length]`, from resizing the identity."""
+    identity = torch.eye(length)[None, None]  # the resize is linear, so each column gives one column of the matrix
     matrix: torch.Tensor = _resize_with_antialiasing(identity, (CLIP_SIZE, length))[0, 0]
     return matrix
 
 
 def describe(scene: world.Scene) -> list[float]:
-    """What the embedding must tell, each in about [-1,1]."""
+    """The values that the probe predicts from the embedding, each about in [-1,1]."""
     hue = 2 * np.pi * colorsys.rgb_to_hsv(*scene.trim)[0]
     place = [2 * x - 1 for x in scene.start]
-    # The heading counts twice: it is what the flight depends on.
+    # The heading counts twice because the flight depends on it.
     return [*scene.direction, *scene.direction, *place, float(np.cos(hue)), float(np.sin(hue))]
 
 
@@ -61,7 +61,7 @@ def batch(step: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def train(runs: Path, steps: int = STEPS) -> CLIPVisionModelWithProjection:
-    """Trains, or goes on training, and returns the image encoder."""
+    """Trains the image encoder, or resumes its training, and returns it."""
     torch.manual_seed(2)
     encoder = make_image_encoder()
     probe = torch.nn.Linear(EMBED_DIM, len(describe(world.make_scene(0))))
@@ -76,14 +76,14 @@ def train(runs: Path, steps: int = STEPS) -> CLIPVisionModelWithProjection:
         pictures, truths = batch(step)
         with autocast():
             embeds = encoder(preprocess(pictures)).image_embeds
-        told = probe(embeds.float())
-        # A little pull towards unit size keeps the embedding in the range that the denoiser and float16 like.
-        loss = (told - truths).square().mean() + 1e-3 * embeds.float().square().mean()
+        predicted = probe(embeds.float())
+        # A small penalty on large values keeps the embedding in a range that suits the denoiser and float16.
+        loss = (predicted - truths).square().mean() + 1e-3 * embeds.float().square().mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()
-        angle = torch.atan2(told[:, 1], told[:, 0]) - torch.atan2(truths[:, 1], truths[:, 0])
+        angle = torch.atan2(predicted[:, 1], predicted[:, 0]) - torch.atan2(truths[:, 1], truths[:, 0])
         error = torch.rad2deg(torch.atan2(angle.sin(), angle.cos()).abs()).median().item()
         size = embeds.float().std().item()
         log(step, {"loss": loss.item(), "heading_error": error, "embed_std": size})

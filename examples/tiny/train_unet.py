@@ -1,7 +1,7 @@
 """Stages 3 and 4: encode many clips once, then train the denoiser on their latents.
 
-The loss is SVD's: EDM preconditioning (Karras et al. 2022, arXiv:2206.00364) with v-prediction, on log-normal noise
-levels, the picture dropped from a tenth of the clips for classifier-free guidance.
+The loss is that of SVD: EDM preconditioning (Karras et al. 2022, arXiv:2206.00364) with v-prediction, on log-normal
+noise levels. A tenth of the clips are trained without the picture, for classifier-free guidance.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ SHARD = 500
 STEPS = 3900
 BATCH = 16
 PEAK_RATE = 1e-3
-SIGMA_MEAN, SIGMA_STD = 1.0, 1.6  # of ln sigma, as SVD's last stage
+SIGMA_MEAN, SIGMA_STD = 1.0, 1.6  # of ln sigma, as in the last stage of SVD
 DEFAULT_AUGMENTATION = 0.02
 DROP = 0.1
 DECAY = 0.999
@@ -42,18 +42,18 @@ DECAY = 0.999
 
 @dataclass(frozen=True)
 class Clips:
-    """Encoded clips; N of them with F frames and K noised first pictures each."""
+    """N encoded clips, each with F frames and K noised copies of the first picture."""
 
-    latents: torch.Tensor  # [N,F,4,h,w] unit variance
-    image_latents: torch.Tensor  # [N,K,4,h,w] unscaled, of the noised picture
-    augmentations: torch.Tensor  # [N,K] the noise that each got
+    latents: torch.Tensor  # [N,F,4,h,w], unit variance
+    image_latents: torch.Tensor  # [N,K,4,h,w], unscaled, of the noised pictures
+    augmentations: torch.Tensor  # [N,K], the strength of their noise
     embeds: torch.Tensor  # [N,1,D]
-    conditions: torch.Tensor  # [N,2] fps - 1, motion bucket
+    conditions: torch.Tensor  # [N,2], fps - 1 and motion bucket
 
 
 @torch.no_grad()
 def encode_shard(vae: AutoencoderKLTemporalDecoder, encoder: CLIPVisionModelWithProjection, shard: int) -> Clips:
-    """Clips `shard * SHARD` and on; seeds count up from 0, the held-out ones are far away."""
+    """Encodes the `SHARD` clips from number `shard * SHARD`. A clip's number is its seed, below the held-out seeds."""
     torch.manual_seed(1000 + shard)
     parts: list[list[torch.Tensor]] = []
     for seed in range(shard * SHARD, (shard + 1) * SHARD, 4):
@@ -78,7 +78,7 @@ def encode_shard(vae: AutoencoderKLTemporalDecoder, encoder: CLIPVisionModelWith
 def encode_clips(
     vae: AutoencoderKLTemporalDecoder, encoder: CLIPVisionModelWithProjection, runs: Path, clips: int = CLIPS
 ) -> Clips:
-    """All shards, whole ones, from disk where they are there."""
+    """At least `clips` clips in whole shards. Reads the shards that are in `runs` and encodes the others."""
     shards = []
     count = -(-clips // SHARD)
     log = Log(runs / "cache.csv", count, "clips encoded, shard", every=1)
@@ -92,7 +92,7 @@ def encode_clips(
 
 
 def draw_sigmas(count: int) -> torch.Tensor:
-    """Log-normal, with an eighth spread evenly over all that the sampler visits (it starts at 700)."""
+    """Log-normal noise levels; an eighth is log-uniform over the range of the sampler, which starts at 700."""
     logs = SIGMA_MEAN + SIGMA_STD * torch.randn(count)
     spread = np.log(0.002) + (np.log(700) - np.log(0.002)) * torch.rand(count)
     return torch.where(torch.rand(count) < 0.125, spread, logs).exp().clamp(0.002, 700)
@@ -116,7 +116,7 @@ def loss_of(unet: UNetSpatioTemporalConditionModel, clips: Clips, rows: torch.Te
     with autocast():
         inputs = torch.cat([noised * c_in, image], 2)
         v = unet(inputs, 0.25 * sigma.log(), embeds, time_ids, return_dict=False)[0]
-    # EDM's weight times c_out^2 is 1 here, so the loss on v itself is the loss on the denoised clip, weighted.
+    # The weight of EDM times c_out^2 is 1 here, so the loss on v equals the weighted loss on the denoised clip.
     target = (clean - c_skip * noised) / c_out
     loss: torch.Tensor = (v.float() - target).square().mean((1, 2, 3, 4))
     return loss
@@ -129,7 +129,7 @@ def train(
     steps: int = STEPS,
     publish_every: int = 500,
 ) -> UNetSpatioTemporalConditionModel:
-    """Trains, or goes on training; `publish` gets the averaged net now and then. Returns the averaged net."""
+    """Trains the denoiser, or resumes, and returns its average, which `publish` gets every `publish_every` steps."""
     torch.manual_seed(4)
     unet, averaged = make_unet(), make_unet().eval()
     flatten_temporal_convolutions(unet)

@@ -1,4 +1,4 @@
-"""Stage 1: the VAE. Pictures of the world in, the same pictures out through 8 x 8 x 4 numbers."""
+"""Stage 1: the VAE, which encodes pictures of the world to 8 x 8 x 4 latents and decodes them."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from loop import (
 from model import SIZE, make_vae
 
 STEPS = 2400
-FRAMES = 16  # pictures per step, as 16 x 1, 8 x 2, 4 x 4 or 2 x 8 clips and frames
+FRAMES = 16  # pictures per step: 16 clips of 1 frame, 8 of 2, 4 of 4, or 2 of 8
 PEAK_RATE = 1.2e-3
 KL_WEIGHT = 1e-4
 
 
 def batch(step: int) -> tuple[torch.Tensor, torch.Tensor, int]:
-    """Pictures `[16,3,32,32]` in [-1,1], loss weights `[16,1,32,32]` and the clip length; a function of the step."""
+    """Pictures `[16,3,32,32]` in [-1,1], loss weights `[16,1,32,32]`, and the clip length. The step is the seed."""
     rng = np.random.default_rng([1, step])
-    num_frames = int(rng.choice([1, 2, 4, 8]))  # any decode chunk must do
+    num_frames = int(rng.choice([1, 2, 4, 8]))  # every size of decode chunk must work
     pictures, weights = [], []
     for _ in range(FRAMES // num_frames):
         scene = world.make_scene(int(rng.integers(world.HELD_OUT_START)))
         first = int(rng.integers(0, 8 - num_frames + 1))
         clip = world.draw_frames(scene, np.arange(first, first + num_frames), SIZE, SIZE)
-        # The rocket covers a tenth of the picture; without more weight the sky decides.
+        # The rocket covers a tenth of the picture. Without more weight, the sky would dominate the loss.
         rocket = np.abs(clip - world.draw_sky(scene, SIZE, SIZE)).max(-1, keepdims=True) > 0.02
         pictures.append(clip)
         weights.append(1.0 + 2.0 * rocket)
@@ -51,7 +51,7 @@ def gradient_loss(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 def loss_of(vae: AutoencoderKLTemporalDecoder, step: int) -> tuple[torch.Tensor, dict[str, float]]:
     pictures, weights, num_frames = batch(step)
     noisy = pictures.clone()
-    # The pipeline encodes the picture with noise on it: half of the batch learns to see through that.
+    # The pipeline adds noise to the picture before it encodes it, so half of the batch has noise.
     half = noisy[::2]
     half += torch.randn_like(half) * 0.1 * torch.rand(len(half), 1, 1, 1)
     with autocast():
@@ -72,10 +72,10 @@ def loss_of(vae: AutoencoderKLTemporalDecoder, step: int) -> tuple[torch.Tensor,
 
 
 def train(runs: Path, steps: int = STEPS) -> AutoencoderKLTemporalDecoder:
-    """Trains, or goes on training, and returns the VAE with its scaling factor set."""
+    """Trains the VAE, or resumes its training, sets its scaling factor, and returns it."""
     torch.manual_seed(1)
     vae = make_vae()
-    # Posteriors start narrow (sigma 0.05): at the default of 1, the noise drowns the colours for a thousand steps.
+    # Posteriors start narrow (sigma 0.05). At the default of 1, the noise hides the colours for a thousand steps.
     with torch.no_grad():
         vae.quant_conv.weight[4:].zero_()
         vae.quant_conv.bias[4:].fill_(-6.0)
@@ -102,7 +102,7 @@ def train(runs: Path, steps: int = STEPS) -> AutoencoderKLTemporalDecoder:
 
 @torch.no_grad()
 def set_scaling_factor(vae: AutoencoderKLTemporalDecoder) -> None:
-    """Gives the latents unit variance, as the denoiser's noise levels assume."""
+    """Sets the factor that gives the latents unit variance, which the noise levels of the denoiser assume."""
     latents = torch.cat([vae.encode(batch(10_000_000 + i)[0]).latent_dist.mode() for i in range(8)])
     vae.register_to_config(scaling_factor=round(1 / latents.std().item(), 5))
 

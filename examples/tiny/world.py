@@ -1,12 +1,12 @@
-"""A world small enough to learn on two CPU cores: a rocket that flies where its nose points.
+"""A world that two CPU cores can learn: a rocket that flies in the direction of its nose.
 
-Everything follows from a seed. One picture fixes the clip: the rocket keeps its heading and moves by
+A seed determines a scene, and one picture of it determines the clip: the rocket keeps its heading and moves by
 
     displacement per frame = SPEED * (motion_bucket_id / 127) / fps        (in shorter picture sides)
 
-so at the default bucket 127 and fps 7 it crosses 1/32 of the picture per frame. Lengths are in units of the shorter
-side, so that any size shows the same scene; x grows to the right, y downwards, headings turn clockwise from +x.
-Shapes are signed distances turned into coverage, which is exact enough to serve as antialiasing for straight edges.
+At the default bucket 127 and fps 7, it moves by 1/32 of the picture per frame. Lengths are in units of the shorter
+side, so that pictures of every size show the same scene. x points to the right and y down; headings turn clockwise from
++x. Shapes are signed distances that are converted to coverage of pixels, which gives antialiased edges.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-SPEED = 7 / 32  # picture sides per second at motion bucket 127
+SPEED = 7 / 32  # shorter picture sides per second at motion bucket 127
 SCALE = 1.25  # of the rocket as drawn below, which is 0.4 long
-MARGIN = 0.21  # the rocket's centre keeps this far from the border (half its length, without the flame's tip)
+MARGIN = 0.21  # least distance of the rocket's centre from the border: half its length, without the tip of the flame
 FPS_RANGE = (6, 10)
 BUCKET_RANGE = (16, 255)
-HELD_OUT_START = 1_000_000_000  # seeds from here on are never trained on
+HELD_OUT_START = 1_000_000_000  # training uses only smaller seeds
 
-SKY_TOP, SKY_BOTTOM = (0.02, 0.03, 0.10), (0.10, 0.06, 0.22)  # one night for all; only the stars differ
+SKY_TOP, SKY_BOTTOM = (0.02, 0.03, 0.10), (0.10, 0.06, 0.22)  # the same in every scene; only the stars differ
 
 Float = npt.NDArray[np.float32]
 Colour = tuple[float, float, float]
@@ -33,7 +33,7 @@ Colour = tuple[float, float, float]
 
 @dataclass(frozen=True)
 class Scene:
-    """All that a clip depends on. `start` is the rocket's first centre, `stars` are (x, y, radius, light)."""
+    """The parameters of a clip. `start` is the centre of the rocket in frame 0; `stars` are (x, y, radius, light)."""
 
     seed: int
     heading: float  # radians
@@ -51,7 +51,7 @@ class Scene:
 
     @property
     def displacement(self) -> float:
-        """How far the rocket moves from one frame to the next, in shorter sides."""
+        """Movement of the rocket per frame, in shorter picture sides."""
         return displacement(self.motion_bucket_id, self.fps)
 
 
@@ -61,7 +61,7 @@ def displacement(motion_bucket_id: float, fps: float) -> float:
 
 
 def held_out_seeds(count: int) -> Iterator[int]:
-    """The first `count` seeds that training never sees."""
+    """The first `count` seeds that are held out from training."""
     return iter(range(HELD_OUT_START, HELD_OUT_START + count))
 
 
@@ -76,10 +76,10 @@ def make_scene(
     motion_bucket_id: int | None = None,
     aspect: float = 1.0,
 ) -> Scene:
-    """Draws a scene from `seed`; the rocket stays in view for `num_frames` where its speed allows.
+    """Draws a scene from `seed`. The rocket stays in view for `num_frames` frames if its speed allows that.
 
-    `fps` and `motion_bucket_id` are drawn too unless given. Giving them moves only the start, never the looks.
-    `aspect` is width / height.
+    `fps` and `motion_bucket_id` are drawn too if they are None. Their values change only the start of the rocket, not
+    how the scene looks. `aspect` is width / height.
     """
     rng = np.random.default_rng(seed)
     drawn_fps = int(rng.integers(FPS_RANGE[0], FPS_RANGE[1] + 1))
@@ -113,19 +113,19 @@ def make_scene(
 
 
 def _place(u: float, travel: float, side: float) -> float:
-    """A start in [MARGIN, side - MARGIN] from which `travel` stays there; centred where there is no such room."""
+    """A start from which `travel` stays in [MARGIN, side - MARGIN], or a centred flight if it is too long for that."""
     low, high = MARGIN - min(travel, 0.0), side - MARGIN - max(travel, 0.0)
     return low + u * (high - low) if high > low else (low + high) / 2
 
 
 def _cover(distance: Float, pixel: float) -> Float:
-    """Signed distance (negative inside) to the share of the pixel that is covered."""
+    """The covered share of a pixel, from the signed distance (negative inside) to the edge."""
     cover: Float = np.clip(0.5 - distance / pixel, 0.0, 1.0).astype(np.float32)
     return cover
 
 
 def _polygon(u: Float, v: Float, corners: list[tuple[float, float]]) -> Float:
-    """Signed distance bound of a convex polygon with counter-clockwise corners (u right, v up)."""
+    """A bound of the signed distance to a convex polygon with counter-clockwise corners (u right, v up)."""
     distance = np.full_like(u, -np.inf)
     for (u0, v0), (u1, v1) in zip(corners, corners[1:] + corners[:1], strict=True):
         length = float(np.hypot(u1 - u0, v1 - v0))
@@ -157,7 +157,7 @@ def draw_sky(scene: Scene, height: int, width: int) -> Float:
 
 
 def draw_frames(scene: Scene, frames: npt.ArrayLike, height: int, width: int) -> Float:
-    """The frames with the given (possibly fractional) numbers, `[F,H,W,3]` float32 in [0,1]."""
+    """The frames with the given numbers, which may be fractions, as `[F,H,W,3]` float32 in [0,1]."""
     x, y, pixel = _grid(height, width)
     step = scene.displacement * np.asarray(frames, np.float32).reshape(-1, 1, 1)
     cos, sin = scene.direction
@@ -184,5 +184,5 @@ def draw_frames(scene: Scene, frames: npt.ArrayLike, height: int, width: int) ->
 
 
 def draw_clip(scene: Scene, num_frames: int = 8, height: int = 32, width: int = 32) -> npt.NDArray[np.uint8]:
-    """The true clip, `[F,H,W,3]` uint8; frame 0 is the picture that the model is given."""
+    """The true clip, `[F,H,W,3]` uint8. Frame 0 is the input picture of the model."""
     return np.round(draw_frames(scene, np.arange(num_frames), height, width) * 255).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""The trained miniature: does a bundle of it do what the model does, in fp32 and in fp16?"""
+"""Bundles of the trained miniature in fp32 and fp16, against diffusers and the true clips."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.xdist_group("tiny")
 
 @pytest.fixture(scope="module")
 def score() -> Any:
-    """``examples/tiny/score.py``, which imports its neighbours by their bare names."""
+    """The module ``examples/tiny/score.py``, whose imports need its folder on the path."""
     sys.path.insert(0, str(TINY))
     try:
         import score
@@ -50,10 +50,10 @@ def test_checkpoint_is_small() -> None:
     assert sum(p.stat().st_size for p in (TINY / "checkpoint").rglob("*") if p.is_file()) <= 12e6
 
 
-def test_bundle_does_what_the_model_does(
+def test_frames_match_diffusers_and_the_true_clip(
     bundle: tuple[str, Path], score: Any, diffusers: Any, record_property: Any
 ) -> None:
-    """Frames against diffusers in fp32, and against the truth, on pictures that were never trained on."""
+    """The pictures are held out from training. The reference is diffusers in fp32."""
     import torch
     import world
 

@@ -1,7 +1,7 @@
-"""A GPU to test on: the stand-in, which computes on the CPU and checks every call, and a real one where there is one.
+"""The GPUs that the tests run on: the stand-in and, if the machine has one, a real GPU.
 
-The same tests run on both. What only one of them can show has its own tests: `test_leaf` looks into the stand-in,
-and `test_device` into the GPU.
+The stand-in computes on the CPU and checks every driver call. Most tests run on both. `test_cuda_calls` looks into the
+stand-in, and `test_device` records figures of a real GPU.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import cuda.bindings.nvrtc
-import cuda.bindings.runtime  # noqa: F401  # torch imports these, and needs the real driver beneath them
+import cuda.bindings.runtime  # noqa: F401  # torch imports these with the real driver, so they come first
 import pytest
 
 from svd_trt import Bundle, VideoPipeline
@@ -25,7 +25,7 @@ from tests.standin.tensorrt import StandInTensorRT
 
 
 class Rig:
-    """A machine with a GPU. ``cuda`` is the stand-in for its driver, None where it is real."""
+    """A machine with a GPU. ``cuda`` is the stand-in for the driver, or None if the GPU is real."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, cuda: StandInCuda | None) -> None:
         self._monkeypatch = monkeypatch
@@ -35,17 +35,17 @@ class Rig:
             self.use(cuda)
 
     def use(self, cuda: StandInCuda) -> None:
-        """Have ``cuda`` imported in the driver's place."""
+        """Make imports of the driver give ``cuda``."""
         self.cuda, self.trt = cuda, None
         self._monkeypatch.setitem(sys.modules, "cuda.bindings.driver", cuda)
 
     def open(self, bundle: Bundle, **options: Any) -> VideoPipeline:
-        """A pipeline on the GPU."""
+        """Open a pipeline on the GPU."""
         self.install(bundle)
         return VideoPipeline.open(bundle, **({"device": "cuda"} | options))
 
     def install(self, bundle: Bundle, **options: Any) -> None:
-        """Have the stand-in for the TensorRT that built ``bundle`` imported in its place."""
+        """Make imports of the TensorRT that built ``bundle`` give a stand-in for it."""
         if self.cuda is None or (self.trt is not None and self.trt.bundle is bundle and not options):
             return
         assert bundle.manifest.tensorrt is not None
@@ -54,7 +54,7 @@ class Rig:
         self._monkeypatch.setitem(sys.modules, name.replace("-", "_"), self.trt)
 
     def used(self) -> int:
-        """Bytes of device memory in use by everyone."""
+        """Bytes of device memory in use by all processes."""
         if self.cuda is not None:
             return self.cuda.bytes_in_use
         driver = load_driver()
@@ -66,7 +66,7 @@ class Rig:
 
     @contextmanager
     def watching(self) -> Iterator[Callable[[], int]]:
-        """The most bytes in use while the block runs, looked at a thousand times a second."""
+        """Sample the memory in use a thousand times a second. The result gives the peak in bytes so far."""
         seen = [self.used()]
         done = threading.Event()
 
@@ -83,13 +83,13 @@ class Rig:
             thread.join()
 
     def check(self) -> None:
-        """Nothing is left, and no rule was broken."""
+        """Check that the stand-in has no leaks and recorded no mistakes."""
         if self.cuda is not None:
             self.cuda.assert_clean()
 
 
 def why_no_gpu() -> str | None:
-    """Why tests of a real GPU cannot run here; None where they can."""
+    """The reason why tests of a real GPU cannot run here, or None if they can."""
     try:
         return None if list_gpus(load_driver()) else "the driver shows no GPU"
     except SvdTrtError as error:
@@ -97,7 +97,7 @@ def why_no_gpu() -> str | None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what needs a GPU where there is none, before bundles are built for it."""
+    """Skip the tests of a real GPU if there is none, before bundles are built for them."""
     if any(item.get_closest_marker("gpu") for item in items) and (reason := why_no_gpu()) is not None:
         for item in items:
             if item.get_closest_marker("gpu"):
@@ -106,13 +106,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Kernels that TensorRT for RTX compiles are kept apart from the user's."""
+    """Keep the kernels that TensorRT for RTX compiles in a cache of the test, apart from the user's."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
 @pytest.fixture(params=["stand-in", pytest.param("gpu", marks=pytest.mark.gpu)])
 def rig(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Rig]:
-    """Both kinds, one after the other; the stand-in must be left clean."""
+    """The stand-in, and a real GPU. The test fails if it leaves something on the stand-in."""
     if request.param == "gpu":
         yield Rig(monkeypatch, None)
         return
@@ -123,7 +123,7 @@ def rig(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iter
 
 @pytest.fixture
 def standin(monkeypatch: pytest.MonkeyPatch) -> Iterator[Rig]:
-    """The stand-in alone, for what a real GPU cannot be made to do."""
+    """The stand-in alone, for situations that a test cannot bring about on a real GPU."""
     rig = Rig(monkeypatch, StandInCuda())
     yield rig
     rig.check()

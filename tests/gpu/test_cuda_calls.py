@@ -1,4 +1,4 @@
-"""The CUDA device on the stand-in: which calls it makes, in which order, and what it does when a call fails."""
+"""The CUDA device on the stand-in: the driver calls that it makes, their order, and what happens if one fails."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from svd_trt.runtime.cuda.buffers import CudaBuffer, DeviceMemory, PinnedBuffer
 from svd_trt.runtime.cuda.context import Context
 from svd_trt.runtime.cuda.streams import CudaEvent, Stream
 from tests.gpu.conftest import Rig
-from tests.gpu.test_pipeline import FAST, STREAMED, furthest
+from tests.gpu.test_pipeline import FAST, STREAMED, largest_difference
 from tests.standin.cuda import StandInCuda
 from tests.standin.devices import CONTEXT_BYTES
 
 pytestmark = pytest.mark.xdist_group("dynamic")
 
-# What a step may call once everything was made: nothing that allocates, frees, or waits for the whole stream.
+# The calls that a step may make after the first run: none allocates, frees, or waits for the whole stream.
 IN_A_STEP = {
     "cuCtxGetCurrent",
     "cuCtxSetCurrent",
@@ -37,8 +37,8 @@ IN_A_STEP = {
 }
 
 
-def altered(bundle: Bundle, plans: dict[str, dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> Bundle:
-    """``bundle`` as if its builder had reported other things of its plans."""
+def with_changed_plans(bundle: Bundle, plans: dict[str, dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> Bundle:
+    """``bundle`` with changed entries in its manifest, such as another size of the activations of a plan."""
     networks: dict[Any, Any] = dict(bundle.manifest.networks)
     for name, changes in plans.items():
         plan = msgspec.structs.replace(networks[name].plan, **changes)
@@ -48,27 +48,29 @@ def altered(bundle: Bundle, plans: dict[str, dict[str, Any]], monkeypatch: pytes
     return changed
 
 
-def test_a_step_allocates_nothing_and_waits_for_nothing_but_events(
+def test_a_step_allocates_nothing_and_waits_only_for_events(
     standin: Rig, dynamic_bundle: Bundle, picture: PIL.Image.Image
 ) -> None:
     cuda = standin.cuda
-    marks: list[int] = []
+    calls_at_steps: list[int] = []
 
     def note(stage: str, done: int, total: int) -> None:
         if stage == "denoise" and done:
-            marks.append(len(cuda.calls))
+            calls_at_steps.append(len(cuda.calls))
 
     with standin.open(dynamic_bundle) as pipe:
         pipe(picture, **FAST)
         pipe(picture, progress=note, **FAST)
-        steps = [call.name for call in cuda.calls[marks[0] : marks[-1]]]
+        steps = [call.name for call in cuda.calls[calls_at_steps[0] : calls_at_steps[-1]]]
     assert set(steps) <= IN_A_STEP
-    assert steps.count("cuGraphLaunch") == FAST["num_inference_steps"] - 2, "two are under way when one is done"
-    assert steps.count("cuMemcpyDtoDAsync") == FAST["num_inference_steps"] - 2, "its row of coefficients"
+    assert steps.count("cuGraphLaunch") == FAST["num_inference_steps"] - 2, (
+        "two steps are in flight when the first is done"
+    )
+    assert steps.count("cuMemcpyDtoDAsync") == FAST["num_inference_steps"] - 2, "a step copies its row of coefficients"
 
 
-def test_two_steps_are_under_way_and_no_more(standin: Rig, dynamic_bundle: Bundle, picture: PIL.Image.Image) -> None:
-    """While one runs the next is queued, so the GPU does not idle; a run that is cancelled ends soon."""
+def test_at_most_two_steps_are_in_flight(standin: Rig, dynamic_bundle: Bundle, picture: PIL.Image.Image) -> None:
+    """The next step is queued while one runs, so the GPU does not idle, and a cancelled run still ends soon."""
     cuda = standin.cuda
     queued: list[int] = []
 
@@ -76,17 +78,15 @@ def test_two_steps_are_under_way_and_no_more(standin: Rig, dynamic_bundle: Bundl
         if stage == "denoise" and done:
             queued.append(cuda.count("cuGraphLaunch") - done)
 
-    asked = FAST | {"num_inference_steps": 8}
+    arguments = FAST | {"num_inference_steps": 8}
     with standin.open(dynamic_bundle) as pipe:
-        pipe(picture, **asked)
+        pipe(picture, **arguments)
         before = cuda.count("cuGraphLaunch")
-        pipe(picture, progress=note, **asked)
+        pipe(picture, progress=note, **arguments)
     assert [count - before for count in queued] == [1] * 7 + [0]
 
 
-def test_frames_are_copied_on_a_stream_of_their_own(
-    standin: Rig, dynamic_bundle: Bundle, picture: PIL.Image.Image
-) -> None:
+def test_frames_are_copied_on_a_separate_stream(standin: Rig, dynamic_bundle: Bundle, picture: PIL.Image.Image) -> None:
     cuda = standin.cuda
     with standin.open(dynamic_bundle) as pipe:
         device: Any = pipe.device
@@ -97,19 +97,19 @@ def test_frames_are_copied_on_a_stream_of_their_own(
     assert {call.thread for call in cuda.calls if call.name == "cuMemcpyDtoHAsync"} >= {"decode"}
 
 
-def test_a_stream_hands_out_frames_while_later_chunks_are_decoded(
+def test_a_stream_yields_frames_while_later_chunks_are_decoded(
     standin: Rig, dynamic_bundle: Bundle, picture: PIL.Image.Image
 ) -> None:
-    asked = STREAMED | {"num_frames": 9, "decode_chunk_size": 1}
+    arguments = STREAMED | {"num_frames": 9, "decode_chunk_size": 1}
     with standin.open(dynamic_bundle) as pipe:
-        stream = pipe.stream(picture, **asked)
+        stream = pipe.stream(picture, **arguments)
         next(stream)
         decoded = standin.trt.executions.count("vae_decoder")
-        assert 1 <= decoded <= 4, "ahead, but not of all nine"
+        assert 1 <= decoded <= 4, "the decode runs ahead, but does not decode all nine chunks"
         assert len(list(stream)) == 8
 
 
-def test_pinned_memory_does_not_grow_with_frames(
+def test_pinned_memory_does_not_grow_with_the_number_of_frames(
     standin: Rig, dynamic_bundle: Bundle, picture: PIL.Image.Image
 ) -> None:
     cuda = standin.cuda
@@ -133,7 +133,7 @@ def test_pinned_memory_does_not_grow_with_frames(
     assert allocated == {4: 2, 9: 2}
 
 
-def test_capture_that_is_refused_changes_nothing(
+def test_frames_are_the_same_if_capture_is_refused(
     standin: Rig, dynamic_bundle: Bundle, dynamic_pipe: VideoPipeline, picture: PIL.Image.Image
 ) -> None:
     standin.cuda.refuse_capture = True
@@ -144,7 +144,7 @@ def test_capture_that_is_refused_changes_nothing(
     assert standin.cuda.count("cuGraphLaunch") == 0
 
 
-def test_a_graph_that_cannot_be_made_changes_nothing(
+def test_frames_are_the_same_if_no_graph_can_be_instantiated(
     standin: Rig, dynamic_bundle: Bundle, dynamic_pipe: VideoPipeline, picture: PIL.Image.Image
 ) -> None:
     standin.cuda.fail("cuGraphInstantiate", standin.cuda.CUresult.CUDA_ERROR_NOT_SUPPORTED)
@@ -153,10 +153,9 @@ def test_a_graph_that_cannot_be_made_changes_nothing(
     np.testing.assert_array_equal(frames, dynamic_pipe(picture, **FAST).frames)
 
 
-def test_contexts_that_cannot_be_captured_capture_themselves(
+def test_tensorrt_rtx_makes_graphs_itself_if_its_contexts_cannot_be_captured(
     standin: Rig, dynamic_bundle: Bundle, picture: PIL.Image.Image
 ) -> None:
-    """TensorRT for RTX then makes graphs of its own."""
     standin.install(dynamic_bundle)
     standin.trt.refuse_capturable = True
     with standin.open(dynamic_bundle) as pipe:
@@ -172,7 +171,7 @@ def test_contexts_that_cannot_be_captured_capture_themselves(
 
 
 @pytest.mark.parametrize("tensorrt", ["tensorrt", "tensorrt-rtx"])
-def test_both_tensorrts_run_by_the_same_code(
+def test_tensorrt_and_tensorrt_rtx_give_the_same_frames(
     tensorrt: Any,
     standin: Rig,
     dynamic_bundle: Bundle,
@@ -180,7 +179,7 @@ def test_both_tensorrts_run_by_the_same_code(
     picture: PIL.Image.Image,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Plain TensorRT lacks all that only RTX has; a bundle for it is written as if it had built the plans."""
+    """The stand-in for plain TensorRT lacks the names of RTX. The manifest says that it built the plans."""
     theirs = dynamic_pipe(picture, **FAST).frames
     built = dynamic_bundle.manifest.tensorrt
     assert built is not None
@@ -193,9 +192,7 @@ def test_both_tensorrts_run_by_the_same_code(
     np.testing.assert_array_equal(frames, theirs)
 
 
-def test_compiled_kernels_are_kept_between_processes(
-    standin: Rig, dynamic_bundle: Bundle, picture: PIL.Image.Image
-) -> None:
+def test_compiled_kernels_are_cached_on_disk(standin: Rig, dynamic_bundle: Bundle, picture: PIL.Image.Image) -> None:
     compiled = []
     for _ in range(2):
         standin.install(dynamic_bundle, version="1.7.1.116")
@@ -207,8 +204,10 @@ def test_compiled_kernels_are_kept_between_processes(
     assert compiled[1] == 0
 
 
-def test_the_thread_keeps_its_own_context(standin: Rig, dynamic_bundle: Bundle, picture: PIL.Image.Image) -> None:
-    """A program that uses the GPU for other things finds its context as it was."""
+def test_the_thread_of_the_caller_keeps_its_context(
+    standin: Rig, dynamic_bundle: Bundle, picture: PIL.Image.Image
+) -> None:
+    """A program that uses the GPU for other work as well has the same context after a run."""
     cuda = standin.cuda
     with standin.open(dynamic_bundle) as pipe:
         pipe(picture, **FAST)
@@ -216,10 +215,10 @@ def test_the_thread_keeps_its_own_context(standin: Rig, dynamic_bundle: Bundle, 
         assert int(current) == 0
 
 
-def test_a_gpu_that_is_full_at_the_start(
+def test_free_memory_is_the_default_budget(
     dynamic_bundle: Bundle, picture: PIL.Image.Image, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is free is the budget, so the refusal comes before the first allocation."""
+    """If the GPU is too full, the run is refused before the first allocation."""
     least = smallest_budget(dynamic_bundle.manifest, MemoryRequest(frames=4, height=72, width=96)) or 0
     rig = Rig(monkeypatch, StandInCuda(total_bytes=CONTEXT_BYTES + least))
     with rig.open(dynamic_bundle) as pipe, pytest.raises(BudgetError, match="smallest budget that works"):
@@ -232,7 +231,7 @@ def test_a_gpu_that_is_full_at_the_start(
 
 
 @pytest.mark.parametrize("on", [1, 3, 8, 12, 18])
-def test_out_of_memory_at_any_allocation_leaves_nothing(
+def test_a_failed_allocation_leaks_nothing(
     on: int, standin: Rig, dynamic_bundle: Bundle, picture: PIL.Image.Image
 ) -> None:
     cuda = standin.cuda
@@ -249,7 +248,7 @@ def test_out_of_memory_at_any_allocation_leaves_nothing(
     "call", ["cuMemcpyHtoDAsync", "cuMemcpyDtoHAsync", "cuEventRecord", "cuStreamWaitEvent", "cuMemHostAlloc"]
 )
 @pytest.mark.parametrize("on", [1, 6])
-def test_a_call_that_fails_is_named_and_leaves_nothing(
+def test_a_failed_call_is_named_and_leaks_nothing(
     call: str, on: int, standin: Rig, dynamic_bundle: Bundle, picture: PIL.Image.Image
 ) -> None:
     cuda = standin.cuda
@@ -260,8 +259,8 @@ def test_a_call_that_fails_is_named_and_leaves_nothing(
     assert threading.active_count() < 20
 
 
-def test_wrappers(rig: Rig) -> None:
-    """Each alone: what it makes, how it fails, and that it can be closed twice."""
+def test_wrappers_work_report_failures_and_close_twice(rig: Rig) -> None:
+    """Memory, streams, events and graphs by themselves."""
     driver = load_driver()
     gpu = list_gpus(driver)[0]
     assert gpu.sm == "sm89" if rig.cuda else gpu.sm.startswith("sm")
@@ -303,7 +302,7 @@ def test_wrappers(rig: Rig) -> None:
                 stream.copy_out(target.address, two.address, 64, "a tensor")
                 stream.synchronize()
             np.testing.assert_array_equal(target.array, source.array)
-            if rig.cuda:  # a real driver refuses the address itself
+            if rig.cuda:  # a real driver refuses the address without this
                 rig.cuda.fail("cuMemcpyHtoDAsync", rig.cuda.CUresult.CUDA_ERROR_INVALID_VALUE)
             with pytest.raises(CudaError, match=r"cuMemcpyHtoDAsync \(64 bytes of a tensor\) failed: CUDA_ERROR_"):
                 stream.copy_in(0, source.address, 64, "a tensor")
@@ -314,18 +313,18 @@ def test_wrappers(rig: Rig) -> None:
         context.memory()
 
 
-def test_weights_are_streamed_where_nothing_else_fits(
+def test_weights_are_streamed_if_nothing_else_fits(
     standin: Rig,
     dynamic_bundle: Bundle,
     dynamic_pipe: VideoPipeline,
     picture: PIL.Image.Image,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A bundle built with --weight-streaming, as if its builder had been told so."""
-    asked = FAST | {"decode_chunk_size": 1}
-    theirs = dynamic_pipe(picture, **asked).frames
+    """The manifest says that the bundle was built with --weight-streaming."""
+    arguments = FAST | {"decode_chunk_size": 1}
+    theirs = dynamic_pipe(picture, **arguments).frames
     manifest = dynamic_bundle.manifest
-    bundle = altered(dynamic_bundle, {"denoiser": {"weight_streaming": True}}, monkeypatch)
+    bundle = with_changed_plans(dynamic_bundle, {"denoiser": {"weight_streaming": True}}, monkeypatch)
     request = MemoryRequest(frames=4, height=72, width=96, decode_chunk_size=1)
     least = smallest_budget(bundle.manifest, request)
     without = smallest_budget(manifest, request)
@@ -333,27 +332,29 @@ def test_weights_are_streamed_where_nothing_else_fits(
     assert without is not None
     assert least < without
     with standin.open(bundle, vram_budget=least) as pipe:
-        made = pipe(picture, **asked)
+        made = pipe(picture, **arguments)
         assert made.memory.streamed_bytes > 0
         assert standin.cuda.peak_bytes - CONTEXT_BYTES <= least
         pipe.executor.vram_budget = without
         pipe.device.set_budget(without)
-        assert pipe(picture, **asked).memory.streamed_bytes == 0, "the engine is loaded again with all its weights"
-    assert furthest(made.frames, theirs) <= 1
+        assert pipe(picture, **arguments).memory.streamed_bytes == 0, (
+            "the engine was not loaded again with all its weights"
+        )
+    assert largest_difference(made.frames, theirs) <= 1
 
 
 @pytest.mark.parametrize("counts", [(9, 2), (2, 9, 2), (9, 4, 9)])
-def test_a_budget_is_kept_over_videos_of_different_lengths(
+def test_videos_of_different_lengths_stay_within_the_budget(
     counts: tuple[int, ...],
     standin: Rig,
     dynamic_bundle: Bundle,
     picture: PIL.Image.Image,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A long video may need engines one at a time where a short one keeps them all: what the one left must go."""
-    # Encoders that need little, as at full size: here they would decide at every length.
+    """A short video leaves all engines loaded. A longer one may need them one at a time and has to release them."""
+    # The encoders get little memory, as at full size. Without this they would decide at every length.
     less = {"image_encoder": {"activation_bytes": 1 << 20}, "vae_encoder": {"activation_bytes": 1 << 20}}
-    bundle = altered(dynamic_bundle, less, monkeypatch)
+    bundle = with_changed_plans(dynamic_bundle, less, monkeypatch)
     least = smallest_budget(bundle.manifest, MemoryRequest(frames=9, height=72, width=96)) or 0
     budgets = range(least, 2 * least, least // 6)
     residency = set()
@@ -370,7 +371,7 @@ def test_a_budget_is_kept_over_videos_of_different_lengths(
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 @pytest.mark.parametrize("what", ["another video", "a longer video", "release", "close"])
-def test_a_callback_cannot_take_the_memory_that_it_runs_in(
+def test_a_callback_cannot_use_its_own_pipeline(
     what: str, device: str, standin: Rig, dynamic_bundle: Bundle, picture: PIL.Image.Image
 ) -> None:
     def meddle(pipe: VideoPipeline, step: int, timestep: float, values: dict[str, Any]) -> None:
@@ -389,7 +390,7 @@ def test_a_callback_cannot_take_the_memory_that_it_runs_in(
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_a_closed_pipeline_says_so(device: str, standin: Rig, dynamic_bundle: Bundle, picture: PIL.Image.Image) -> None:
+def test_a_closed_pipeline_raises(device: str, standin: Rig, dynamic_bundle: Bundle, picture: PIL.Image.Image) -> None:
     pipe = standin.open(dynamic_bundle, device=device)
     pipe(picture, **FAST)
     pipe.close()
@@ -400,7 +401,7 @@ def test_a_closed_pipeline_says_so(device: str, standin: Rig, dynamic_bundle: Bu
         pipe.stream(picture)
 
 
-def test_ctrl_c_while_a_graph_is_captured(
+def test_ctrl_c_during_a_capture_leaves_the_pipeline_usable(
     standin: Rig, dynamic_bundle: Bundle, picture: PIL.Image.Image, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original = Stream.begin_capture
@@ -420,10 +421,10 @@ def test_ctrl_c_while_a_graph_is_captured(
 def test_a_stream_in_a_reference_cycle_does_not_hang(
     standin: Rig, dynamic_bundle: Bundle, picture: PIL.Image.Image
 ) -> None:
-    """The collector may close it while this thread has a network that the stream's thread waits for."""
-    asked = STREAMED | {"num_frames": 9, "decode_chunk_size": 1}
+    """The garbage collector may close the stream while this thread uses a network that the decode thread needs."""
+    arguments = STREAMED | {"num_frames": 9, "decode_chunk_size": 1}
     with standin.open(dynamic_bundle) as pipe:
-        holder: list[Any] = [pipe.stream(picture, **asked)]
+        holder: list[Any] = [pipe.stream(picture, **arguments)]
         next(holder[0])
         holder.append(holder)
         with pipe.executor.session("denoiser"):

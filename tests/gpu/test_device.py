@@ -1,6 +1,7 @@
-"""What `make gpu-test` measures beside passing: fidelity in fp16, what graphs bring, and whether plans of memory hold.
+"""Figures that `make gpu-test` records: fidelity in fp16, the speed that graphs gain, and memory against its plan.
 
-The stand-in runs the same bodies, so that they are known to work; its figures mean nothing and are not recorded.
+The stand-in runs the same tests, so that they are known to work without a GPU. Its times mean nothing and are not
+recorded.
 """
 
 from __future__ import annotations
@@ -30,13 +31,13 @@ def rocket() -> PIL.Image.Image:
     return PIL.Image.open(TINY / "picture.png").convert("RGB")
 
 
-def test_fp16_frames_are_those_of_diffusers_in_fp16(
+def test_fp16_frames_are_close_to_diffusers_in_fp16(
     rig: Rig, tiny_bundle: Callable[[str], Bundle], rocket: PIL.Image.Image, record_property: Any
 ) -> None:
     import torch
     from diffusers import StableVideoDiffusionPipeline
 
-    asked: dict[str, Any] = {
+    arguments: dict[str, Any] = {
         "num_frames": 8,
         "num_inference_steps": 10,
         "height": 32,
@@ -47,22 +48,22 @@ def test_fp16_frames_are_those_of_diffusers_in_fp16(
     }
     reference = StableVideoDiffusionPipeline.from_pretrained(TINY / "checkpoint", dtype=torch.float16)
     reference.set_progress_bar_config(disable=True)
-    theirs = reference(rocket, generator=torch.manual_seed(42), **asked).frames
+    theirs = reference(rocket, generator=torch.manual_seed(42), **arguments).frames
     with rig.open(tiny_bundle("fp16")) as pipe:
-        ours = pipe(rocket, seed=42, **asked).frames
+        ours = pipe(rocket, seed=42, **arguments).frames
     worst = min(psnr(a, (b * 255).round().astype(np.uint8)) for a, b in zip(ours[0], theirs[0], strict=True))
     record_property("worst_frame_psnr_db", worst)
     assert worst >= 35
 
 
-def test_steps_as_graphs_or_the_loop_as_one(
+def test_time_per_step_with_and_without_graphs(
     rig: Rig, tiny_bundle: Callable[[str], Bundle], rocket: PIL.Image.Image, record_property: Any
 ) -> None:
-    """Seconds a step: call by call, a graph a step (what is used), and one graph of all steps."""
+    """Seconds per step: call by call, with a graph per step (as the pipeline does), and with one graph of all steps."""
     steps = 10
-    asked: dict[str, Any] = {"num_inference_steps": steps, "seed": 1, "output_type": "latent"}
+    arguments: dict[str, Any] = {"num_inference_steps": steps, "seed": 1, "output_type": "latent"}
     with rig.open(tiny_bundle("fp16")) as pipe:
-        pipe(rocket, **asked)
+        pipe(rocket, **arguments)
         device: Any = pipe.device
         assert pipe.executor._loop is not None
         loop: Any = pipe.executor._loop[2]
@@ -81,7 +82,7 @@ def test_steps_as_graphs_or_the_loop_as_one(
         seconds: dict[str, list[float]] = {"calls": [], "step_graphs": [], "loop_graph": []}
         with device.capture(by_calls) as whole, device.event() as start, device.event() as end:
             ways = {"calls": by_calls, "step_graphs": by_graphs, "loop_graph": whole}
-            for way in ways.values():  # the first calls run as they are, or record
+            for way in ways.values():  # the first calls enqueue the work directly or capture it
                 way()
                 way()
             for _ in range(ROUNDS):
@@ -98,10 +99,10 @@ def test_steps_as_graphs_or_the_loop_as_one(
     assert all(value > 0 for values in seconds.values() for value in values)
 
 
-def test_memory_is_what_was_planned(
+def test_memory_is_within_the_plan(
     rig: Rig, tiny_bundle: Callable[[str], Bundle], rocket: PIL.Image.Image, record_property: Any
 ) -> None:
-    """What the driver says is taken, beside the plan; on a GPU, engines also take what no builder reports."""
+    """Memory in use according to the driver against the plan. On a real GPU, engines take more than reported."""
     bundle = tiny_bundle("fp16")
     with rig.open(bundle) as pipe:
         before = rig.used()

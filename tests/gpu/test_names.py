@@ -17,7 +17,7 @@ HERE = Path(svd_trt.runtime.cuda.__file__).resolve().parent
 SOURCES = [*HERE.glob("*.py"), HERE.parents[1] / "engine" / "driver.py"]
 TEXT = {path.name: path.read_text() for path in SOURCES}
 
-# What the leaf calls on objects of TensorRT, by the class that has it. The names of RTX alone are in `Rtx`.
+# Names of TensorRT that the runtime uses, by class. `RTX` has those that only TensorRT for RTX has.
 COMMON = {
     "Runtime": ["deserialize_cuda_engine"],
     "ICudaEngine": [
@@ -56,11 +56,11 @@ RTX = {
 }
 
 
-def test_calls_of_the_driver_exist() -> None:
+def test_functions_of_the_driver_exist() -> None:
     called = {name for text in TEXT.values() for name in re.findall(r'call\(\s*"(cu[A-Z]\w+)"', text)}
     assert len(called) > 25
     assert called <= set(dir(driver))
-    assert {name for name in called if not hasattr(StandInCuda, name)} == set(), "and are modelled by the stand-in"
+    assert {name for name in called if not hasattr(StandInCuda, name)} == set(), "the stand-in lacks these"
 
 
 def test_constants_of_the_driver_exist() -> None:
@@ -81,18 +81,18 @@ def test_names_of_tensorrt_for_rtx_exist(owner: str) -> None:
 
 
 def test_names_of_tensorrt_exist() -> None:
-    """Its bindings do not load without its libraries, but their names can be read from the file."""
+    """TensorRT's bindings do not load without its libraries, so the test looks for the names in the file."""
     found = importlib.util.find_spec("tensorrt_bindings")
-    assert found is not None, "the bindings of TensorRT are among the tools of development"
+    assert found is not None, "install TensorRT's bindings: pip install -e '.[dev]'"
     assert found.origin is not None
     content = (Path(found.origin).parent / "tensorrt.so").read_bytes()
     missing = [n for names in COMMON.values() for n in names if n.encode() + b"\0" not in content]
     assert missing == []
-    assert b"is_stream_capturable\0" not in content, "what only RTX has would be found otherwise"
+    assert b"is_stream_capturable\0" not in content, "the search finds names that plain TensorRT does not have"
 
 
-def test_the_list_is_complete() -> None:
-    """Whatever the leaf says of an engine, a context, a configuration or the runtime is in the lists above."""
+def test_the_lists_of_names_are_complete() -> None:
+    """Every name that the runtime uses of an engine, a context, a configuration or the runtime is listed above."""
     listed = {name for names in (*COMMON.values(), *RTX.values()) for name in names}
     objects = r"(?:_engine|_context|\bcontext|\bengine|\bconfig|\.handle|_cache|\bgraphs)\.([a-z]\w+)"
     own = {"current", "memory", "take", "give", "gpu", "call", "close", "driver", "budget", "taken", "load", "name"}

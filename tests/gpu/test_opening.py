@@ -1,4 +1,4 @@
-"""Choosing a device and opening it: what is refused, why, and before what."""
+"""Choosing a device and opening it: what is refused, with which message, and before which calls."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ from tests.standin.cuda import StandInCuda
 pytestmark = pytest.mark.xdist_group("dynamic")
 
 
-def test_two_gpus(dynamic_bundle: Bundle, picture: PIL.Image.Image, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_gpus_give_equal_frames(
+    dynamic_bundle: Bundle, picture: PIL.Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rig = Rig(monkeypatch, StandInCuda(devices=2))
     with rig.open(dynamic_bundle, device="cuda:0") as one, rig.open(dynamic_bundle, device="cuda:1") as two:
         assert "GPU 1" in two.device.name
@@ -49,10 +51,10 @@ def test_engines_of_another_tensorrt_are_refused(
         monkeypatch.setattr(standin.trt, "__version__", "10.13.0")
     with pytest.raises(BackendError, match=problem):
         VideoPipeline.open(dynamic_bundle, backend=options.get("tensorrt", "auto"))
-    assert standin.cuda.count("cuDevicePrimaryCtxRetain") == 0, "before anything is allocated"
+    assert standin.cuda.count("cuDevicePrimaryCtxRetain") == 0, "the bundle was refused too late"
 
 
-def test_what_the_runtime_says_of_an_engine_is_told(standin: Rig, dynamic_bundle: Bundle) -> None:
+def test_the_reason_why_tensorrt_refuses_an_engine_is_reported(standin: Rig, dynamic_bundle: Bundle) -> None:
     import tests.standin.rtx as rtx
 
     standin.install(dynamic_bundle)
@@ -66,7 +68,9 @@ def test_what_the_runtime_says_of_an_engine_is_told(standin: Rig, dynamic_bundle
     assert standin.cuda.live.contexts == 0
 
 
-def test_machines_without_what_it_takes(standin: Rig, dynamic_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_library_or_gpu_is_reported(
+    standin: Rig, dynamic_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with VideoPipeline.open(dynamic_bundle, device="cpu") as pipe:
         assert "CPU" in pipe.device.name
     monkeypatch.setitem(sys.modules, "tensorrt", None)
@@ -98,12 +102,12 @@ def test_machines_without_what_it_takes(standin: Rig, dynamic_bundle: Bundle, mo
         ({"device": 0}, "write cpu, cuda, or cuda:1"),
     ],
 )
-def test_contradictions(options: dict[str, Any], problem: str, dynamic_bundle: Bundle) -> None:
+def test_contradicting_options_are_refused(options: dict[str, Any], problem: str, dynamic_bundle: Bundle) -> None:
     with pytest.raises(ArgumentError, match=problem):
         VideoPipeline.open(dynamic_bundle, **options)
 
 
-def test_opening_that_fails_half_way_leaves_nothing(standin: Rig, dynamic_bundle: Bundle) -> None:
+def test_a_failed_open_leaks_nothing(standin: Rig, dynamic_bundle: Bundle) -> None:
     cuda = standin.cuda
     for call in ("cuDevicePrimaryCtxRetain", "cuStreamCreate", "cuEventCreate"):
         cuda.fail(call, cuda.CUresult.CUDA_ERROR_UNKNOWN)
@@ -112,7 +116,7 @@ def test_opening_that_fails_half_way_leaves_nothing(standin: Rig, dynamic_bundle
         cuda.assert_clean()
 
 
-def test_without_a_driver_the_reason_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_driver_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(flags: int) -> None:
         raise RuntimeError("no libcuda")  # as cuda-python does
 
@@ -121,14 +125,14 @@ def test_without_a_driver_the_reason_is_told(monkeypatch: pytest.MonkeyPatch) ->
         load_driver()
 
 
-def test_a_driver_that_does_not_work_is_not_passed_over(standin: Rig, dynamic_bundle: Bundle) -> None:
-    """Or a video would take hours on the CPU, and nobody would know why."""
+def test_a_broken_driver_is_an_error(standin: Rig, dynamic_bundle: Bundle) -> None:
+    """Otherwise a video would take hours on the CPU without an explanation."""
     standin.cuda.fail("cuInit", standin.cuda.CUresult.CUDA_ERROR_UNKNOWN)
     with pytest.raises(CudaError, match="cuInit failed: CUDA_ERROR_UNKNOWN"):
         VideoPipeline.open(dynamic_bundle)
 
 
-def test_a_gpu_without_cuda_python_is_not_passed_over(
+def test_a_gpu_without_cuda_python_is_an_error(
     dynamic_bundle: Bundle, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setitem(sys.modules, "cuda.bindings.driver", None)

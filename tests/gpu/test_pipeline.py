@@ -1,4 +1,4 @@
-"""Videos made on a GPU against those made by ONNX Runtime on the CPU, from the same bundle."""
+"""Videos of a bundle on a GPU against videos of the same bundle by ONNX Runtime on the CPU."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FAST: dict[str, Any] = {
     "seed": 42,
     "output_type": "np",
 }
-BESIDE = 800 << 20  # a real context, and what engines hold that no builder reports
+UNPLANNED_BYTES = 800 << 20  # a real context, and memory of engines that the builder does not report
 
 STREAMED = {name: value for name, value in FAST.items() if name != "output_type"}
 CASES: dict[str, dict[str, Any]] = {
@@ -40,14 +40,14 @@ CASES: dict[str, dict[str, Any]] = {
 REQUEST = MemoryRequest(frames=4, height=72, width=96)
 
 
-def furthest(ours: Any, theirs: Any) -> int:
-    """Largest difference of two videos in levels of 255. A real GPU rounds differently from the CPU; its own is 0."""
-    assert theirs.std() > 5, "flat frames would agree with anything"
+def largest_difference(ours: Any, theirs: Any) -> int:
+    """The largest difference of two videos in levels of 255. It is 0 on the stand-in; a real GPU rounds differently."""
+    assert theirs.std() > 5, "flat frames would match any other flat frames"
     return int(np.abs(ours.astype(int) - theirs).max())
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_frames_are_those_of_the_cpu(
+def test_frames_are_equal_to_the_cpu(
     case: str,
     rig: Rig,
     dynamic_bundle: Bundle,
@@ -55,19 +55,19 @@ def test_frames_are_those_of_the_cpu(
     picture: PIL.Image.Image,
     record_property: Any,
 ) -> None:
-    asked = FAST | CASES[case]
+    arguments = FAST | CASES[case]
     with rig.open(dynamic_bundle) as pipe:
-        first = pipe(picture, **asked).frames
-        again = pipe(picture, **asked).frames
-    theirs = dynamic_pipe(picture, **asked).frames
-    difference = furthest(first, theirs)
+        first = pipe(picture, **arguments).frames
+        again = pipe(picture, **arguments).frames
+    theirs = dynamic_pipe(picture, **arguments).frames
+    difference = largest_difference(first, theirs)
     record_property("levels_from_cpu", difference)
     assert difference <= (0 if rig.cuda else 2)
     np.testing.assert_array_equal(again, first)
 
 
 @pytest.mark.parametrize("budget", ["smallest", "medium", "ample"])
-def test_a_budget_is_kept(
+def test_memory_stays_within_the_budget(
     budget: str,
     rig: Rig,
     dynamic_bundle: Bundle,
@@ -75,7 +75,7 @@ def test_a_budget_is_kept(
     picture: PIL.Image.Image,
     record_property: Any,
 ) -> None:
-    """With the smallest budget engines come and go, branches run one at a time, and frames are decoded singly."""
+    """The smallest budget loads engines one at a time, splits the guidance, and decodes single frames."""
     least = smallest_budget(dynamic_bundle.manifest, REQUEST)
     most = plan_memory(dynamic_bundle.manifest, REQUEST, None).total_bytes
     assert least is not None
@@ -86,7 +86,7 @@ def test_a_budget_is_kept(
         with rig.watching() as peak:
             made = [pipe(picture, **FAST) for _ in range(2)]
         record_property("bytes_over_the_plan", peak() - before - (made[0].memory.total_bytes or 0))
-        assert peak() - before <= allowed + BESIDE
+        assert peak() - before <= allowed + UNPLANNED_BYTES
         if rig.cuda:
             assert rig.cuda.peak_bytes - CONTEXT_BYTES <= allowed
     plan = made[0].memory
@@ -97,7 +97,7 @@ def test_a_budget_is_kept(
     }[budget]
     theirs = dynamic_pipe(picture, **FAST, decode_chunk_size=plan.decode_chunk_size).frames
     for one in made:
-        assert furthest(one.frames, theirs) <= (1 if rig.cuda else 2)
+        assert largest_difference(one.frames, theirs) <= (1 if rig.cuda else 2)
     gc.collect()
     if rig.cuda:
         assert rig.used() == before
@@ -113,7 +113,7 @@ def test_too_small_a_budget_is_refused_before_anything_is_loaded(
             pipe.stream(picture, **STREAMED)
 
 
-def test_graphs_change_nothing(
+def test_frames_are_the_same_with_and_without_graphs(
     rig: Rig, dynamic_bundle: Bundle, picture: PIL.Image.Image, record_property: Any
 ) -> None:
     frames = {}
@@ -133,7 +133,7 @@ def test_graphs_change_nothing(
 def test_a_callback_sees_and_changes_latents(
     rig: Rig, dynamic_bundle: Bundle, dynamic_pipe: VideoPipeline, picture: PIL.Image.Image
 ) -> None:
-    """Also where the next step was begun before it was known."""
+    """On a GPU, the next step is enqueued before the callback returns changed latents, and then repeated."""
     seen: dict[str, list[Any]] = {"gpu": [], "cpu": []}
 
     def changing(where: str) -> Any:
@@ -147,7 +147,7 @@ def test_a_callback_sees_and_changes_latents(
         ours = [pipe(picture, callback_on_step_end=changing("gpu"), **FAST).frames for _ in range(2)]
     theirs = dynamic_pipe(picture, callback_on_step_end=changing("cpu"), **FAST).frames
     np.testing.assert_array_equal(ours[0], ours[1])
-    assert furthest(ours[0], theirs) <= (0 if rig.cuda else 2)
+    assert largest_difference(ours[0], theirs) <= (0 if rig.cuda else 2)
     assert [entry[:2] for entry in seen["gpu"][:5]] == [entry[:2] for entry in seen["cpu"]]
     for (_, _, gpu), (_, _, cpu) in zip(seen["gpu"], seen["cpu"], strict=False):
         np.testing.assert_allclose(gpu, cpu, atol=0 if rig.cuda else 1e-2 * float(np.abs(cpu).max()))
@@ -158,75 +158,75 @@ class EnoughError(Exception):
 
 
 @pytest.mark.parametrize("stage", ["encode", "denoise", "decode"])
-def test_a_run_can_be_cancelled_anywhere(
+def test_a_run_can_be_cancelled_in_every_stage(
     stage: str, rig: Rig, dynamic_bundle: Bundle, picture: PIL.Image.Image
 ) -> None:
-    told = []
+    stages = []
 
     def stop(name: str, done: int, total: int) -> None:
-        told.append(name)
+        stages.append(name)
         if name == stage and done >= min(2, total):
             raise KeyboardInterrupt
 
-    asked = FAST | {"decode_chunk_size": 1}
+    arguments = FAST | {"decode_chunk_size": 1}
     with rig.open(dynamic_bundle) as pipe:
-        expected = pipe(picture, **asked).frames
+        expected = pipe(picture, **arguments).frames
         with pytest.raises(KeyboardInterrupt):
-            pipe(picture, progress=stop, **asked)
-        assert told[-1] == stage
+            pipe(picture, progress=stop, **arguments)
+        assert stages[-1] == stage
         held = rig.used()
-        np.testing.assert_array_equal(pipe(picture, **asked).frames, expected)
+        np.testing.assert_array_equal(pipe(picture, **arguments).frames, expected)
         if rig.cuda:
             assert rig.used() == held
 
 
 def test_streams_can_be_interleaved_and_abandoned(rig: Rig, dynamic_bundle: Bundle, picture: PIL.Image.Image) -> None:
-    asked = STREAMED | {"num_frames": 6, "decode_chunk_size": 2}
+    arguments = STREAMED | {"num_frames": 6, "decode_chunk_size": 2}
     least = smallest_budget(dynamic_bundle.manifest, MemoryRequest(frames=6, height=72, width=96, decode_chunk_size=2))
     for budget in (None, least):
         with rig.open(dynamic_bundle, vram_budget=budget) as pipe:
-            whole = list(pipe.stream(picture, **asked))
-            first, second = pipe.stream(picture, **asked), pipe.stream(picture, **(asked | {"seed": 7}))
+            whole = list(pipe.stream(picture, **arguments))
+            first, second = pipe.stream(picture, **arguments), pipe.stream(picture, **(arguments | {"seed": 7}))
             pairs = list(zip(first, second, strict=True))
             np.testing.assert_array_equal([a for a, _ in pairs], whole)
-            abandoned = pipe.stream(picture, **asked)
+            abandoned = pipe.stream(picture, **arguments)
             np.testing.assert_array_equal(next(abandoned), whole[0])
             abandoned.close()
-            closed_under = pipe.stream(picture, **asked)
+            closed_under = pipe.stream(picture, **arguments)
             next(closed_under)
         with pytest.raises(BackendError, match="closed"):
             list(closed_under)
 
 
-def test_several_pipelines_at_once(rig: Rig, dynamic_bundle: Bundle, picture: PIL.Image.Image) -> None:
+def test_two_pipelines_work_at_once(rig: Rig, dynamic_bundle: Bundle, picture: PIL.Image.Image) -> None:
     with rig.open(dynamic_bundle) as one, rig.open(dynamic_bundle) as two:
         np.testing.assert_array_equal(one(picture, **FAST).frames, two(picture, **FAST).frames)
         two.close()
         one(picture, **FAST)
 
 
-def test_many_runs_take_no_more_memory(
+def test_memory_does_not_grow_over_many_runs(
     rig: Rig, dynamic_bundle: Bundle, picture: PIL.Image.Image, record_property: Any
 ) -> None:
     runs = 12 if rig.cuda else 200
-    asked = FAST | {"num_inference_steps": 4, "num_frames": 2}
+    arguments = FAST | {"num_inference_steps": 4, "num_frames": 2}
     with rig.open(dynamic_bundle) as pipe:
-        pipe(picture, **asked)
-        pipe(picture, **asked)
+        pipe(picture, **arguments)
+        pipe(picture, **arguments)
         held = rig.used()
         live = rig.cuda.live if rig.cuda else None
         for _ in range(runs):
-            pipe(picture, **asked)
+            pipe(picture, **arguments)
         record_property("bytes_grown_in_runs", f"{rig.used() - held} in {runs}")
         assert rig.used() <= held
         if rig.cuda:
             assert rig.cuda.live == live
 
 
-def test_out_of_memory_says_what_to_do_and_leaves_nothing(
+def test_out_of_memory_gives_advice_and_leaks_nothing(
     rig: Rig, dynamic_bundle: Bundle, picture: PIL.Image.Image
 ) -> None:
-    """The GPU fills up after the plan was made, as when another program starts."""
+    """The GPU fills up after the memory was planned, as if another program had started."""
     with rig.open(dynamic_bundle) as pipe:
         device: Any = pipe.device
         pipe(picture, **FAST)
@@ -250,8 +250,9 @@ def test_out_of_memory_says_what_to_do_and_leaves_nothing(
         pipe(picture, **FAST)
 
 
-def test_a_stale_plan_of_memory_is_not_kept(rig: Rig, dynamic_bundle: Bundle, picture: PIL.Image.Image) -> None:
-    """Another shape frees the memory of the shape before."""
+def test_a_new_shape_frees_the_memory_of_the_previous_shape(
+    rig: Rig, dynamic_bundle: Bundle, picture: PIL.Image.Image
+) -> None:
     with rig.open(dynamic_bundle) as pipe:
         pipe(picture, **FAST)
         live = rig.cuda.live if rig.cuda else None

@@ -24,7 +24,7 @@ def sizes_of(spec: NetworkSpec, end: str) -> dict[str, int]:
 
 
 def random_inputs(spec: NetworkSpec, sizes: dict[str, int]) -> dict[str, Array]:
-    """Values as they occur: small, and the coefficients of a step in the middle of a schedule."""
+    """Values as in a run: small ones, and the coefficients of a step in the middle of a schedule."""
     rng = np.random.default_rng(0)
     inputs = {t.name: (0.5 * rng.standard_normal(t.resolve(sizes))).astype(np.float32) for t in spec.inputs}
     if spec.name == "denoiser":
@@ -49,7 +49,7 @@ def run(device: Device, bundle: Bundle, network: NetworkName, inputs: dict[str, 
 
 @pytest.mark.parametrize("end", ["min", "opt", "max"])
 @pytest.mark.parametrize("network", NETWORKS)
-def test_outputs_are_those_of_the_cpu(
+def test_outputs_match_the_cpu(
     network: NetworkName, end: str, rig: Rig, dynamic_bundle: Bundle, record_property: Any
 ) -> None:
     spec = dynamic_bundle.network(network).spec
@@ -61,11 +61,11 @@ def test_outputs_are_those_of_the_cpu(
     for name, expected in theirs.items():
         difference = float(np.abs(ours[name].astype(np.float64) - expected).max() / max(expected.std(), 1e-6))
         record_property(f"{name}_relative_difference", difference)
-        # A GPU multiplies fp32 as TF32 unless told otherwise, ten bits of mantissa; the stand-in is the CPU itself.
+        # A GPU multiplies fp32 as TF32, with ten bits of mantissa. The stand-in computes on the CPU.
         assert difference <= (1e-6 if rig.cuda else 2e-2)
 
 
-def test_shapes_that_do_not_fit_are_refused(rig: Rig, dynamic_bundle: Bundle) -> None:
+def test_wrong_shapes_are_refused(rig: Rig, dynamic_bundle: Bundle) -> None:
     spec = dynamic_bundle.network("vae_decoder").spec
     with rig.open(dynamic_bundle) as pipe, pipe.device.open(dynamic_bundle, "vae_decoder") as session:
         device = pipe.device
@@ -89,7 +89,7 @@ def test_shapes_that_do_not_fit_are_refused(rig: Rig, dynamic_bundle: Bundle) ->
 
 
 class _OnStream:
-    """ONNX Runtime's GPU provider on the stand-in: binds device addresses, and runs on the stream that it was given."""
+    """ONNX Runtime's GPU provider on the stand-in. It binds device addresses and runs on the stream of its options."""
 
     def __init__(self, rig: Rig, bundle: Bundle, network: NetworkName, options: dict[str, str]) -> None:
         self._rig = rig
@@ -131,11 +131,11 @@ class _OnStream:
 
 @pytest.fixture
 def with_provider(standin: Rig, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """An onnxruntime that has the GPU providers; what it was asked to load."""
-    asked: list[Any] = []
+    """Make onnxruntime seem to have the GPU providers. The list collects network and providers of each load."""
+    loads: list[Any] = []
 
     def load(bundle: Bundle, network: NetworkName, providers: Any, provider_options: Any) -> Any:
-        asked.append((network, list(providers)))
+        loads.append((network, list(providers)))
         session = _OnStream(standin, bundle, network, provider_options[0])
         session.providers = [*providers, "CPUExecutionProvider"]
         return session
@@ -143,11 +143,11 @@ def with_provider(standin: Rig, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     names = ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
     monkeypatch.setattr("onnxruntime.get_available_providers", lambda: names)
     monkeypatch.setattr("svd_trt.runtime.cuda.provider.load_onnx", load)
-    return asked
+    return loads
 
 
 @pytest.mark.parametrize("provider", ["cuda", "tensorrt"])
-def test_onnxruntime_on_our_stream_and_memory(
+def test_onnxruntime_runs_on_the_stream_and_memory_of_the_device(
     provider: Any,
     standin: Rig,
     with_provider: list[Any],
@@ -155,7 +155,7 @@ def test_onnxruntime_on_our_stream_and_memory(
     dynamic_pipe: VideoPipeline,
     picture: Any,
 ) -> None:
-    asked: dict[str, Any] = {
+    arguments: dict[str, Any] = {
         "num_frames": 5,
         "num_inference_steps": 4,
         "height": 72,
@@ -165,24 +165,24 @@ def test_onnxruntime_on_our_stream_and_memory(
         "output_type": "np",
     }
     with VideoPipeline.open(dynamic_bundle, provider=provider) as pipe:
-        frames = pipe(picture, **asked).frames
+        frames = pipe(picture, **arguments).frames
         assert "onnxruntime" in pipe.device.name
         assert "allocates while it runs" in pipe.device.refusals[0]  # type: ignore[attr-defined]
-    np.testing.assert_array_equal(frames, dynamic_pipe(picture, **asked).frames)
+    np.testing.assert_array_equal(frames, dynamic_pipe(picture, **arguments).frames)
     assert {name for name, _ in with_provider} == set(NETWORKS)
     first = {"cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}[provider]
     assert all(providers[0] == first for _, providers in with_provider)
 
 
-def test_a_provider_keeps_no_budget(standin: Rig, with_provider: list[Any], dynamic_bundle: Bundle) -> None:
+def test_a_provider_refuses_a_budget(standin: Rig, with_provider: list[Any], dynamic_bundle: Bundle) -> None:
     with pytest.raises(ArgumentError, match="keeps no budget"):
         VideoPipeline.open(dynamic_bundle, provider="cuda", vram_budget=10**9)
 
 
-def test_a_provider_that_falls_back_to_the_cpu(
+def test_a_provider_that_falls_back_to_the_cpu_is_an_error(
     standin: Rig, with_provider: list[Any], dynamic_bundle: Bundle, picture: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """ONNX Runtime only logs that a library is missing."""
+    """ONNX Runtime itself only logs that a library is missing."""
     monkeypatch.setattr(_OnStream, "get_providers", lambda self: ["CPUExecutionProvider"])
     with (
         VideoPipeline.open(dynamic_bundle, provider="cuda") as pipe,
@@ -191,6 +191,6 @@ def test_a_provider_that_falls_back_to_the_cpu(
         pipe(picture, height=72, width=96)
 
 
-def test_a_provider_that_is_not_installed(standin: Rig, dynamic_bundle: Bundle) -> None:
+def test_a_provider_that_is_not_installed_is_an_error(standin: Rig, dynamic_bundle: Bundle) -> None:
     with pytest.raises(BackendError, match="no CUDAExecutionProvider; replace it: pip uninstall onnxruntime"):
         VideoPipeline.open(dynamic_bundle, provider="cuda")

@@ -1,4 +1,4 @@
-"""Chunked decode on the CPU: order, overlap, back-pressure, failures in any stage, cancellation."""
+"""Chunked decode on the CPU: order, overlap, back-pressure, failures and cancellation."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from svd_trt.runtime.device import Buffer, download, upload
 
 pytestmark = pytest.mark.xdist_group("small")
 
-PATIENCE = 30.0
+TIMEOUT_S = 30.0
 
 
 class CountingDevice(CpuDevice):
-    """The CPU, and how much memory it was asked for and has not got back."""
+    """A CPU device that counts the bytes of its allocations and the buffers that are not closed."""
 
     def __init__(self) -> None:
         self.made = 0
@@ -49,7 +49,7 @@ class CountingDevice(CpuDevice):
 
 
 class Gated:
-    """The real decoder behind a gate: how many runs were begun, and leave for each of them to go on."""
+    """The real decoder behind a gate. It counts the runs that began. Each run waits at the gate."""
 
     def __init__(self, session: CpuSession, *, open_gate: bool = True) -> None:
         self._session = session
@@ -98,17 +98,17 @@ def pipeline(
     device: CpuDevice,
     session: Any,
     chunks: Sequence[int],
-    hold: Callable[[threading.Event], AbstractContextManager[Any]] | None = None,
+    open_decoder: Callable[[threading.Event], AbstractContextManager[Any]] | None = None,
     on_chunk: Callable[[float], object] = lambda seconds: None,
 ) -> ChunkedDecode:
-    decoder = hold or (lambda stop: nullcontext(session))
+    decoder = open_decoder or (lambda stop: nullcontext(session))
     return ChunkedDecode(device, decoder, latents_of(sum(chunks)), chunks, (32, 32), on_chunk)
 
 
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + TIMEOUT_S
     while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
+        assert time.monotonic() < deadline, "timeout"
         time.sleep(0.01)
 
 
@@ -134,7 +134,7 @@ def test_frames_come_in_order(chunks: list[int], device: CountingDevice, decoder
     assert device.live == 0
 
 
-def test_chunks_that_were_handed_out_stay_as_they_are(device: CountingDevice, decoder: CpuSession) -> None:
+def test_yielded_chunks_are_not_overwritten(device: CountingDevice, decoder: CpuSession) -> None:
     with pipeline(device, decoder, [1] * 6) as decode:
         first = next(decode)
         kept = first.copy()
@@ -143,18 +143,18 @@ def test_chunks_that_were_handed_out_stay_as_they_are(device: CountingDevice, de
     assert all((chunk != kept).any() for chunk in rest)
 
 
-def test_later_chunks_are_decoded_meanwhile_but_not_all(device: CountingDevice, decoder: CpuSession) -> None:
+def test_the_decode_runs_ahead_by_a_limited_number_of_chunks(device: CountingDevice, decoder: CpuSession) -> None:
     gated = Gated(decoder)
     with pipeline(device, gated, [1] * 9) as decode:
-        until(lambda: gated.begun == SLOTS)  # nobody has asked for a frame yet
+        wait_until(lambda: gated.begun == SLOTS)  # before the first frame is requested
         next(decode)
-        until(lambda: gated.begun == SLOTS + 1)
+        wait_until(lambda: gated.begun == SLOTS + 1)
         time.sleep(0.2)
-        assert gated.begun == SLOTS + 1, "more than there is room for"
+        assert gated.begun == SLOTS + 1, "more chunks were decoded than there are slots"
         assert len(list(decode)) == 8
 
 
-def test_memory_does_not_grow_with_frames(device: CountingDevice, decoder: CpuSession) -> None:
+def test_memory_does_not_grow_with_the_number_of_frames(device: CountingDevice, decoder: CpuSession) -> None:
     made = []
     for count in (3, 30):
         before = device.made
@@ -165,9 +165,7 @@ def test_memory_does_not_grow_with_frames(device: CountingDevice, decoder: CpuSe
 
 
 @pytest.mark.parametrize("at", [0, 1, 4])
-def test_a_failure_to_decode_comes_after_the_chunks_before_it(
-    at: int, device: CountingDevice, decoder: CpuSession
-) -> None:
+def test_a_failed_chunk_raises_after_the_chunks_before_it(at: int, device: CountingDevice, decoder: CpuSession) -> None:
     gated = Gated(decoder)
     gated.fail_at = at
     decode = pipeline(device, gated, [1] * 6)
@@ -181,18 +179,21 @@ def test_a_failure_to_decode_comes_after_the_chunks_before_it(
     assert device.live == 0
 
 
-def test_a_network_that_does_not_load(device: CountingDevice, decoder: CpuSession) -> None:
+def test_a_network_that_does_not_load_raises_at_the_first_chunk(device: CountingDevice, decoder: CpuSession) -> None:
     @contextmanager
-    def hold(stop: threading.Event) -> Iterator[Any]:
+    def open_decoder(stop: threading.Event) -> Iterator[Any]:
         raise BackendError("it does not load")
         yield
 
-    with pipeline(device, decoder, [1, 1], hold=hold) as decode, pytest.raises(BackendError, match="does not load"):
+    with (
+        pipeline(device, decoder, [1, 1], open_decoder=open_decoder) as decode,
+        pytest.raises(BackendError, match="does not load"),
+    ):
         next(decode)
     assert device.live == 0
 
 
-def test_memory_that_cannot_be_had(decoder: CpuSession) -> None:
+def test_a_failed_allocation_leaks_nothing(decoder: CpuSession) -> None:
     class Full(CountingDevice):
         def empty(self, shape: Sequence[int], dtype: npt.DTypeLike, name: str) -> CpuBuffer:
             if self.live == 5:
@@ -207,7 +208,7 @@ def test_memory_that_cannot_be_had(decoder: CpuSession) -> None:
     assert threading.active_count() == threads
 
 
-def test_a_failure_of_whoever_takes_the_frames(device: CountingDevice, decoder: CpuSession) -> None:
+def test_an_exception_in_on_chunk_ends_the_decode(device: CountingDevice, decoder: CpuSession) -> None:
     def refuse(seconds: float) -> None:
         raise RuntimeError("no more")
 
@@ -218,7 +219,7 @@ def test_a_failure_of_whoever_takes_the_frames(device: CountingDevice, decoder: 
 
 
 @pytest.mark.parametrize("taken", [0, 1, 3])
-def test_early_abandonment(taken: int, device: CountingDevice, decoder: CpuSession) -> None:
+def test_close_ends_the_decode_early(taken: int, device: CountingDevice, decoder: CpuSession) -> None:
     decode = pipeline(device, decoder, [1] * 8)
     for _ in range(taken):
         next(decode)
@@ -230,10 +231,10 @@ def test_early_abandonment(taken: int, device: CountingDevice, decoder: CpuSessi
         next(decode)
 
 
-def test_abandonment_ends_the_run_that_is_under_way(device: CountingDevice, decoder: CpuSession) -> None:
+def test_close_cancels_the_current_run(device: CountingDevice, decoder: CpuSession) -> None:
     gated = Gated(decoder, open_gate=False)
     decode = pipeline(device, gated, [1] * 3)
-    until(lambda: gated.begun == 1)
+    wait_until(lambda: gated.begun == 1)
     decode.close()
     assert gated.cancelled.is_set()
     assert finished(decode)
@@ -241,7 +242,7 @@ def test_abandonment_ends_the_run_that_is_under_way(device: CountingDevice, deco
 
 
 def test_onnxruntime_can_be_cancelled_from_another_thread(small_bundle: Path) -> None:
-    """A chunk of a full-size decoder takes minutes on a CPU; a run that is not under way takes no harm."""
+    """A cancel before a run has no effect on it. A full-size chunk takes minutes on a CPU, so cancelling matters."""
     device = CpuDevice()
     with (
         device.open(Bundle.open(small_bundle), "vae_decoder") as session,
@@ -253,7 +254,7 @@ def test_onnxruntime_can_be_cancelled_from_another_thread(small_bundle: Path) ->
         original = session._thread.submit
 
         def submit(*call: Any) -> Any:
-            session.cancel()  # between the making of its options and its run
+            session.cancel()  # after the options of the run are made and before it runs
             return original(*call)
 
         session._thread.submit = submit  # type: ignore[method-assign, assignment]
@@ -261,7 +262,7 @@ def test_onnxruntime_can_be_cancelled_from_another_thread(small_bundle: Path) ->
             session.enqueue({"latents": given, "frames": frames})
 
 
-def test_abandoning_for_a_reason(device: CountingDevice, decoder: CpuSession) -> None:
+def test_abort_raises_its_reason_at_the_next_chunk(device: CountingDevice, decoder: CpuSession) -> None:
     decode = pipeline(device, decoder, [1] * 5)
     next(decode)
     decode.abort(BackendError("the pipeline was closed"))
@@ -270,7 +271,7 @@ def test_abandoning_for_a_reason(device: CountingDevice, decoder: CpuSession) ->
     assert device.live == 0
 
 
-def test_closing_wakes_whoever_waits_for_a_chunk(device: CountingDevice, decoder: CpuSession) -> None:
+def test_close_wakes_a_thread_that_waits_for_a_chunk(device: CountingDevice, decoder: CpuSession) -> None:
     gated = Gated(decoder, open_gate=False)
     decode = pipeline(device, gated, [1] * 3)
     ended = threading.Event()
@@ -281,17 +282,17 @@ def test_closing_wakes_whoever_waits_for_a_chunk(device: CountingDevice, decoder
 
     waiting = threading.Thread(target=take)
     waiting.start()
-    until(lambda: gated.begun == 1)
+    wait_until(lambda: gated.begun == 1)
     decode.close()
-    assert ended.wait(PATIENCE)
+    assert ended.wait(TIMEOUT_S)
     waiting.join()
 
 
-def test_ctrl_c_while_waiting_for_a_chunk(device: CountingDevice, decoder: CpuSession) -> None:
+def test_ctrl_c_while_waiting_for_a_chunk_ends_the_decode(device: CountingDevice, decoder: CpuSession) -> None:
     gated = Gated(decoder, open_gate=False)
 
     def interrupt() -> None:
-        until(lambda: gated.begun == 1)
+        wait_until(lambda: gated.begun == 1)
         time.sleep(0.1)
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
@@ -305,8 +306,8 @@ def test_ctrl_c_while_waiting_for_a_chunk(device: CountingDevice, decoder: CpuSe
     assert device.live == 0
 
 
-def test_a_pipeline_that_is_forgotten_ends(device: CountingDevice, decoder: CpuSession) -> None:
-    """As when a loop over a stream is left by ``break``."""
+def test_an_abandoned_decode_ends(device: CountingDevice, decoder: CpuSession) -> None:
+    """For example, a loop over a stream was left by ``break``."""
 
     def frames() -> Iterator[Any]:
         with pipeline(device, decoder, [1] * 9) as decode:
@@ -318,15 +319,15 @@ def test_a_pipeline_that_is_forgotten_ends(device: CountingDevice, decoder: CpuS
     assert device.live == 0
 
 
-def test_closing_that_is_interrupted_can_be_done_again(device: CountingDevice, decoder: CpuSession) -> None:
-    """Ctrl-C while a chunk of minutes is waited for: nothing is freed under it, and all of it later."""
+def test_an_interrupted_close_can_be_repeated(device: CountingDevice, decoder: CpuSession) -> None:
+    """Ctrl-C while `close` waits for a long chunk: memory that the chunk uses is freed only by the next `close`."""
     gated = Gated(decoder, open_gate=False)
-    gated.cancel = lambda: None  # type: ignore[method-assign]  # as a device that cannot cancel
+    gated.cancel = lambda: None  # type: ignore[method-assign]  # like a device that cannot cancel
     decode = pipeline(device, gated, [1] * 3)
-    until(lambda: gated.begun == 1)
+    wait_until(lambda: gated.begun == 1)
 
     def interrupt() -> None:
-        until(decode._stop.is_set)
+        wait_until(decode._stop.is_set)
         time.sleep(0.1)
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
@@ -341,16 +342,16 @@ def test_closing_that_is_interrupted_can_be_done_again(device: CountingDevice, d
     assert device.live == 0
 
 
-def test_closing_a_stream_that_failed_cancels_nothing_of_others(device: CountingDevice, decoder: CpuSession) -> None:
+def test_closing_a_failed_decode_cancels_no_other_run(device: CountingDevice, decoder: CpuSession) -> None:
     gated = Gated(decoder)
     gated.fail_at = 0
     decode = pipeline(device, gated, [1] * 3)
-    until(lambda: finished(decode))
+    wait_until(lambda: finished(decode))
     decode.close()
     assert not gated.cancelled.is_set()
 
 
-def test_a_thread_that_cannot_be_started_leaves_nothing(
+def test_a_failed_thread_start_leaks_nothing(
     device: CountingDevice, decoder: CpuSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(self: threading.Thread) -> None:

@@ -1,4 +1,4 @@
-"""Ctrl-C while ONNX Runtime computes in its thread: at every point where it can arrive, and more than once."""
+"""Ctrl-C, once or twice, before and after the wait for the thread in which ONNX Runtime computes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def session(small_bundle: Path) -> Iterator[CpuSession]:
 
 @pytest.fixture
 def run(session: CpuSession) -> Iterator[Run]:
-    """Decodes the same latents each time, into memory that was zeroed."""
+    """A function that decodes the same latents each time, into memory that it has set to zero."""
     device = CpuDevice()
     latents = np.random.default_rng(0).standard_normal((1, 4, 16, 16)).astype(np.float32)
     with upload(device, latents, "latents") as given, device.empty((1, 32, 32, 3), np.uint8, "frames") as frames:
@@ -40,8 +40,8 @@ def run(session: CpuSession) -> Iterator[Run]:
         yield decode
 
 
-def interrupting(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, *, after: bool, times: int) -> None:
-    """Have ``owner.name`` raise KeyboardInterrupt, before or after it did its work, the first so many times."""
+def interrupt_calls(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, *, after: bool, times: int) -> None:
+    """Make the first ``times`` calls of ``owner.name`` raise KeyboardInterrupt, before or after their work."""
     inner = getattr(owner, name)
     left = [times]
 
@@ -56,32 +56,32 @@ def interrupting(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, *, afte
     monkeypatch.setattr(owner, name, interrupted)
 
 
-@pytest.mark.parametrize("after", [False, True], ids=["before waiting", "with the answer in hand"])
+@pytest.mark.parametrize("after", [False, True], ids=["before the result", "after the result"])
 @pytest.mark.parametrize("times", [1, 2])
-def test_interrupted_while_waiting(
+def test_runs_after_an_interrupted_wait_get_their_own_frames(
     times: int, after: bool, session: CpuSession, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The next run gets its own answer, not the one that was left behind, and all of its frames."""
+    """The runs after an interrupt get their own complete frames, not those of the interrupted run."""
     expected = run()
-    interrupting(monkeypatch, Future, "result", after=after, times=times)
+    interrupt_calls(monkeypatch, Future, "result", after=after, times=times)
     with pytest.raises(KeyboardInterrupt):
         run()
     for _ in range(3):
         np.testing.assert_array_equal(run(), expected)
 
 
-def test_interrupted_before_anything_was_handed_over(
+def test_a_run_works_after_an_interrupted_submit(
     session: CpuSession, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = run()
-    interrupting(monkeypatch, ThreadPoolExecutor, "submit", after=False, times=1)
+    interrupt_calls(monkeypatch, ThreadPoolExecutor, "submit", after=False, times=1)
     with pytest.raises(KeyboardInterrupt):
         run()
     np.testing.assert_array_equal(run(), expected)
 
 
-def test_interruption_waits_for_the_network(session: CpuSession, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its buffers are the caller's again only when nothing writes to them any more."""
+def test_an_interrupt_waits_for_the_network(session: CpuSession, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The caller gets control back only when the network no longer writes to the buffers."""
     ended = threading.Event()
     gate = threading.Event()
     inner = cpu_device.run_bound
@@ -94,13 +94,13 @@ def test_interruption_waits_for_the_network(session: CpuSession, run: Run, monke
             ended.set()
 
     monkeypatch.setattr(cpu_device, "run_bound", slow)
-    interrupting(monkeypatch, Future, "result", after=False, times=1)
+    interrupt_calls(monkeypatch, Future, "result", after=False, times=1)
     threading.Timer(0.2, gate.set).start()
     with pytest.raises(KeyboardInterrupt):
         run()
     assert ended.is_set()
 
 
-def test_as_many_threads_as_processors_we_may_use(session: CpuSession, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_usable_processors_are_those_of_the_affinity(session: CpuSession, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {3, 5, 6})
     assert cpu_device.usable_processors() == 3

@@ -1,4 +1,4 @@
-"""Lighter ways to run a bundle give the video that the plain way gives."""
+"""Bundles with rewrites, split guidance or feed-forward chunks give the latents of a plain bundle."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.xdist_group("small")
 OPTIONS = BuildOptions(
     height=Range.parse("40"), width=Range.parse("48"), frames=Range(2, 3, 6), precision="fp32", backend="tensorrt-rtx"
 )
-LIGHT: dict[str, dict[str, Any]] = {
+VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {"rewrites": False},
     "rewritten": {},
     "split guidance in chunks": {"split_guidance": True, "ff_chunks": 5},
@@ -29,9 +29,9 @@ LIGHT: dict[str, dict[str, Any]] = {
 @pytest.fixture(scope="module")
 def bundles(small_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bundle]:
     folder = tmp_path_factory.mktemp("modes")
-    for name, changes in LIGHT.items():
+    for name, changes in VARIANTS.items():
         build_bundle(small_checkpoint, folder / name, replace(OPTIONS, **changes))
-    return {name: Bundle.open(folder / name) for name in LIGHT}
+    return {name: Bundle.open(folder / name) for name in VARIANTS}
 
 
 def frames_of(bundle: Bundle, picture: PIL.Image.Image, **arguments: Any) -> Any:
@@ -41,7 +41,7 @@ def frames_of(bundle: Bundle, picture: PIL.Image.Image, **arguments: Any) -> Any
 
 @pytest.mark.parametrize("scale", [1.0, 3.0, 8.0])
 @pytest.mark.parametrize("name", ["rewritten", "split guidance in chunks"])
-def test_latents_are_those_of_the_plain_networks(
+def test_latents_match_the_plain_networks(
     name: str, scale: float, bundles: dict[str, Bundle], picture: PIL.Image.Image, record_property: Any
 ) -> None:
     plain = frames_of(bundles["plain"], picture, max_guidance_scale=scale)
@@ -51,8 +51,8 @@ def test_latents_are_those_of_the_plain_networks(
     assert difference <= 5e-5
 
 
-def test_light_networks_are_lighter(bundles: dict[str, Bundle], record_property: Any) -> None:
-    denoisers = [bundles[name].network("denoiser") for name in LIGHT]
+def test_rewrites_and_chunks_save_memory_and_work(bundles: dict[str, Bundle], record_property: Any) -> None:
+    denoisers = [bundles[name].network("denoiser") for name in VARIANTS]
     plain, rewritten, light = (d.plan.activation_bytes for d in denoisers if d.plan)
     record_property("rewritten_share", rewritten / plain)
     record_property("light_share", light / plain)
@@ -64,7 +64,7 @@ def test_light_networks_are_lighter(bundles: dict[str, Bundle], record_property:
 
 
 def test_options_are_in_the_manifest(bundles: dict[str, Bundle]) -> None:
-    plain, rewritten, light = (bundles[name].manifest for name in LIGHT)
+    plain, rewritten, light = (bundles[name].manifest for name in VARIANTS)
     assert (plain.graph.rewrites, plain.graph.ff_chunks) == (False, 1)
     assert rewritten.graph.rewrites
     assert light.graph.ff_chunks == 5

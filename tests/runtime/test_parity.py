@@ -1,4 +1,4 @@
-"""Frames against diffusers' fp32 pipeline on the same checkpoint, picture, seed and arguments."""
+"""Frames against the pipeline of diffusers with the same checkpoint, picture, seed and arguments."""
 
 from __future__ import annotations
 
@@ -48,10 +48,10 @@ CASES: dict[str, dict[str, Any]] = {
 def both(
     pipe: VideoPipeline, reference: Any, image: Any, **arguments: Any
 ) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    asked = {"num_frames": 4, "num_inference_steps": 4, "height": 72, "width": 96, "seed": 42} | arguments
-    ours = pipe(image, output_type="np", **asked).frames  # type: ignore[arg-type]
-    seed = asked.pop("seed")
-    theirs = reference(image, generator=torch.manual_seed(seed), output_type="np", **asked).frames
+    options = {"num_frames": 4, "num_inference_steps": 4, "height": 72, "width": 96, "seed": 42} | arguments
+    ours = pipe(image, output_type="np", **options).frames  # type: ignore[arg-type]
+    seed = options.pop("seed")
+    theirs = reference(image, generator=torch.manual_seed(seed), output_type="np", **options).frames
     return ours, (theirs * 255).round().astype(np.uint8)
 
 
@@ -61,7 +61,7 @@ def test_fp32_frames_equal_diffusers(
 ) -> None:
     ours, theirs = both(dynamic_pipe, reference, picture, **CASES[case])
     assert ours.shape == theirs.shape
-    assert theirs.std() > 5, "a flat reference would agree with anything"
+    assert theirs.std() > 5, "flat frames would match any other flat frames"
     value = psnr(ours, theirs)
     record_property("psnr_db", value)
     assert value >= 50
@@ -81,10 +81,10 @@ def test_latents_argument_and_output_equal_diffusers(
     dynamic_pipe: VideoPipeline, reference: Any, picture: PIL.Image.Image
 ) -> None:
     start = np.random.default_rng(1).standard_normal((1, 3, 4, 9, 12)).astype(np.float32)
-    asked: dict[str, Any] = {"num_frames": 3, "num_inference_steps": 3, "height": 72, "width": 96}
-    ours = dynamic_pipe(picture, latents=start, seed=5, output_type="latent", **asked).frames
+    options: dict[str, Any] = {"num_frames": 3, "num_inference_steps": 3, "height": 72, "width": 96}
+    ours = dynamic_pipe(picture, latents=start, seed=5, output_type="latent", **options).frames
     theirs = reference(
-        picture, latents=torch.from_numpy(start), generator=torch.manual_seed(5), output_type="latent", **asked
+        picture, latents=torch.from_numpy(start), generator=torch.manual_seed(5), output_type="latent", **options
     ).frames.numpy()
     np.testing.assert_allclose(ours, theirs, atol=2e-5)
 
@@ -108,14 +108,14 @@ def test_callback_changes_latents_as_in_diffusers(
 def test_fp16_bundle_is_close_to_fp32_diffusers(
     arguments: dict[str, Any], fixed_bundle: Bundle, reference: Any, picture: PIL.Image.Image, record_property: Any
 ) -> None:
-    # Not the same noise: an fp16 pipeline draws in half precision, so latents are given.
+    # An fp16 pipeline draws its noise in half precision and the reference in single, so the test passes latents.
     frames = arguments.get("num_frames", 4)
     start = np.random.default_rng(2).standard_normal((1, frames, 4, 9, 12)).astype(np.float32)
-    asked: dict[str, Any] = {"num_frames": 4, "num_inference_steps": 6, "height": 72, "width": 96} | arguments
+    options: dict[str, Any] = {"num_frames": 4, "num_inference_steps": 6, "height": 72, "width": 96} | arguments
     with VideoPipeline.open(fixed_bundle) as pipe:
-        ours = pipe(picture, latents=start, seed=3, output_type="np", **asked).frames
+        ours = pipe(picture, latents=start, seed=3, output_type="np", **options).frames
     theirs = reference(
-        picture, latents=torch.from_numpy(start), generator=torch.manual_seed(3), output_type="np", **asked
+        picture, latents=torch.from_numpy(start), generator=torch.manual_seed(3), output_type="np", **options
     ).frames
     value = psnr(ours, (theirs * 255).round().astype(np.uint8))
     record_property("psnr_db", value)
@@ -125,7 +125,7 @@ def test_fp16_bundle_is_close_to_fp32_diffusers(
 def test_fp16_bundle_draws_the_noise_of_an_fp16_pipeline(
     fixed_bundle: Bundle, checkpoint: Any, picture: PIL.Image.Image, record_property: Any
 ) -> None:
-    """Same seed, half precision on both sides; noise of another precision or order would be another video."""
+    """Both sides draw in half precision from the same seed. Noise of another precision or order gives another video."""
     from diffusers import StableVideoDiffusionPipeline
 
     half = StableVideoDiffusionPipeline.from_pretrained(checkpoint, dtype=torch.float16)

@@ -20,7 +20,9 @@ pytestmark = pytest.mark.xdist_group("dynamic")
 FAST: ParameterArguments = {"num_frames": 3, "num_inference_steps": 2, "height": 48, "width": 64, "seed": 1}
 
 
-def test_output_types_are_the_same_video(dynamic_pipe: VideoPipeline, picture: PIL.Image.Image, tmp_path: Path) -> None:
+def test_output_types_give_the_same_video(
+    dynamic_pipe: VideoPipeline, picture: PIL.Image.Image, tmp_path: Path
+) -> None:
     array = dynamic_pipe(picture, output_type="np", **FAST)
     pictures = dynamic_pipe(picture, **FAST)
     assert array.frames.shape == (1, 3, 48, 64, 3)
@@ -41,7 +43,7 @@ def test_stream_yields_frames_before_later_chunks_are_decoded(
     stream = dynamic_pipe.stream(
         picture, decode_chunk_size=1, progress=lambda stage, done, total: calls.append((stage, done, total)), **FAST
     )
-    assert calls == [], "nothing runs before the first frame is requested"
+    assert calls == [], "something ran before the first frame was requested"
     for index, frame in enumerate(stream):
         np.testing.assert_array_equal(frame, whole[index])
         assert calls[-1] == ("decode", index + 1, 3)
@@ -79,7 +81,7 @@ def test_an_exception_in_a_callback_stops_the_run(dynamic_pipe: VideoPipeline, p
     with pytest.raises(EnoughError):
         dynamic_pipe(picture, callback_on_step_end=stop, **FAST)
     assert calls == [0]
-    dynamic_pipe(picture, **FAST)  # and the pipeline goes on working
+    dynamic_pipe(picture, **FAST)  # the pipeline still works
 
 
 @pytest.mark.parametrize(
@@ -109,7 +111,9 @@ def test_an_exception_in_a_callback_stops_the_run(dynamic_pipe: VideoPipeline, p
         {"motion_bucket_id": None},
     ],
 )
-def test_wrong_arguments(wrong: dict[str, Any], dynamic_pipe: VideoPipeline, picture: PIL.Image.Image) -> None:
+def test_wrong_arguments_are_refused(
+    wrong: dict[str, Any], dynamic_pipe: VideoPipeline, picture: PIL.Image.Image
+) -> None:
     with pytest.raises(ArgumentError):
         dynamic_pipe(picture, **(FAST | wrong))  # type: ignore[arg-type]
 
@@ -128,18 +132,18 @@ def test_sigmas_set_the_number_of_steps(dynamic_pipe: VideoPipeline, picture: PI
     assert len(made.timings["steps"]) == 3
 
 
-def test_several_videos_of_several_pictures(dynamic_pipe: VideoPipeline, picture: PIL.Image.Image) -> None:
-    """Embedding and latents of a video are of the same picture, unlike in diffusers; noise is drawn for all at once."""
+def test_videos_of_several_pictures_match_single_videos(dynamic_pipe: VideoPipeline, picture: PIL.Image.Image) -> None:
+    """Embedding and latents of a video are of the same picture, unlike in diffusers."""
     other = picture.transpose(PIL.Image.Transpose.ROTATE_180)
     start = np.random.default_rng(0).standard_normal((4, 3, 4, 6, 8)).astype(np.float32)
-    quiet: Any = FAST | {"noise_aug_strength": 0.0}
-    whole = dynamic_pipe([picture, other], num_videos_per_prompt=2, latents=start, output_type="np", **quiet).frames
+    noiseless: Any = FAST | {"noise_aug_strength": 0.0}
+    whole = dynamic_pipe([picture, other], num_videos_per_prompt=2, latents=start, output_type="np", **noiseless).frames
     for index, one in enumerate([picture, picture, other, other]):
-        alone = dynamic_pipe(one, latents=start[index : index + 1], output_type="np", **quiet).frames[0]
+        alone = dynamic_pipe(one, latents=start[index : index + 1], output_type="np", **noiseless).frames[0]
         assert np.abs(alone.astype(int) - whole[index]).max() <= 1
 
 
-def test_a_closed_pipeline_says_so(dynamic_bundle: Bundle, picture: PIL.Image.Image) -> None:
+def test_a_closed_pipeline_raises(dynamic_bundle: Bundle, picture: PIL.Image.Image) -> None:
     pipe = VideoPipeline.open(dynamic_bundle)
     stream = pipe.stream(picture, decode_chunk_size=1, **FAST)
     next(stream)
@@ -150,28 +154,30 @@ def test_a_closed_pipeline_says_so(dynamic_bundle: Bundle, picture: PIL.Image.Im
         pipe(picture, **FAST)
 
 
-def test_unknown_names_are_type_errors(dynamic_pipe: VideoPipeline, picture: PIL.Image.Image) -> None:
+def test_unknown_arguments_and_empty_lists_of_pictures_are_refused(
+    dynamic_pipe: VideoPipeline, picture: PIL.Image.Image
+) -> None:
     with pytest.raises(TypeError, match="num_frame"):
         dynamic_pipe(picture, num_frame=3)  # type: ignore[call-arg]
     with pytest.raises(ArgumentError, match="no picture"):
         dynamic_pipe([])
 
 
-def test_backends(dynamic_bundle: Bundle) -> None:
+def test_backends_are_chosen_by_name(dynamic_bundle: Bundle) -> None:
     with pytest.raises(BackendError, match="abacus"):
         VideoPipeline.open(dynamic_bundle, backend="abacus")  # type: ignore[arg-type]
     with VideoPipeline.open(dynamic_bundle, backend="onnxruntime") as pipe:
         assert pipe.device.name == "onnxruntime (CPU)"
 
 
-def test_the_cpu_device_as_the_loop_uses_it(dynamic_bundle: Bundle) -> None:
+def test_the_cpu_device_uploads_runs_captures_and_copies(dynamic_bundle: Bundle) -> None:
     device: Device = CpuDevice()
     session: Session = device.open(dynamic_bundle, "image_encoder")
     assert isinstance(session, CpuSession)
     host = np.random.default_rng(0).random((2, 3, 224, 224), np.float32)
     source: Buffer = upload(device, host, "pixels")
     host[:] = 0
-    assert download(device, source).any(), "an upload is a copy"
+    assert download(device, source).any(), "the upload is not a copy"
     result = device.empty((2, 1, 32), np.float32, "image_embeds")
     session.enqueue({"pixels": source, "image_embeds": result})
     first = download(device, result)

@@ -1,4 +1,4 @@
-"""How the stand-in's driver functions are called: checked, recorded, and made to fail where a test wants it."""
+"""The decorator of the driver functions of the stand-in: it checks and records calls, and fails those a test chose."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from typing import Any, Literal, TypeAlias
 
 from cuda.bindings import driver
 
-__all__ = ["Call", "Needs", "Refused", "number", "resembles"]
+__all__ = ["Call", "Needs", "Refused", "driver_function", "number"]
 
 Needs: TypeAlias = Literal["nothing", "init", "context"]
 
 SUCCESS = driver.CUresult.CUDA_SUCCESS
 
 
-class Refused(Exception):  # noqa: N818  # a status on its way to the caller, not an error
-    """A driver function ends with this status."""
+class Refused(Exception):  # noqa: N818  # the status that the caller gets, not an error
+    """The driver function returns this status."""
 
     def __init__(self, name: str) -> None:
         super().__init__(name)
@@ -27,7 +27,7 @@ class Refused(Exception):  # noqa: N818  # a status on its way to the caller, no
 
 @dataclass(frozen=True)
 class Call:
-    """One call of a driver function; ``result`` is None where the stand-in raised."""
+    """One call of a driver function; ``result`` is None if the stand-in raised an exception."""
 
     name: str
     arguments: tuple[int, ...]
@@ -36,19 +36,19 @@ class Call:
 
 
 def number(value: Any) -> int:
-    """An argument as the driver would see it: a handle, an address, a size or an enumeration's value."""
+    """The argument as the driver gets it: a handle, an address, a size or the value of an enumeration."""
     return 0 if value is None else int(value)
 
 
-def resembles(
+def driver_function(
     outputs: int = 0, *, needs: Needs = "context", unsafe: bool = False
 ) -> Callable[[Callable[..., Any]], Callable[..., tuple[Any, ...]]]:
-    """Make a method a driver function that returns its status and ``outputs`` results.
+    """Make a method a driver function, which returns its status and ``outputs`` results.
 
     Args:
-        outputs: how many results come after the status; None each where the function fails, as in the bindings.
-        needs: what must have been done in this thread before.
-        unsafe: the driver refuses it while a stream is captured.
+        outputs: how many results follow the status. Each is None if the function fails, as in the bindings.
+        needs: what the function requires: nothing, `cuInit`, or a context that is current in this thread.
+        unsafe: the driver refuses the function while a stream is captured.
     """
 
     def decorate(function: Callable[..., Any]) -> Callable[..., tuple[Any, ...]]:
@@ -60,7 +60,7 @@ def resembles(
                 status: Any = None
                 results: tuple[Any, ...] = (None,) * outputs
                 try:
-                    self._admit(name, needs, unsafe)
+                    self._check_call(name, needs, unsafe)
                     answer = function(self, *arguments, **named)
                     results = answer if outputs > 1 else (answer,) * outputs
                     status = SUCCESS

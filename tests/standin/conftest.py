@@ -1,4 +1,4 @@
-"""A stand-in device with a current context, and a few things on it."""
+"""A stand-in device with a current context, two streams, and a block of device and of pinned memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Execution contexts of the stand-in: every mistake that TensorRT would take for undefined behaviour is raised."""
+"""Execution contexts of the stand-in. They raise an exception if a call is undefined behaviour in TensorRT."""
 
 from __future__ import annotations
 
@@ -19,29 +19,29 @@ SUCCESS = 0
 
 
 class IExecutionContext:
-    """One way to run an engine: shapes, addresses, and a block for activations."""
+    """The state of an engine's runs: shapes, addresses, and a block for activations."""
 
     def __init__(self, plan: Plan, engine: Any, config: IRuntimeConfig) -> None:
         self._config = config
         self._plan = plan
-        self._engine = engine  # as the real one keeps it
+        self._engine = engine  # the real context keeps a reference too
         self._shapes = {t.name: t.resolve({}) for t in plan.spec.inputs if not t.dynamic}
         self._addresses: dict[str, int] = {}
         self._block: Range | None = None
         self._own_block = False
         # Until `update_device_memory_size_for_shapes`, activations are laid out for the largest shapes.
         self._needed = plan.activation_bytes({})
-        self._executed = False  # with the shapes of now
+        self._executed = False  # with the current shapes
 
     def _allocate_own(self) -> bool:
-        """Allocate the block here; False where the device is full."""
+        """Allocate the block for activations. False if the device is full."""
         self._block = take(self, self._plan.cuda, max(self._needed, 1))
         self._own_block = self._block is not None
         if not self._own_block:
             self._plan.error(f"Requested amount of GPU memory ({self._needed} bytes): out of memory")
         return self._own_block
 
-    # Before a run.
+    # Preparing a run.
 
     def get_runtime_config(self) -> IRuntimeConfig:
         return self._config
@@ -78,7 +78,7 @@ class IExecutionContext:
         return self._addresses.get(name, 0)
 
     def get_tensor_shape(self, name: str) -> Any:
-        """The shape as far as it is known: -1 for other axes."""
+        """The shape, with -1 for axes that are not known yet."""
         tensor = self._plan.tensor(name)
         if tensor is None:
             return real.Dims([])
@@ -87,7 +87,7 @@ class IExecutionContext:
         return real.Dims([self._axis(axis) for axis in tensor.shape])
 
     def infer_shapes(self) -> list[str]:
-        """Inputs without a shape; RuntimeError where shapes do not go together."""
+        """The inputs without a shape. Raises RuntimeError if the shapes contradict each other."""
         try:
             solve(self._plan.spec, self._shapes)
         except ValueError as error:
@@ -105,7 +105,7 @@ class IExecutionContext:
             raise self._plan.cuda.violation(f"{self._plan.spec.name}: this context allocates its own memory")
         self._block = (number(memory), int(size))
 
-    # A run.
+    # Running.
 
     def execute_async_v3(self, stream_handle: Any) -> bool:
         name = self._plan.spec.name
@@ -132,14 +132,14 @@ class IExecutionContext:
         return True
 
     def _refused(self, stream: Any) -> bool:
-        """Where a capture would fail: it does, and is invalid from then on."""
+        """True if the stream captures and the context cannot be captured. The capture is then invalid."""
         cuda = self._plan.cuda
         if not cuda.is_capturing(stream):
             return False
         if self._plan.module.refuse_capturable:
             reason = "this context is not stream capturable"
         elif not self._executed:
-            reason = "after a change of shapes a context has to be run once before it is captured"
+            reason = "after a change of shapes, a context has to run once before it is captured"
         else:
             return False
         cuda.invalidate_capture(stream)
@@ -181,7 +181,7 @@ class IExecutionContext:
 
 
 class RtxExecutionContext(IExecutionContext):
-    """RTX compiles kernels for shapes that it has not seen, and keeps them in the configuration's cache or its own."""
+    """RTX compiles kernels for new shapes and keeps them in the cache of the configuration, or else in its own."""
 
     def __init__(self, plan: Plan, engine: Any, config: IRuntimeConfig) -> None:
         super().__init__(plan, engine, config)

@@ -22,12 +22,12 @@ __all__ = ["Core", "Live"]
 
 T = TypeVar("T", Stream, Event, Graph, GraphExec)
 
-_DEFAULT_STREAMS = (0, 1, 2)  # none, the legacy one, the thread's own
+_DEFAULT_STREAMS = (0, 1, 2)  # no stream, the legacy default stream, the default stream of the thread
 
 
 @dataclass(frozen=True)
 class Live:
-    """How much has not been given back."""
+    """The number of objects that were made and not freed, by kind."""
 
     allocations: int
     pinned: int
@@ -37,18 +37,18 @@ class Live:
     graph_execs: int
     contexts: int
     engines: int
-    """Engines' memory: weights, and activations of contexts that manage their own."""
+    """Memory blocks of engines: weights, and activations of contexts that allocate their own."""
 
 
 class Core:
-    """What `StandInCuda` consists of besides the driver's functions."""
+    """The state of `StandInCuda` and everything except the functions of the driver."""
 
     def __init__(self, devices: int, total_bytes: int) -> None:
         self.calls: list[Call] = []
         self.ran: list[str] = []
-        """Names of the operations in the order in which they ran."""
+        """The names of the operations in the order in which they ran."""
         self.violations: list[str] = []
-        """All mistakes, also those whose AssertionError somebody caught or that nobody could be told of."""
+        """All mistakes, including those whose AssertionError was caught or could not be raised."""
         self.refuse_capture = False
         self._devices = devices
         self._memory = Memory(devices, total_bytes)
@@ -61,12 +61,12 @@ class Core:
         self._captures: list[Capture] = []
         self._host: Clock = {}
         self._to_fail: dict[str, list[list[Any]]] = {}
-        self._condemned: collections.deque[Allocation] = collections.deque()
+        self._to_free: collections.deque[Allocation] = collections.deque()
 
-    # What tests ask.
+    # For tests.
 
     def names(self) -> list[str]:
-        """The driver functions that were called, in order."""
+        """The names of the driver functions that were called, in order."""
         return [call.name for call in self.calls]
 
     def count(self, name: str) -> int:
@@ -74,14 +74,14 @@ class Core:
         return self.names().count(name)
 
     def fail(self, name: str, result: Any, on: int = 1) -> None:
-        """Have the ``on``-th call of ``name`` from now on do nothing and return ``result``."""
+        """Make the ``on``-th call of ``name``, counted from now, do nothing and return ``result``."""
         assert hasattr(self, name), name
         self._to_fail.setdefault(name, []).append([on, driver.CUresult(result)])
 
     @property
     def live(self) -> Live:
         with self._lock:
-            self._bury()
+            self._free_collected()
             kinds = [type(thing) for thing in self._objects.values()]
             return Live(
                 allocations=len(self._memory.of_kind("device")),
@@ -96,9 +96,9 @@ class Core:
 
     @property
     def bytes_in_use(self) -> int:
-        """Allocations and engines, without what the context takes."""
+        """Bytes of allocations and engines, without the memory of the context."""
         with self._lock:
-            self._bury()
+            self._free_collected()
             return sum(self._memory.used)
 
     @property
@@ -106,15 +106,15 @@ class Core:
         return self._memory.peak
 
     def assert_clean(self) -> None:
-        """Fail where something was not given back, or any mistake was seen."""
+        """Raise AssertionError if something was not freed, or if a mistake was recorded."""
         leaks = [f"{count} {kind.replace('_', ' ')}" for kind, count in asdict(self.live).items() if count]
         kinds: tuple[Kind, ...] = ("device", "pinned", "engine")
         leaks += [str(allocation) for kind in kinds for allocation in self._memory.of_kind(kind)]
-        assert not leaks, f"not given back: {', '.join(leaks)}"
+        assert not leaks, f"not freed: {', '.join(leaks)}"
         assert not self.violations, "; ".join(self.violations)
 
     def view(self, address: int, shape: Sequence[int], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
-        """Device or pinned memory as an array; nothing is synchronised."""
+        """Device or pinned memory as an array, without synchronisation."""
         kind = np.dtype(dtype)
         nbytes = int(np.prod(shape)) * kind.itemsize
         allocation = self.locate((number(address), nbytes), "view", ("device", "pinned"))
@@ -122,12 +122,12 @@ class Core:
             allocation.buffer, kind, int(np.prod(shape)), number(address) - allocation.address
         ).reshape(tuple(shape))
 
-    # For the stand-in of TensorRT.
+    # For the stand-in for TensorRT.
 
     def enqueue(
         self, stream: Any, name: str, work: Callable[[], object], reads: Iterable[Range], writes: Iterable[Range]
     ) -> Any:
-        """Put work of one's own on a stream, or into its capture; the driver's status."""
+        """Add work to a stream, or to the stream's capture, and return the driver's status."""
         with self._lock:
             try:
                 self._check_context()
@@ -137,7 +137,7 @@ class Core:
             return driver.CUresult.CUDA_SUCCESS
 
     def locate(self, where: Range, what: str, kinds: tuple[Kind, ...] = ("device",)) -> Allocation:
-        """The live allocation of one of ``kinds`` that holds the range; AssertionError where there is none."""
+        """The live allocation of one of ``kinds`` that holds the range. Raises AssertionError if there is none."""
         found = self._memory.find(*where)
         if found is None or found.kind not in kinds:
             near = self._memory.find(where[0], 0)
@@ -148,7 +148,7 @@ class Core:
         return found
 
     def has_context(self) -> bool:
-        """True where the calling thread has a current context."""
+        """True if the calling thread has a current context."""
         return self._current() is not None
 
     def is_capturing(self, stream: Any) -> bool:
@@ -156,33 +156,33 @@ class Core:
             return self._stream(stream).capture is not None
 
     def invalidate_capture(self, stream: Any) -> None:
-        """Do what an unsafe call during a capture does to it."""
+        """Make the capture of ``stream`` invalid, as an unsafe call during a capture does."""
         with self._lock:
             capture = self._stream(stream).capture
             if capture is not None:
                 capture.valid = False
 
     def reserve(self, nbytes: int) -> Allocation | None:
-        """Take device memory for an engine, None where the device is full; `condemn` gives it back."""
+        """Allocate device memory for an engine; None if the device is full. `free_later` frees it."""
         with self._lock:
-            self._bury()
+            self._free_collected()
             context = self._current()
             assert context is not None
             return self._memory.allocate("engine", nbytes, context.device)
 
-    def condemn(self, allocation: Allocation) -> None:
-        """Give engine memory back, at the next call: finalizers run at any time and in any thread."""
-        self._condemned.append(allocation)
+    def free_later(self, allocation: Allocation) -> None:
+        """Free engine memory at the next call, because finalizers run at any time and in any thread."""
+        self._to_free.append(allocation)
 
     def violation(self, message: str) -> AssertionError:
-        """The exception for a mistake, which is noted too, since the code under test may catch it."""
+        """Record a mistake and return its exception. The record stays if the code under test catches the exception."""
         self.violations.append(message)
         return AssertionError(message)
 
-    # Shared by the driver's functions.
+    # For the driver's functions.
 
-    def _admit(self, name: str, needs: Needs, unsafe: bool) -> None:
-        self._bury()
+    def _check_call(self, name: str, needs: Needs, unsafe: bool) -> None:
+        self._free_collected()
         due = [waiting for waiting in self._to_fail.get(name, []) if waiting[0] == 1]
         for waiting in self._to_fail.get(name, []):
             waiting[0] -= 1
@@ -245,7 +245,7 @@ class Core:
         return Operation(name, work, reads, writes, tuple(allocations))
 
     def _submit(self, stream: Stream, operation: Operation) -> Item | None:
-        """Queue an operation, or put it into the stream's capture."""
+        """Add an operation to the stream's queue or capture."""
         if stream.capture is not None:
             if not stream.capture.valid:
                 raise Refused("CUDA_ERROR_STREAM_CAPTURE_INVALIDATED")
@@ -267,10 +267,10 @@ class Core:
                     access, stream.clock, self._host
                 )
                 if other is not None:
-                    raise self.violation(f"race: {_words(other)} and {_words(access)} are not ordered")
+                    raise self.violation(f"race: {_describe(other)} and {_describe(access)} are not ordered")
 
     def _poison_targets(self, operation: Operation) -> None:
-        """Whoever reads the host's side of a copy before it is done reads poison, not what an earlier copy left."""
+        """Fill pinned targets with poison, so that a read before the copy is done does not find older data."""
         pending = {a for item in self._pending() for a in item.allocations}
         for address, nbytes in operation.writes:
             allocation = self.locate((address, nbytes), operation.name, ("device", "pinned", "engine"))
@@ -281,7 +281,7 @@ class Core:
         return [item for thing in self._objects.values() if isinstance(thing, Stream) for item in thing.queue]
 
     def _finish(self, streams: Iterable[Stream]) -> None:
-        """Run everything on these streams; the host has then waited for them."""
+        """Run everything on these streams and record that the host waited for them."""
         for stream in streams:
             if stream.queue:
                 run(stream.queue[-1], self.ran)
@@ -291,16 +291,18 @@ class Core:
         things = list(self._objects.values())
         self._finish(thing for thing in things if isinstance(thing, Stream) and thing.context.device == device)
 
-    def _bury(self) -> None:
-        """Free the memory of engines that were collected."""
-        while self._condemned:
-            allocation = self._condemned.popleft()
+    def _free_collected(self) -> None:
+        """Free the memory of engines that the garbage collector has finalized."""
+        while self._to_free:
+            allocation = self._to_free.popleft()
             busy = allocation.accesses.unfinished(self._host)
             if busy:
-                self.violations.append(f"an engine or its context was released while {_words(busy[0])} may be running")
+                self.violations.append(
+                    f"an engine or its context was released while {_describe(busy[0])} may be running"
+                )
                 self._finish_device(allocation.device)
             self._memory.free(allocation)
 
 
-def _words(access: Access) -> str:
+def _describe(access: Access) -> str:
     return f"{access.what} ({'writing' if access.write else 'reading'} {access.range[1]} bytes at {access.range[0]:#x})"

@@ -1,5 +1,5 @@
-# ruff: noqa: N802, N803  # the driver's own names, so that keyword arguments work too
-"""A CUDA driver without a GPU: it computes real numbers in host memory and raises at every mistake it can see."""
+# ruff: noqa: N802, N803  # the names of the driver, so that keyword arguments work too
+"""A CUDA driver without a GPU. It computes real numbers in host memory and raises AssertionError on mistakes."""
 
 from __future__ import annotations
 
@@ -10,26 +10,27 @@ from typing import Any
 
 from cuda.bindings import driver
 
-from tests.standin.calls import Refused, number, resembles
+from tests.standin.calls import Refused, driver_function, number
 from tests.standin.clock import join
 from tests.standin.devices import Devices
 from tests.standin.memory import Kind
-from tests.standin.streams import Capture, Event, Graph, GraphExec, Item, Record, Stream, run, stamp
+from tests.standin.streams import Capture, Event, Graph, GraphExec, Item, Record, Stream, run, set_time
 
 __all__ = ["StandInCuda"]
 
-_POLLS = 3  # of an event, until it is found to be done
+_POLLS = 3  # `cuEventQuery` calls until an event is done
 
 
 class StandInCuda(Devices):
-    """Stands for the module ``cuda.bindings.driver``.
+    """A stand-in for the module ``cuda.bindings.driver``.
 
-    Nothing on a stream runs until something waits for it, and then only what it needs, so a missing dependency gives
-    poison or old data every time. What is not modelled is an AttributeError; types and enumerations are the real ones.
+    Work on a stream runs only when something waits for it, and then only the work that the wait needs. A missing
+    dependency therefore gives poison or old data every time. Functions that are not modelled raise AttributeError.
+    Types and enumerations are the real ones.
 
     Attributes:
         calls: every call of a driver function.
-        refuse_capture: streams cannot be captured.
+        refuse_capture: every capture of a stream fails.
     """
 
     def __init__(
@@ -49,17 +50,17 @@ class StandInCuda(Devices):
 
     # Memory.
 
-    @resembles(2)
+    @driver_function(2)
     def cuMemGetInfo(self) -> tuple[int, int]:
         return self._memory.free_bytes(self._check_context().device), self._memory.total_bytes
 
-    @resembles(1, unsafe=True)
+    @driver_function(1, unsafe=True)
     def cuMemAlloc(self, bytesize: int) -> Any:
         return driver.CUdeviceptr(self._allocate("device", bytesize))
 
-    @resembles(unsafe=True)
+    @driver_function(unsafe=True)
     def cuMemFree(self, dptr: Any) -> None:
-        # The real one may synchronise first, and does not promise to: whoever frees must have waited.
+        # The real function may synchronise first but does not guarantee it, so the caller must have waited.
         allocation = self._memory.at(number(dptr))
         busy = allocation.accesses.unfinished(self._host) if allocation else []
         if busy:
@@ -67,11 +68,11 @@ class StandInCuda(Devices):
         self._finish_device(self._check_context().device)
         self._free("device", dptr)
 
-    @resembles(1, unsafe=True)
+    @driver_function(1, unsafe=True)
     def cuMemHostAlloc(self, bytesize: int, Flags: int) -> int:
         return self._allocate("pinned", bytesize)
 
-    @resembles(unsafe=True)
+    @driver_function(unsafe=True)
     def cuMemFreeHost(self, p: Any) -> None:
         allocation = self._memory.at(number(p))
         busy = allocation.accesses.unfinished(self._host) if allocation else []
@@ -79,19 +80,19 @@ class StandInCuda(Devices):
             raise self.violation(f"{allocation} was freed while {busy[0].what} may be using it")
         self._free("pinned", p)
 
-    @resembles()
+    @driver_function()
     def cuMemcpyHtoDAsync(self, dstDevice: Any, srcHost: Any, ByteCount: int, hStream: Any) -> None:
         self._copy("HtoD", dstDevice, "device", srcHost, "pinned", ByteCount, hStream)
 
-    @resembles()
+    @driver_function()
     def cuMemcpyDtoHAsync(self, dstHost: Any, srcDevice: Any, ByteCount: int, hStream: Any) -> None:
         self._copy("DtoH", dstHost, "pinned", srcDevice, "device", ByteCount, hStream)
 
-    @resembles()
+    @driver_function()
     def cuMemcpyDtoDAsync(self, dstDevice: Any, srcDevice: Any, ByteCount: int, hStream: Any) -> None:
         self._copy("DtoD", dstDevice, "device", srcDevice, "device", ByteCount, hStream)
 
-    @resembles()
+    @driver_function()
     def cuMemsetD8Async(self, dstDevice: Any, uc: int, N: int, hStream: Any) -> None:
         stream, target = self._stream(hStream), (number(dstDevice), N)
         self.locate(target, "memset")
@@ -100,13 +101,13 @@ class StandInCuda(Devices):
 
     # Streams and events.
 
-    @resembles(1)
+    @driver_function(1)
     def cuStreamCreate(self, Flags: int) -> Any:
         if not number(Flags) & driver.CUstream_flags.CU_STREAM_NON_BLOCKING:
-            raise self.violation("hidden default stream: a blocking stream waits for it and makes it wait")
+            raise self.violation("hidden default stream: a blocking stream synchronises with it")
         return driver.CUstream(self._new(Stream).handle)
 
-    @resembles()
+    @driver_function()
     def cuStreamDestroy(self, hStream: Any) -> None:
         stream = self._stream(hStream)
         if stream.capture is not None:
@@ -116,7 +117,7 @@ class StandInCuda(Devices):
             run(stream.queue[-1], self.ran)
         del self._objects[stream.handle]
 
-    @resembles(unsafe=True)
+    @driver_function(unsafe=True)
     def cuStreamSynchronize(self, hStream: Any) -> None:
         stream = self._stream(hStream)
         if stream.capture is not None:
@@ -124,12 +125,12 @@ class StandInCuda(Devices):
             raise Refused("CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED")
         self._finish([stream])
 
-    @resembles()
+    @driver_function()
     def cuStreamWaitEvent(self, hStream: Any, hEvent: Any, Flags: int) -> None:
         stream, record = self._stream(hStream), self._get(Event, hEvent).record
         captured = record.capture if record else None
         if record is None or (captured is not None and captured is stream.capture):
-            return  # nothing to wait for, or what a stream does in its order anyway
+            return  # nothing to wait for, or work of the same stream, which is in order anyway
         if stream.capture is not None:
             stream.capture.valid = False
             raise Refused("CUDA_ERROR_STREAM_CAPTURE_ISOLATION")
@@ -139,19 +140,19 @@ class StandInCuda(Devices):
         if record.item is not None and not record.item.done:
             stream.push(Item(stream, "wait", waits_for=record.item))
 
-    @resembles(1)
+    @driver_function(1)
     def cuEventCreate(self, Flags: int) -> Any:
         timing = not number(Flags) & driver.CUevent_flags.CU_EVENT_DISABLE_TIMING
         return driver.CUevent(self._new(lambda handle, context: Event(handle, context, timing)).handle)
 
-    @resembles()
+    @driver_function()
     def cuEventDestroy(self, hEvent: Any) -> None:
         event = self._get(Event, hEvent)
         if event.record is not None and event.record.item is not None and not event.record.item.done:
             self.violations.append(f"event {event.handle:#x} was destroyed before it was reached")
         del self._objects[event.handle]
 
-    @resembles()
+    @driver_function()
     def cuEventRecord(self, hEvent: Any, hStream: Any) -> None:
         event, stream = self._get(Event, hEvent), self._stream(hStream)
         if stream.capture is not None:
@@ -159,15 +160,15 @@ class StandInCuda(Devices):
             return
         join(stream.clock, self._host)
         record = event.record = Record(dict(stream.clock))
-        record.item = stream.push(Item(stream, f"event {event.handle:#x}", functools.partial(stamp, record)))
+        record.item = stream.push(Item(stream, f"event {event.handle:#x}", functools.partial(set_time, record)))
 
-    @resembles(unsafe=True)
+    @driver_function(unsafe=True)
     def cuEventSynchronize(self, hEvent: Any) -> None:
         record = self._recorded(hEvent)
         if record is not None:
             self._reach(record)
 
-    @resembles(unsafe=True)
+    @driver_function(unsafe=True)
     def cuEventQuery(self, hEvent: Any) -> None:
         record = self._recorded(hEvent)
         if record is None:
@@ -178,7 +179,7 @@ class StandInCuda(Devices):
             raise Refused("CUDA_ERROR_NOT_READY")
         self._reach(record)
 
-    @resembles(1)
+    @driver_function(1)
     def cuEventElapsedTime(self, hStart: Any, hEnd: Any) -> float:
         events = [self._get(Event, handle) for handle in (hStart, hEnd)]
         start, end = (self._recorded(handle) for handle in (hStart, hEnd))
@@ -190,7 +191,7 @@ class StandInCuda(Devices):
 
     # Graphs.
 
-    @resembles()
+    @driver_function()
     def cuStreamBeginCapture(self, hStream: Any, mode: Any) -> None:
         stream = self._stream(hStream)
         if self.refuse_capture:
@@ -200,7 +201,7 @@ class StandInCuda(Devices):
         stream.capture = Capture(stream, driver.CUstreamCaptureMode(mode), threading.get_ident())
         self._captures.append(stream.capture)
 
-    @resembles(1)
+    @driver_function(1)
     def cuStreamEndCapture(self, hStream: Any) -> Any:
         stream = self._stream(hStream)
         capture = stream.capture
@@ -216,7 +217,7 @@ class StandInCuda(Devices):
         operations = tuple(capture.operations)
         return driver.CUgraph(self._new(lambda handle, context: Graph(handle, context, operations)).handle)
 
-    @resembles(1)
+    @driver_function(1)
     def cuStreamIsCapturing(self, hStream: Any) -> Any:
         capture, states = self._stream(hStream).capture, driver.CUstreamCaptureStatus
         if capture is None:
@@ -224,19 +225,21 @@ class StandInCuda(Devices):
         valid = capture.valid
         return states.CU_STREAM_CAPTURE_STATUS_ACTIVE if valid else states.CU_STREAM_CAPTURE_STATUS_INVALIDATED
 
-    @resembles(1)
+    @driver_function(1)
     def cuGraphInstantiate(self, hGraph: Any, flags: int) -> Any:
         operations = self._get(Graph, hGraph).operations
         return driver.CUgraphExec(self._new(lambda handle, context: GraphExec(handle, context, operations)).handle)
 
-    @resembles()
+    @driver_function()
     def cuGraphLaunch(self, hGraphExec: Any, hStream: Any) -> None:
         graph, stream = self._get(GraphExec, hGraphExec), self._stream(hStream)
         for operation in graph.operations:
             for allocation in operation.allocations:
                 if allocation.freed:
-                    raise self.violation(f"a graph was launched whose {operation.name} uses {allocation}, freed since")
-        if stream.capture is None and graph.last is not None:  # launches of one graph follow each other
+                    raise self.violation(
+                        f"a graph was launched whose {operation.name} uses {allocation}, which was freed"
+                    )
+        if stream.capture is None and graph.last is not None:  # launches of one graph run one after another
             join(stream.clock, graph.clock)
             if not graph.last.done:
                 stream.push(Item(stream, "wait", waits_for=graph.last))
@@ -244,14 +247,14 @@ class StandInCuda(Devices):
             graph.last = self._submit(stream, operation) or graph.last
         graph.clock = dict(stream.clock)
 
-    @resembles()
+    @driver_function()
     def cuGraphExecDestroy(self, hGraphExec: Any) -> None:
         graph = self._get(GraphExec, hGraphExec)
         if graph.last is not None and not graph.last.done:
             self.violations.append(f"graph {graph.handle:#x} was destroyed before its last launch was done")
         del self._objects[graph.handle]
 
-    @resembles()
+    @driver_function()
     def cuGraphDestroy(self, hGraph: Any) -> None:
         del self._objects[self._get(Graph, hGraph).handle]
 
@@ -268,7 +271,7 @@ class StandInCuda(Devices):
     def _free(self, kind: Kind, address: Any) -> None:
         allocation = self._memory.at(number(address))
         if allocation is None or allocation.kind != kind:
-            self.violations.append(f"{number(address):#x}, which is freed, is no live {kind} memory")
+            self.violations.append(f"{number(address):#x}, which is freed, is not live {kind} memory")
             raise Refused("CUDA_ERROR_INVALID_VALUE")
         self._memory.free(allocation)
 
@@ -285,7 +288,7 @@ class StandInCuda(Devices):
         self._submit(self._stream(stream), self._operation(name, work, (out_of,), (into,)))
 
     def _recorded(self, handle: Any) -> Record | None:
-        """The event's record, None where it has none."""
+        """The record of an event, or None if it was not recorded."""
         record = self._get(Event, handle).record
         if record is not None and record.capture is not None:
             raise Refused("CUDA_ERROR_CAPTURED_EVENT")

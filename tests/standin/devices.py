@@ -1,4 +1,4 @@
-# ruff: noqa: N802, N803  # the driver's own names, so that keyword arguments work too
+# ruff: noqa: N802, N803  # the names of the driver, so that keyword arguments work too
 """The driver's functions for devices, contexts and errors."""
 
 from __future__ import annotations
@@ -7,7 +7,7 @@ from typing import Any
 
 from cuda.bindings import driver
 
-from tests.standin.calls import Refused, number, resembles
+from tests.standin.calls import Refused, driver_function, number
 from tests.standin.core import Core
 from tests.standin.streams import Context
 
@@ -35,45 +35,45 @@ _STRINGS = {
 
 
 class Devices(Core):
-    """Equal devices, and the primary context of each."""
+    """Devices with equal properties, and the primary context of each."""
 
     def __init__(self, devices: int, total_bytes: int, capability: tuple[int, int], driver_version: int) -> None:
         super().__init__(devices, total_bytes)
         self.capability = capability
         self.driver_version = driver_version
 
-    @resembles(needs="nothing")
+    @driver_function(needs="nothing")
     def cuInit(self, Flags: int) -> None:
         if not self._devices:
             raise Refused("CUDA_ERROR_NO_DEVICE")
         self._initialised = True
 
-    @resembles(1, needs="nothing")
+    @driver_function(1, needs="nothing")
     def cuDriverGetVersion(self) -> int:
         return self.driver_version
 
-    @resembles(1, needs="nothing")
+    @driver_function(1, needs="nothing")
     def cuGetErrorName(self, error: Any) -> bytes:
         return str(driver.CUresult(error).name).encode()
 
-    @resembles(1, needs="nothing")
+    @driver_function(1, needs="nothing")
     def cuGetErrorString(self, error: Any) -> bytes:
         name = str(driver.CUresult(error).name)
         return _STRINGS.get(name, name.removeprefix("CUDA_ERROR_").replace("_", " ").lower()).encode()
 
-    @resembles(1, needs="init")
+    @driver_function(1, needs="init")
     def cuDeviceGetCount(self) -> int:
         return self._devices
 
-    @resembles(1, needs="init")
+    @driver_function(1, needs="init")
     def cuDeviceGet(self, ordinal: int) -> Any:
         return driver.CUdevice(self._device(ordinal))
 
-    @resembles(1, needs="init")
+    @driver_function(1, needs="init")
     def cuDeviceGetName(self, length: int, dev: Any) -> bytes:
         return f"Stand-in GPU {self._device(dev)}".encode()[: length - 1].ljust(length, b"\0")
 
-    @resembles(1, needs="init")
+    @driver_function(1, needs="init")
     def cuDeviceGetAttribute(self, attrib: Any, dev: Any) -> int:
         self._device(dev)
         values = {
@@ -89,12 +89,12 @@ class Devices(Core):
             raise Refused("CUDA_ERROR_INVALID_VALUE")
         return values[name]
 
-    @resembles(1, needs="init")
+    @driver_function(1, needs="init")
     def cuDeviceTotalMem(self, dev: Any) -> int:
         self._device(dev)
         return self._memory.total_bytes
 
-    @resembles(1, needs="init")
+    @driver_function(1, needs="init")
     def cuDevicePrimaryCtxRetain(self, dev: Any) -> Any:
         device = self._device(dev)
         context = self._contexts.get(device)
@@ -106,7 +106,7 @@ class Devices(Core):
         context.references += 1
         return driver.CUcontext(context.handle)
 
-    @resembles(needs="init")
+    @driver_function(needs="init")
     def cuDevicePrimaryCtxRelease(self, dev: Any) -> None:
         device = self._device(dev)
         if device not in self._contexts:
@@ -118,14 +118,14 @@ class Devices(Core):
             del self._contexts[device]
         context.references -= 1
 
-    @resembles(needs="init")
+    @driver_function(needs="init")
     def cuCtxSetCurrent(self, ctx: Any) -> None:
         known = {context.handle: context for context in self._contexts.values()}
         if number(ctx) and number(ctx) not in known:
             raise Refused("CUDA_ERROR_INVALID_CONTEXT")
         self._thread.context = known.get(number(ctx))
 
-    @resembles(1, needs="init")
+    @driver_function(1, needs="init")
     def cuCtxGetCurrent(self) -> Any:
         context = getattr(self._thread, "context", None)
         return driver.CUcontext(context.handle if context else 0)

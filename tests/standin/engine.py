@@ -1,4 +1,4 @@
-"""Engines of the stand-in: what a plan takes of the device, how contexts are configured, and the runtime cache."""
+"""Engines of the stand-in: their device memory, the configuration of contexts, and the runtime cache."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from tests.standin.rtx import real
 __all__ = ["IRuntimeCache", "IRuntimeConfig", "Module", "Plan", "RtxRuntimeConfig", "take"]
 
 _ALIGNMENT = 256
-_STREAMED_AT_ONCE = 16  # a part of the weights that is staged on the device while others are used
+_STREAMED_AT_ONCE = 16  # one in so many weights is staged on the device while others are used
 
 
 class Module:
-    """What the objects of one stand-in share."""
+    """State that all objects of one stand-in share."""
 
     __version__: str
 
@@ -35,16 +35,16 @@ class Module:
 
 
 def take(owner: object, cuda: StandInCuda, nbytes: int) -> Range | None:
-    """Device memory that ``owner`` holds until it is collected; None where there is too little."""
+    """Allocate device memory that is freed when ``owner`` is garbage-collected. None if the device is full."""
     allocation = cuda.reserve(nbytes)
     if allocation is None:
         return None
-    weakref.finalize(owner, cuda.condemn, allocation).atexit = False
+    weakref.finalize(owner, cuda.free_later, allocation).atexit = False
     return allocation.address, nbytes
 
 
 class Plan:
-    """One deserialized plan; an engine and its contexts hold it."""
+    """A deserialized plan. An engine and its contexts refer to it."""
 
     def __init__(self, module: Module, logger: Any, network: NetworkName) -> None:
         self.module = module
@@ -54,23 +54,23 @@ class Plan:
         self.spec = self.entry.spec
         assert self.entry.plan is not None
         self.weight_bytes = self.entry.plan.weight_bytes or self.entry.plan.file.size
-        # Not all weights can be streamed, so that whoever takes the whole for the streamable part is found out.
+        # Not all weights can be streamed, which catches code that takes all weights for the streamable part.
         can_stream = getattr(self.entry.plan, "weight_streaming", False)
         self.streamable_bytes = self.weight_bytes * 15 // 16 if can_stream else 0
         self.budget = self.streamable_bytes
         self.contexts: weakref.WeakSet[Any] = weakref.WeakSet()
-        self.ranges: list[Range] = []  # the weights on the device
+        self.ranges: list[Range] = []  # of the weights on the device
         self._streamed_loaded = False
 
     def load(self) -> bool:
-        """Put the weights on the device that cannot be streamed."""
+        """Load the weights that cannot be streamed."""
         if not self.cuda.has_context():
             self.error("no CUDA context is current in this thread")
             return False
         return self._take(self.weight_bytes - self.streamable_bytes)
 
     def load_streamed(self) -> bool:
-        """Put as many of the others there as the budget allows, at the first context."""
+        """Load as many of the other weights as the budget allows. The first context does this."""
         if self._streamed_loaded or not self.budget:
             return True
         self._streamed_loaded = self._take(self.budget)
@@ -88,11 +88,11 @@ class Plan:
 
     @property
     def scratch_bytes(self) -> int:
-        """What a context needs to stage streamed weights."""
+        """The memory that a context needs to stage streamed weights."""
         return _aligned(self.weight_bytes // _STREAMED_AT_ONCE) if self.budget < self.streamable_bytes else 0
 
     def activation_bytes(self, sizes: Mapping[str, int]) -> int:
-        """What a context needs at these sizes of the symbols, those not named at their largest."""
+        """The memory that a context needs at these sizes. Symbols without a size count at their largest."""
         return _aligned(activation_bytes(self.entry, sizes) or 0) + self.scratch_bytes
 
     def _take(self, nbytes: int) -> bool:
@@ -109,7 +109,7 @@ def _aligned(nbytes: int) -> int:
 
 
 class IRuntimeConfig:
-    """Slots, so that a name that plain TensorRT lacks cannot be set either."""
+    """The configuration of plain TensorRT. It has slots, so that names of RTX alone cannot be set."""
 
     __slots__ = ("_module", "_strategy")
 
@@ -152,7 +152,7 @@ class RtxRuntimeConfig(IRuntimeConfig):
     @dynamic_shapes_kernel_specialization_strategy.setter
     def dynamic_shapes_kernel_specialization_strategy(self, strategy: Any) -> None:
         if not isinstance(strategy, real.DynamicShapesKernelSpecializationStrategy):
-            raise TypeError("it takes a DynamicShapesKernelSpecializationStrategy")
+            raise TypeError("the property takes a DynamicShapesKernelSpecializationStrategy")
         self._kernels = strategy
 
     def create_runtime_cache(self) -> IRuntimeCache:
@@ -167,18 +167,18 @@ class RtxRuntimeConfig(IRuntimeConfig):
 
 
 class IRuntimeCache:
-    """Compiled kernels, which are names here."""
+    """The compiled kernels, here only their names."""
 
     def __init__(self, module: Module) -> None:
         self._module = module
         self._kernels: set[str] = set()
 
     def serialize(self) -> memoryview:
-        """A buffer, as the real one's host memory is."""
+        """The cache as a buffer, like the host memory of the real class."""
         return memoryview(json.dumps({"made by": self._environment(), "kernels": sorted(self._kernels)}).encode())
 
     def deserialize(self, blob: Any) -> bool:
-        """Take what `serialize` gave, from the same version and kind of GPU; False otherwise."""
+        """Load a buffer of `serialize`. False if it is from another version or kind of GPU, or damaged."""
         try:
             content = json.loads(bytes(memoryview(blob)))
             if content["made by"] != self._environment() or not self._module.cuda.has_context():
@@ -193,7 +193,7 @@ class IRuntimeCache:
         return True
 
     def _compile(self, kernel: str) -> bool:
-        """Add it; False where it was there."""
+        """Add a kernel. False if the cache had it."""
         new = kernel not in self._kernels
         self._kernels.add(kernel)
         return new

@@ -1,4 +1,4 @@
-"""What tests of the stand-ins and tests over them share."""
+"""Helpers for tests that call the stand-in directly."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SIZE = 1024
 
 
 def ok(answer: tuple[Any, ...]) -> Any:
-    """The result of a driver function that has to succeed."""
+    """The results of a call of the driver that must have succeeded."""
     status, *results = answer
     assert status == driver.CUresult.CUDA_SUCCESS, status
     return results[0] if len(results) == 1 else tuple(results)

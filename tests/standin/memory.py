@@ -17,13 +17,13 @@ Kind: TypeAlias = Literal["device", "pinned", "engine"]
 
 POISON = 0xCD
 FREED = 0xDD
-_POISONED_BYTES = 64 << 20  # a larger allocation is for counting, and its pages stay untouched
+_POISONED_BYTES = 64 << 20  # of a larger allocation, only this part is filled; its other pages take no memory
 _NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)
 
 
 @dataclass(eq=False)
 class Allocation:
-    """A range of addresses that belongs to somebody; ``engine`` is what a loaded engine holds of the device."""
+    """An allocated range of addresses. The kind ``engine`` is device memory of a loaded engine."""
 
     kind: Kind
     device: int
@@ -39,21 +39,21 @@ class Allocation:
         return f"{words} {self.address:#x} ({self.nbytes} bytes, allocation {self.serial})"
 
     def fill(self, value: int) -> None:
-        """Set all bytes, or the first of many."""
+        """Set all bytes, up to a limit."""
         ctypes.memset(self.address, value, min(self.nbytes, _POISONED_BYTES))
 
 
 class Memory:
-    """All allocations, and how much of each device they take."""
+    """All allocations, and the bytes that they take on each device."""
 
     def __init__(self, devices: int, total_bytes: int) -> None:
         self.total_bytes = total_bytes
-        self.contexts = [0] * devices  # what the driver's own context takes
+        self.contexts = [0] * devices  # bytes of the driver's context
         self.used = [0] * devices
         self.peak = 0
         self._serial = itertools.count(1)
-        self._live: list[Allocation] = []  # by address
-        self._graveyard: list[Allocation] = []
+        self._live: list[Allocation] = []  # sorted by address
+        self._freed_pinned: list[Allocation] = []
 
     def free_bytes(self, device: int) -> int:
         return self.total_bytes - self.contexts[device] - self.used[device]
@@ -62,10 +62,10 @@ class Memory:
         return [allocation for allocation in self._live if allocation.kind == kind]
 
     def allocate(self, kind: Kind, nbytes: int, device: int) -> Allocation | None:
-        """A new range, or None where the device is full."""
+        """A new allocation, or None if the device is full."""
         if kind != "pinned" and nbytes > self.free_bytes(device):
             return None
-        # Whole pages, so the address is a multiple of 4096; pages that nobody touches take no memory.
+        # mmap gives whole pages, so the address is a multiple of 4096. Pages that are never used take no memory.
         buffer = mmap.mmap(-1, max(nbytes, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NORESERVE)
         address = ctypes.addressof(ctypes.c_char.from_buffer(buffer))
         allocation = Allocation(kind, device, nbytes, address, buffer, next(self._serial))
@@ -78,12 +78,12 @@ class Memory:
         return allocation
 
     def free(self, allocation: Allocation) -> None:
-        """Give it back. Host code may still hold the address of pinned memory: it stays mapped, with other poison."""
+        """Free an allocation. Pinned memory stays mapped, filled with poison, because host code may still read it."""
         self._live.remove(allocation)
         allocation.freed = True
         if allocation.kind == "pinned":
             allocation.fill(FREED)
-            self._graveyard.append(allocation)
+            self._freed_pinned.append(allocation)
         else:
             self.used[allocation.device] -= allocation.nbytes
 

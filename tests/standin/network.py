@@ -1,4 +1,4 @@
-"""What a loaded engine computes: the network's ONNX form, run by ONNX Runtime on memory of the stand-in device."""
+"""Runs of an engine: ONNX Runtime runs the ONNX file of the network on memory of the stand-in."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _SESSIONS: dict[Path, Any] = {}
 
 @dataclass(frozen=True)
 class Run:
-    """One execution: fixed when it is enqueued, so that a graph can repeat it."""
+    """One run of a network. Its addresses and shapes are fixed when it is enqueued, so a graph can repeat it."""
 
     path: Path
     inputs: Mapping[TensorSpec, tuple[int, tuple[int, ...]]]
@@ -33,7 +33,7 @@ class Run:
     block: Range
 
     def __call__(self) -> None:
-        """Read the inputs, overwrite the block as activations would, write the outputs."""
+        """Overwrite the block, as activations would, and compute the outputs from the inputs."""
         address, nbytes = self.block
         if nbytes:
             ctypes.memset(address, _SCRATCH, min(nbytes, _SCRIBBLED_BYTES))
@@ -47,7 +47,7 @@ class Run:
 
 
 def solve(spec: NetworkSpec, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
-    """Sizes of the symbols, from the shapes of inputs; ValueError where two inputs disagree."""
+    """The sizes of the symbols from the shapes of inputs. Raises ValueError if two inputs disagree."""
     sizes: dict[str, int] = {}
     for tensor in spec.inputs:
         for axis, size in zip(tensor.shape, shapes.get(tensor.name, ()), strict=False):

@@ -1,4 +1,4 @@
-"""The real TensorRT for RTX, for its enumerations and to compare with; it loads without a GPU."""
+"""The real TensorRT for RTX, whose enumerations and names the stand-in uses. It loads without a GPU."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What runs on the stand-in's device: streams, events, graphs, and the queues that run only when they have to."""
+"""Streams, events and graphs of the stand-in. A queue runs only when something waits for it."""
 
 from __future__ import annotations
 
@@ -11,12 +11,24 @@ from typing import Any
 from tests.standin.clock import Clock, Range
 from tests.standin.memory import Allocation
 
-__all__ = ["Capture", "Context", "Event", "Graph", "GraphExec", "Item", "Operation", "Record", "Stream", "run", "stamp"]
+__all__ = [
+    "Capture",
+    "Context",
+    "Event",
+    "Graph",
+    "GraphExec",
+    "Item",
+    "Operation",
+    "Record",
+    "Stream",
+    "run",
+    "set_time",
+]
 
 
 @dataclass(eq=False)
 class Context:
-    """The primary context of a device."""
+    """The primary context of a device, with the number of times that it is retained."""
 
     handle: int
     device: int
@@ -25,7 +37,7 @@ class Context:
 
 @dataclass(frozen=True, eq=False)
 class Operation:
-    """Work on memory: a copy, a memset, a network."""
+    """Work that reads and writes memory: a copy, a memset, or a run of a network."""
 
     name: str
     run: Callable[[], object]
@@ -36,7 +48,7 @@ class Operation:
 
 @dataclass(eq=False)
 class Item:
-    """A place in a stream's queue: an operation, a wait for another item, or an event's record."""
+    """An entry of a stream's queue: an operation, a wait for another item, or the record of an event."""
 
     stream: Stream
     name: str
@@ -48,10 +60,10 @@ class Item:
 
 @dataclass(eq=False)
 class Record:
-    """What `cuEventRecord` made of an event: waits take the record of their time, later records change nothing."""
+    """One call of `cuEventRecord`. A wait uses the latest record at its time; later records do not change it."""
 
     clock: Clock
-    item: Item | None = None  # None where it was recorded in a capture
+    item: Item | None = None  # None if it was recorded in a capture
     capture: Capture | None = None
     time: float = 0.0
     polls: int = 0
@@ -81,7 +93,7 @@ class Stream:
 
 @dataclass(eq=False)
 class Capture:
-    """What a stream records instead of queueing."""
+    """The operations of a stream that is being captured. They are not queued."""
 
     stream: Stream
     mode: Any
@@ -106,12 +118,12 @@ class GraphExec:
     last: Item | None = None
 
     def named(self) -> Iterable[Operation]:
-        """The operations, saying where they come from."""
+        """The operations, with a note in their names that they are of a graph."""
         return (replace(operation, name=f"{operation.name} (of a graph)") for operation in self.operations)
 
 
 def run(target: Item, ran: list[str]) -> None:
-    """Run what ``target`` needs and then itself: its stream up to there, and what that waits for on other streams."""
+    """Run ``target`` after everything before it on its stream and everything that those items wait for."""
     needed = [target]
     while needed:
         item = needed[-1]
@@ -123,12 +135,12 @@ def run(target: Item, ran: list[str]) -> None:
             needed.append(head.waits_for)
             continue
         item.stream.queue.popleft()
-        head.done = True  # also where it fails: a failed operation is not tried again
+        head.done = True  # set before the work, so that failed work is not repeated
         if head.work is not None:
             head.work()
             ran.append(head.name)
 
 
-def stamp(record: Record) -> None:
-    """Note that the event's turn has come."""
+def set_time(record: Record) -> None:
+    """Set the time at which the stream reached the event."""
     record.time = time.perf_counter()

@@ -1,4 +1,4 @@
-"""TensorRT without a GPU: engines of a bundle that compute, in ONNX Runtime, on the memory of `StandInCuda`."""
+"""TensorRT without a GPU: engines of a bundle that compute with ONNX Runtime on the memory of `StandInCuda`."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ __all__ = ["ICudaEngine", "RtxRuntime", "Runtime", "StandInTensorRT"]
 
 
 class StandInTensorRT(Module):
-    """Stands for the module ``tensorrt`` or ``tensorrt_rtx``, in what running needs.
+    """A stand-in for the part of the module ``tensorrt`` or ``tensorrt_rtx`` that runs engines.
 
-    Enumerations, ``Dims`` and the logger's base class are those of the real TensorRT for RTX. Plain TensorRT lacks
-    the names that only RTX has, on the module and on its objects.
+    Enumerations, ``Dims`` and the logger's base class are those of the real TensorRT for RTX. The stand-in
+    for plain TensorRT lacks the names that only RTX has, both in the module and in its classes.
 
     Attributes:
-        cuda: whose memory and streams the engines use.
-        refuse_capturable: no context can be captured.
-        validity: what `get_engine_validity` says of a plan of the bundle.
-        compiled: kernels that were compiled since no runtime cache had them, as ``network shapes``.
-        executions: of every `execute_async_v3` that was enqueued or captured, the network's name.
+        cuda: the stand-in driver with the memory and streams of the engines.
+        refuse_capturable: contexts cannot be captured.
+        validity: the result of `get_engine_validity` for a plan of the bundle.
+        compiled: the kernels that were not in a runtime cache and had to be compiled, as ``network sizes``.
+        executions: the network's name for every `execute_async_v3` that was enqueued or captured.
     """
 
     ILogger = real.ILogger
@@ -62,12 +62,12 @@ class Runtime:
         if not isinstance(logger, real.ILogger):
             raise TypeError("Runtime takes an ILogger")
         if not module.cuda.has_context():
-            raise module.cuda.violation("a runtime was made without a current context: it would be of GPU 0")
+            raise module.cuda.violation("a runtime was made without a current context, so it would use GPU 0")
         self._module = module
         self._logger = logger
 
     def deserialize_cuda_engine(self, serialized_engine: Any) -> ICudaEngine | None:
-        """The engine of the network whose plan this is; None, and an error in the log, for any other content."""
+        """The engine of a plan of the bundle. Other content gives None and an error in the log."""
         module = self._module
         digest = hashlib.sha256(memoryview(serialized_engine)).hexdigest()
         for name in NETWORKS:
@@ -85,7 +85,7 @@ class RtxRuntime(Runtime):
         return 64
 
     def get_engine_validity(self, buffer: Any) -> tuple[Any, int]:
-        """Whether a plan with this header runs here, and `EngineInvalidityDiagnostics` (which are bits) or-ed."""
+        """Whether a plan with this header runs here, and the bits of `EngineInvalidityDiagnostics`."""
         header = bytes(memoryview(buffer)[: self.engine_header_size])
         for name in NETWORKS:
             path = self._module.bundle.plan_path(name)
@@ -97,11 +97,11 @@ class RtxRuntime(Runtime):
 
 
 class ICudaEngine:
-    """An engine; its memory goes when it and its contexts are collected."""
+    """An engine. Its memory is freed when it and its contexts are garbage-collected."""
 
     def __init__(self, plan: Plan, runtime: Runtime) -> None:
         self._plan = plan
-        self._runtime = runtime  # as the real one keeps it
+        self._runtime = runtime  # the real engine keeps a reference too
 
     @property
     def num_io_tensors(self) -> int:
@@ -151,9 +151,9 @@ class ICudaEngine:
     @weight_streaming_budget_v2.setter
     def weight_streaming_budget_v2(self, budget: int) -> None:
         if self._plan.contexts:
-            raise self._plan.cuda.violation(f"{self.name}: the weights' budget was set after a context was made")
+            raise self._plan.cuda.violation(f"{self.name}: the budget of the weights was set after a context was made")
         if budget < 0:
-            raise self._plan.cuda.violation(f"{self.name}: a negative weights' budget ({budget})")
+            raise self._plan.cuda.violation(f"{self.name}: the budget of the weights is negative ({budget})")
         self._plan.budget = min(int(budget), self.streamable_weights_size)
 
     @property
@@ -165,7 +165,7 @@ class ICudaEngine:
         return (RtxRuntimeConfig if module.rtx else IRuntimeConfig)(module)
 
     def create_execution_context(self, runtime_config: Any = None) -> IExecutionContext | None:
-        """A context; None, and an error in the log, where what it needs of the device is not free."""
+        """A context. If the device has too little free memory, None and an error in the log."""
         plan = self._plan
         strategies = real.ExecutionContextAllocationStrategy
         config = runtime_config

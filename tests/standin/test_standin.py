@@ -1,4 +1,4 @@
-"""The stand-in for the driver: true to the real module, and every mistake that it is there to find is found."""
+"""The stand-in for the driver has the functions of the real module, and it finds the mistakes that it is for."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ FUNCTIONS = [name for name, _ in inspect.getmembers(StandInCuda, inspect.isfunct
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_parameters_are_those_of_the_driver(name: str) -> None:
+def test_functions_have_the_parameters_of_the_driver(name: str) -> None:
     signature = getattr(driver, name).__doc__.splitlines()[0]
     inside = signature.partition("(")[2].rpartition(")")[0]
     expected = [part.partition(":")[0].split()[-1] for part in inside.split(",") if part.strip()]
     assert list(inspect.signature(getattr(StandInCuda(), name)).parameters) == expected
 
 
-def test_all_functions_are_there_and_nothing_else() -> None:
+def test_functions_that_are_not_modelled_raise_attribute_errors() -> None:
     assert len(FUNCTIONS) == 39
     assert StandInCuda().CUresult is driver.CUresult
     with pytest.raises(AttributeError, match="cuMemAllocAsync"):
@@ -37,11 +37,11 @@ def test_all_functions_are_there_and_nothing_else() -> None:
 # Devices and contexts.
 
 
-def test_no_device() -> None:
+def test_init_fails_without_a_device() -> None:
     assert status(StandInCuda(devices=0).cuInit(0)) == "CUDA_ERROR_NO_DEVICE"
 
 
-def test_what_comes_before_initialisation_and_without_a_context() -> None:
+def test_calls_before_init_or_without_a_context_fail() -> None:
     cuda = StandInCuda()
     assert status(cuda.cuDeviceGetCount()) == "CUDA_ERROR_NOT_INITIALIZED"
     ok(cuda.cuInit(0))
@@ -68,7 +68,7 @@ def test_handles_belong_to_their_context() -> None:
         cuda.cuStreamSynchronize(stream)
 
 
-def test_the_drivers_own_caller_takes_it() -> None:
+def test_list_gpus_works_on_the_stand_in() -> None:
     gpu = list_gpus(Driver(with_context(total_bytes=6 << 30)))[0]
     assert (gpu.name, gpu.sm, gpu.total_bytes, gpu.driver_version) == ("Stand-in GPU 0", "sm89", 6 << 30, 13000)
 
@@ -76,7 +76,7 @@ def test_the_drivers_own_caller_takes_it() -> None:
 # Memory.
 
 
-def test_out_of_memory() -> None:
+def test_allocations_fail_if_the_device_is_full() -> None:
     cuda = with_context(total_bytes=1 << 30)
     free, total = ok(cuda.cuMemGetInfo())
     assert (free, total) == ((1 << 30) - CONTEXT_BYTES, 1 << 30)
@@ -100,7 +100,7 @@ def test_leaks_are_listed(cuda: StandInCuda, block: int, pinned: int, stream: in
         assert leak in str(caught.value)
 
 
-def test_copies_compute_and_new_memory_is_poison(cuda: StandInCuda, stream: int, block: int, pinned: int) -> None:
+def test_copies_work_and_new_memory_is_poison(cuda: StandInCuda, stream: int, block: int, pinned: int) -> None:
     assert (cuda.view(block, (SIZE,), np.uint8) == 0xCD).all()
     cuda.view(pinned, (SIZE // 4,), np.float32)[...] = np.arange(SIZE // 4)
     second = ok(cuda.cuMemAlloc(SIZE))
@@ -153,7 +153,7 @@ def test_the_default_stream_is_refused(cuda: StandInCuda, block: int, default: i
         cuda.cuStreamCreate(0)
 
 
-def test_copy_out_without_waiting_for_the_event(
+def test_copy_out_without_waiting_for_the_event_is_a_race(
     cuda: StandInCuda, stream: int, other: int, block: int, pinned: int
 ) -> None:
     event = ok(cuda.cuEventCreate(0))
@@ -167,7 +167,7 @@ def test_waiting_for_the_event_is_enough(cuda: StandInCuda, stream: int, other: 
     event = ok(cuda.cuEventCreate(0))
     ok(cuda.cuMemsetD8Async(block, 1, SIZE, stream))
     ok(cuda.cuEventRecord(event, stream))
-    ok(cuda.cuMemsetD8Async(ok(cuda.cuMemAlloc(SIZE)), 1, SIZE, stream))  # not needed by what follows
+    ok(cuda.cuMemsetD8Async(ok(cuda.cuMemAlloc(SIZE)), 1, SIZE, stream))  # the copy below does not need this
     ok(cuda.cuStreamWaitEvent(other, event, 0))
     ok(cuda.cuMemcpyDtoHAsync(pinned, block, SIZE, other))
     ok(cuda.cuStreamSynchronize(other))
@@ -175,7 +175,7 @@ def test_waiting_for_the_event_is_enough(cuda: StandInCuda, stream: int, other: 
     assert len(cuda.ran) == 3  # memset, event, copy
 
 
-def test_overwriting_what_another_stream_reads(
+def test_overwriting_memory_that_another_stream_reads_is_a_race(
     cuda: StandInCuda, stream: int, other: int, block: int, pinned: int
 ) -> None:
     done = ok(cuda.cuEventCreate(0))
@@ -194,7 +194,7 @@ def test_host_waits_order_streams(cuda: StandInCuda, stream: int, other: int, bl
     assert not cuda.violations
 
 
-def test_an_event_ends_when_polled_and_has_a_time(cuda: StandInCuda, stream: int, block: int) -> None:
+def test_an_event_completes_when_polled_and_has_a_time(cuda: StandInCuda, stream: int, block: int) -> None:
     first, second = ok(cuda.cuEventCreate(0)), ok(cuda.cuEventCreate(0))
     assert status(cuda.cuEventElapsedTime(first, second)) == "CUDA_ERROR_INVALID_HANDLE"
     ok(cuda.cuEventRecord(first, stream))
@@ -206,7 +206,7 @@ def test_an_event_ends_when_polled_and_has_a_time(cuda: StandInCuda, stream: int
     assert ok(cuda.cuEventElapsedTime(first, second)) >= 0
 
 
-def test_destroying_what_is_pending_is_noted(cuda: StandInCuda, stream: int, block: int) -> None:
+def test_destroying_pending_objects_is_recorded(cuda: StandInCuda, stream: int, block: int) -> None:
     event = ok(cuda.cuEventCreate(0))
     ok(cuda.cuMemsetD8Async(block, 1, SIZE, stream))
     ok(cuda.cuEventRecord(event, stream))
@@ -235,7 +235,7 @@ def captured(cuda: StandInCuda, stream: int, block: int, value: int = 3) -> Any:
     return ok(cuda.cuGraphInstantiate(ok(cuda.cuStreamEndCapture(stream)), 0))
 
 
-def test_a_graph_repeats_what_was_captured(cuda: StandInCuda, stream: int, block: int) -> None:
+def test_a_graph_repeats_the_captured_operations(cuda: StandInCuda, stream: int, block: int) -> None:
     graph = captured(cuda, stream, block)
     ok(cuda.cuStreamSynchronize(stream))
     assert cuda.view(block, (1,), np.uint8)[0] == 0xCD
@@ -261,13 +261,13 @@ def test_allocation_invalidates_a_capture(cuda: StandInCuda, stream: int, block:
     ok(cuda.cuMemAlloc(SIZE))
 
 
-def test_launch_after_free(cuda: StandInCuda, stream: int, block: int) -> None:
+def test_launching_a_graph_that_uses_freed_memory_is_refused(cuda: StandInCuda, stream: int, block: int) -> None:
     graph = captured(cuda, stream, block)
     ok(cuda.cuMemFree(block))
-    with pytest.raises(AssertionError, match="freed since"):
+    with pytest.raises(AssertionError, match="which was freed"):
         cuda.cuGraphLaunch(graph, stream)
 
 
-def test_capture_refused(cuda: StandInCuda, stream: int) -> None:
+def test_capture_can_be_refused(cuda: StandInCuda, stream: int) -> None:
     cuda.refuse_capture = True
     assert status(cuda.cuStreamBeginCapture(stream, THREAD_LOCAL)) == "CUDA_ERROR_NOT_SUPPORTED"

@@ -1,4 +1,4 @@
-"""The stand-in for TensorRT: true to the real module; it computes, and it raises at what TensorRT leaves undefined."""
+"""The stand-in for TensorRT has the names of the real module, computes, and raises on undefined behaviour."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ pytestmark = pytest.mark.xdist_group("small")
         (IRuntimeCache, real.IRuntimeCache),
     ],
 )
-def test_names_are_those_of_tensorrt(ours: type, theirs: type) -> None:
+def test_names_exist_in_tensorrt(ours: type, theirs: type) -> None:
     public = {name for name in dir(ours) if not name.startswith("_")}
     assert public <= set(dir(theirs))
 
@@ -72,7 +72,7 @@ def context_of(trt: StandInTensorRT, engine: Any) -> Any:
 
 @pytest.fixture
 def ready(trt: StandInTensorRT) -> tuple[Any, dict[str, tuple[int, ...]], dict[str, int]]:
-    """A context of the VAE's encoder with all that it needs; shapes and addresses of its tensors."""
+    """A context of the VAE encoder that is ready to run, and the shapes and addresses of its tensors."""
     engine = opened(trt, Logger())
     context = context_of(trt, engine)
     spec = trt.bundle.network("vae_encoder").spec
@@ -95,7 +95,7 @@ def test_an_engine_computes(trt: StandInTensorRT, stream: int, ready: Any) -> No
     trt.cuda.view(addresses["image"], shapes["image"], np.float32)[...] = picture
     assert context.execute_async_v3(stream)
     latents = trt.cuda.view(addresses["image_latents"], shapes["image_latents"], np.float32)
-    assert latents.view(np.uint8)[0, 0, 0, 0] == 0xCD  # nothing ran yet
+    assert latents.view(np.uint8)[0, 0, 0, 0] == 0xCD  # nothing has run yet
     ok(trt.cuda.cuStreamSynchronize(stream))
     session = onnxruntime.InferenceSession(trt.bundle.onnx_path("vae_encoder"), providers=["CPUExecutionProvider"])
     np.testing.assert_allclose(latents, session.run(None, {"image": picture})[0], rtol=1e-5, atol=1e-6)
@@ -103,7 +103,7 @@ def test_an_engine_computes(trt: StandInTensorRT, stream: int, ready: Any) -> No
     assert len(trt.compiled) == 1
 
 
-def test_an_engine_is_captured_after_it_ran_once(trt: StandInTensorRT, stream: int, ready: Any) -> None:
+def test_an_engine_can_be_captured_only_after_a_run(trt: StandInTensorRT, stream: int, ready: Any) -> None:
     context, shapes, addresses = ready
     cuda = trt.cuda
     cuda.view(addresses["image"], shapes["image"], np.float32)[...] = 0
@@ -120,7 +120,7 @@ def test_an_engine_is_captured_after_it_ran_once(trt: StandInTensorRT, stream: i
     assert cuda.ran == ["vae_encoder", "vae_encoder (of a graph)"]
 
 
-def test_what_a_run_needs(trt: StandInTensorRT, stream: int, ready: Any) -> None:
+def test_a_run_without_memory_or_valid_addresses_is_refused(trt: StandInTensorRT, stream: int, ready: Any) -> None:
     context, _, addresses = ready
     context.set_device_memory(addresses["image"], 256)
     with pytest.raises(AssertionError, match="are needed"):
@@ -141,7 +141,7 @@ def test_the_shared_block_on_two_streams_is_a_race(trt: StandInTensorRT, stream:
         context.execute_async_v3(other)
 
 
-def test_an_engine_takes_memory_until_it_is_collected(trt: StandInTensorRT) -> None:
+def test_an_engine_holds_memory_until_it_is_collected(trt: StandInTensorRT) -> None:
     plan = trt.bundle.network("denoiser").plan
     assert plan is not None
     engine = opened(trt, Logger(), "denoiser")
@@ -155,9 +155,9 @@ def test_an_engine_takes_memory_until_it_is_collected(trt: StandInTensorRT) -> N
     assert trt.cuda.live.engines == 0
 
 
-def test_an_engine_released_while_it_runs_is_noted(trt: StandInTensorRT, stream: int, ready: Any) -> None:
+def test_releasing_an_engine_that_runs_is_recorded(trt: StandInTensorRT, stream: int, ready: Any) -> None:
     engine, logger = opened(trt, Logger()), Logger()
-    config = engine.create_runtime_config()  # the context has its own block
+    config = engine.create_runtime_config()  # by default, the context allocates its own block
     context, (_, shapes, addresses) = engine.create_execution_context(config), ready
     assert context.set_input_shape("image", shapes["image"])
     for name, address in addresses.items():
@@ -165,11 +165,11 @@ def test_an_engine_released_while_it_runs_is_noted(trt: StandInTensorRT, stream:
     assert context.execute_async_v3(stream)
     del engine, context, logger
     gc.collect()
-    assert trt.cuda.live.engines == 1  # the one of `ready`
+    assert trt.cuda.live.engines == 1  # the engine of `ready`
     assert "may be running" in trt.cuda.violations[0]
 
 
-def test_engines_that_do_not_load(bundle: Bundle) -> None:
+def test_engines_that_do_not_load_are_none(bundle: Bundle) -> None:
     weights = bundle.network("denoiser").plan.weight_bytes  # type: ignore[union-attr]
     cuda = with_context(total_bytes=CONTEXT_BYTES + weights - 1)
     trt, logger = StandInTensorRT(cuda, bundle, tensorrt="tensorrt-rtx"), Logger()
@@ -179,12 +179,12 @@ def test_engines_that_do_not_load(bundle: Bundle) -> None:
     assert len(logger.lines) == 2
 
 
-def test_validity_and_cache(trt: StandInTensorRT) -> None:
+def test_engine_validity_and_runtime_cache(trt: StandInTensorRT) -> None:
     runtime = trt.Runtime(Logger())
     path = trt.bundle.plan_path("denoiser")
     assert path is not None
     assert runtime.get_engine_validity(path.read_bytes()[: runtime.engine_header_size]) == (trt.EngineValidity.VALID, 0)
-    assert runtime.get_engine_validity(b"x" * 64) == (trt.EngineValidity.INVALID, 32)  # as the real one says
+    assert runtime.get_engine_validity(b"x" * 64) == (trt.EngineValidity.INVALID, 32)  # like the real module
     config = opened(trt, Logger()).create_runtime_config()
     cache = config.create_runtime_cache()
     assert config.set_runtime_cache(cache)
@@ -195,7 +195,7 @@ def test_validity_and_cache(trt: StandInTensorRT) -> None:
 RTX_ONLY = ("EngineValidity", "EngineInvalidityDiagnostics", "CudaGraphStrategy")
 
 
-def test_plain_tensorrt_lacks_what_only_rtx_has(cuda: StandInCuda, bundle: Bundle) -> None:
+def test_plain_tensorrt_lacks_the_names_of_rtx(cuda: StandInCuda, bundle: Bundle) -> None:
     trt = StandInTensorRT(cuda, bundle, tensorrt="tensorrt", version="10.13.0")
     runtime, engine = trt.Runtime(Logger()), opened(trt, Logger())
     config, context = engine.create_runtime_config(), context_of(trt, engine)
@@ -214,7 +214,7 @@ def test_weights_are_streamed_within_the_budget(cuda: StandInCuda, bundle: Bundl
     streaming = Bundle(bundle.path, msgspec.structs.replace(bundle.manifest, networks=networks))
     trt = StandInTensorRT(cuda, streaming, tensorrt="tensorrt-rtx")
     engine = opened(trt, Logger(), "denoiser")
-    assert engine.weight_streaming_budget_v2 == engine.streamable_weights_size  # nothing is streamed until one says so
+    assert engine.weight_streaming_budget_v2 == engine.streamable_weights_size  # nothing is streamed by default
     whole = engine.device_memory_size_v2
     engine.weight_streaming_budget_v2 = engine.streamable_weights_size - 4096
     assert engine.device_memory_size_v2 == whole + engine.weight_streaming_scratch_memory_size > whole
@@ -225,7 +225,9 @@ def test_weights_are_streamed_within_the_budget(cuda: StandInCuda, bundle: Bundl
     assert context is not None
 
 
-def test_a_context_that_cannot_be_captured(trt: StandInTensorRT, stream: int, ready: Any) -> None:
+def test_capturing_a_context_that_refuses_invalidates_the_capture(
+    trt: StandInTensorRT, stream: int, ready: Any
+) -> None:
     context = ready[0]
     assert context.execute_async_v3(stream)
     trt.refuse_capturable = True
