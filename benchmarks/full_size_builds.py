@@ -32,7 +32,8 @@ from svd_trt.benchmarks.machine import describe_machine
 from svd_trt.engine.plan import build_plan
 from svd_trt.engine.spec import NetworkName, Range, Ranges, network_specs
 from svd_trt.engine.tensorrt_import import find_tensorrt
-from svd_trt.export.checkpoint import COMPONENT_OF, Checkpoint, open_checkpoint
+from svd_trt.export.checkpoint import COMPONENT_OF, Checkpoint
+from svd_trt.export.checkpoint_kinds import open_checkpoint
 from svd_trt.export.rewrites import REWRITES
 from svd_trt.export.rewrites.feed_forward import split_feed_forwards
 

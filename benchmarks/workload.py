@@ -61,7 +61,7 @@ def make_workload(
         CheckpointError: ``model`` names no checkpoint.
         ArgumentError: no model makes a video of this size.
     """
-    from svd_trt.export.checkpoint import open_checkpoint
+    from svd_trt.export.checkpoint_kinds import open_checkpoint
 
     kind, _, preset = model.partition(":")
     default = _SIZES.get(preset.partition("@")[0], _FULL_SIZE) if kind == "random" else _FULL_SIZE
@@ -97,7 +97,7 @@ def _count(workload: Workload) -> tuple[float, float]:
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    from svd_trt.export.checkpoint import open_checkpoint
+    from svd_trt.export.checkpoint_kinds import open_checkpoint
     from svd_trt.export.random_checkpoint import empty_model
 
     checkpoint = open_checkpoint(workload.model)

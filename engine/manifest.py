@@ -83,6 +83,14 @@ class FileEntry(msgspec.Struct, frozen=True):
         """The entry of the file ``path``, which is inside ``root``; reads the file to hash it."""
         return cls(path.relative_to(root).as_posix(), path.stat().st_size, sha256_of(path))
 
+    def is_whole(self, root: Path) -> bool:
+        """True if the file is under ``root`` with this size and content."""
+        path = root / self.path
+        try:
+            return path.stat().st_size == self.size and sha256_of(path) == self.sha256
+        except OSError:
+            return False
+
 
 class OnnxEntry(msgspec.Struct, frozen=True):
     """An exported network; the first file is the graph, the others its weights."""
@@ -92,6 +100,10 @@ class OnnxEntry(msgspec.Struct, frozen=True):
     files: tuple[FileEntry, ...]
     nodes: int
     parameters: int
+
+    def is_whole(self, root: Path) -> bool:
+        """True if all files are under ``root`` as they were written."""
+        return all(file.is_whole(root) for file in self.files)
 
 
 class PlanEntry(msgspec.Struct, frozen=True):
@@ -104,6 +116,15 @@ class PlanEntry(msgspec.Struct, frozen=True):
     weight_bytes: int | None
     weight_streaming: bool = False
     """The engine can run with a part of its weights in host memory."""
+
+    @property
+    def files(self) -> tuple[FileEntry, ...]:
+        """The plan."""
+        return (self.file,)
+
+    def is_whole(self, root: Path) -> bool:
+        """True if the plan is under ``root`` as it was written."""
+        return self.file.is_whole(root)
 
 
 class NetworkEntry(msgspec.Struct, frozen=True):
@@ -118,7 +139,7 @@ class NetworkEntry(msgspec.Struct, frozen=True):
     @property
     def files(self) -> tuple[FileEntry, ...]:
         """All files that belong to the network."""
-        return self.onnx.files + ((self.plan.file,) if self.plan else ())
+        return self.onnx.files + (self.plan.files if self.plan else ())
 
 
 class GraphEntry(msgspec.Struct, frozen=True):

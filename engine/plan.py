@@ -8,18 +8,18 @@ when it is done, and its death becomes an error message.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 
 from svd_trt.engine.child_process import FREE_MEMORY_EARLY, ChildProcess
-from svd_trt.engine.spec import NetworkSpec
+from svd_trt.engine.spec import NetworkName, NetworkSpec
 from svd_trt.engine.tensorrt_build import Job, Message, PlanReport
 from svd_trt.engine.tensorrt_import import TensorRt
 from svd_trt.errors import EngineBuildError
+from svd_trt.progress import Progress, ignore_progress
 
-__all__ = ["build_plan"]
+__all__ = ["build_plan", "plan_stage"]
 
 
 def build_plan(
@@ -27,14 +27,14 @@ def build_plan(
     onnx_path: Path,
     spec: NetworkSpec,
     plan_path: Path,
-    progress: Callable[[float], None] | None = None,
+    progress: Progress = ignore_progress,
     *,
     weight_streaming: bool = False,
 ) -> PlanReport:
     """Build the engine of ``spec`` from ``onnx_path`` and write it to ``plan_path``.
 
-    ``progress`` is called with the fraction that is done, from 0 to 1. Any exception while waiting, Ctrl-C among
-    them, stops the build at once. With ``weight_streaming`` the engine's weights may stay in host memory.
+    The progress of `plan_stage` is a fraction of 1. Any exception while waiting, including one that ``progress`` raises
+    and Ctrl-C, stops the build at once. With ``weight_streaming`` the engine's weights may stay in host memory.
 
     Raises:
         EngineBuildError: a node was refused, the tensors are not those of ``spec``, or the build failed or died.
@@ -49,15 +49,23 @@ def build_plan(
         spec=spec,
         weight_streaming=weight_streaming,
     )
+    stage = plan_stage(spec.name)
+    progress(stage, 0, 1)
     try:
-        report = _run(job, progress or (lambda _: None))
+        report = _run(job, stage, progress)
         partial.replace(plan_path)
     finally:
         partial.unlink(missing_ok=True)
+    progress(stage, 1, 1)
     return report
 
 
-def _run(job: Job, progress: Callable[[float], None]) -> PlanReport:
+def plan_stage(network: NetworkName) -> str:
+    """What the progress of building the engine of ``network`` is called."""
+    return f"{network}: building the engine"
+
+
+def _run(job: Job, stage: str, progress: Progress) -> PlanReport:
     with ChildProcess("svd_trt.engine.tensorrt_build", FREE_MEMORY_EARLY) as child:
         child.send(msgspec.json.encode(job))
         while (line := child.receive()) is not None:
@@ -65,7 +73,7 @@ def _run(job: Job, progress: Callable[[float], None]) -> PlanReport:
             if message.error is not None:
                 raise EngineBuildError(message.error)
             if message.progress is not None:
-                progress(message.progress)
+                progress(stage, message.progress, 1)
             if message.report is not None:
                 return message.report
         raise EngineBuildError(f"building {job.spec.name} failed: {child.describe_exit('TensorRT')}")

@@ -1,4 +1,4 @@
-"""Checkpoint to bundle: what to make, in which order, and what of it is there already."""
+"""Checkpoint to bundle: what has to be made, what exists already, and the order of the work."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ import importlib.util
 import json
 import os
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar
 
 import msgspec
 
@@ -23,30 +24,29 @@ from svd_trt.engine.manifest import (
     OnnxEntry,
     PlanEntry,
     TensorRtEntry,
+    TensorRtName,
 )
-from svd_trt.engine.plan import build_plan
-from svd_trt.engine.spec import (
-    NETWORKS,
-    NetworkName,
-    NetworkSpec,
-    network_specs,
-)
+from svd_trt.engine.plan import build_plan, plan_stage
+from svd_trt.engine.spec import NetworkName, NetworkSpec, Ranges, network_specs
 from svd_trt.engine.tensorrt_import import TensorRt, select_tensorrt
 from svd_trt.errors import ArgumentError, MissingDependencyError, OutputError
-from svd_trt.export.checkpoint import COMPONENT_OF, Checkpoint, open_checkpoint
-from svd_trt.export.export_process import Exported, Task, export_networks
+from svd_trt.export.checkpoint import COMPONENT_OF
+from svd_trt.export.checkpoint_kinds import AnyCheckpoint, open_checkpoint
+from svd_trt.export.code_digest import graph_code_digest, plan_code_digest
+from svd_trt.export.export_process import Exporter
 from svd_trt.export.options import BuildOptions, ranges_of
 from svd_trt.export.preflight import Work, check_resources
+from svd_trt.export.recipe import Recipe, make_recipe
+from svd_trt.progress import Progress, ignore_progress
 from svd_trt.version import __version__
 
 if TYPE_CHECKING:
     from svd_trt.engine.staging import Staging
 
-__all__ = ["BuildProgress", "BuildResult", "Stage", "build_bundle"]
+__all__ = ["BuildResult", "Stage", "build_bundle"]
 
-# Raised when the same checkpoint and options would give other graphs or plans, so that old ones are not reused.
-_EXPORT_REVISION = 3
-_PLAN_REVISION = 3
+_Form: TypeAlias = Literal["onnx"] | TensorRtName
+_Entry = TypeVar("_Entry", OnnxEntry, PlanEntry)
 
 # Releases of these change the graphs they export.
 _GRAPH_PACKAGES = ("torch", "diffusers", "transformers", "onnxscript", "onnx_ir")
@@ -67,283 +67,289 @@ _EXPORT_MODULES = (
 
 @dataclass(frozen=True)
 class Stage:
-    """One finished piece of work."""
+    """One network exported, or one engine built."""
 
     network: NetworkName
-    kind: str
-    """``onnx`` or the TensorRT tensorrt."""
+    kind: _Form
     seconds: float
     reused: bool
+    """It was finished already: in the cache, in the bundle at the target, or in an interrupted build."""
+    from_cache: bool = False
 
 
 @dataclass(frozen=True)
 class BuildResult:
-    """What a build came to; ``up_to_date`` where the bundle was there already and nothing was done."""
+    """The bundle and how it was made; ``up_to_date`` if it existed already and nothing was done."""
 
     bundle: Bundle
     stages: tuple[Stage, ...]
     up_to_date: bool
 
 
-class BuildProgress:
-    """Told how a build goes; override what is of interest."""
-
-    def reading(self, model: str) -> None:
-        """The checkpoint is looked for, checked and hashed; gigabytes take seconds."""
-
-    def opened(self) -> None:
-        """The checkpoint is there, and is SVD."""
-
-    def waiting(self, target: Path) -> None:
-        """Another build of the same bundle is running; this one waits for it."""
-
-    def started(self, network: NetworkName, kind: str) -> None:
-        """A stage starts."""
-
-    def advanced(self, fraction: float) -> None:
-        """The running stage is done to ``fraction``; called from another thread, and only by engine builds."""
-
-    def finished(self, stage: Stage) -> None:
-        """A stage is done, or was found done."""
-
-
 def build_bundle(
     model: str | os.PathLike[str],
     output: str | os.PathLike[str],
     options: BuildOptions | None = None,
-    progress: BuildProgress | None = None,
+    progress: Progress = ignore_progress,
 ) -> BuildResult:
     """Export a checkpoint's four networks to ONNX, build their engines, and write the bundle ``output``.
 
-    A bundle that is there already is left alone if it would come out the same. Finished networks of an interrupted
-    build, and those of an older bundle at ``output`` that the options do not change, are taken over.
+    An existing bundle is left alone if the build would give the same. Finished networks are reused from an interrupted
+    build, from an older bundle at ``output`` and from the cache, as far as the options do not change them.
+
+    While another build of the same bundle runs, this one waits for it, and says so to the logger ``svd_trt``.
+
+    Args:
+        model: see `svd_trt.export.checkpoint_kinds.open_checkpoint`.
+        output: the folder to write.
+        options: what to build.
+        progress: called with stages such as ``denoiser: exporting to ONNX`` and ``denoiser: building the engine``.
 
     Raises:
         CheckpointError, ArgumentError: the checkpoint or an option is not usable.
         MissingDependencyError, BackendError: the backend cannot be used here.
         ExportError, EngineBuildError: a network could not be exported or built.
-        OutputError: ``output`` cannot be written, or is something other than a bundle.
-        ResourceError: disk or memory would not last.
+        OutputError: ``output`` or the cache cannot be written, or ``output`` is something other than a bundle.
+        ResourceError: there is not enough disk or memory.
     """
     options = options or BuildOptions()
-    progress = progress or BuildProgress()
     _require_export_packages()
-    progress.reading(os.fspath(model))
+    job = _make_job(os.fspath(model), options, progress)
+    from svd_trt.engine.network_cache import NetworkCache
+    from svd_trt.engine.staging import Staging
+
+    folder = _cache_folder(options)
+    try:
+        with Staging(Path(output), NetworkCache(folder) if folder else None) as staging:
+            if (bundle := _find_current(job, staging)) is not None:
+                return BuildResult(bundle, (), up_to_date=True)
+            return _build(job, staging, progress)
+    except OSError as error:
+        raise OutputError(
+            f"cannot write {output}: {error.strerror or error}; free space or choose another place"
+        ) from error
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What is to be built, resolved: recipes and keys of the four networks, and keys of their engines if wanted."""
+
+    checkpoint: AnyCheckpoint
+    options: BuildOptions
+    tensorrt: TensorRt | None
+    ranges: Ranges
+    specs: Mapping[NetworkName, NetworkSpec]
+    recipes: Mapping[NetworkName, Recipe]
+    onnx_keys: Mapping[NetworkName, str]
+    plan_keys: Mapping[NetworkName, str]
+
+
+def _make_job(model: str, options: BuildOptions, progress: Progress) -> _Job:
+    """Read the checkpoint and check the options, before anything is written."""
+    reading = f"reading {model}"
+    progress(reading, 0, 0)
     checkpoint = open_checkpoint(
-        os.fspath(model),
+        model,
         revision=options.revision,
         variant=options.variant,
         local_files_only=options.local_files_only,
         config=options.config,
     )
-    progress.opened()
-    ranges_of(options, checkpoint.description.model)  # a bad range is refused before anything is written
-    _ = options.graph  # and so are contradictions
+    progress(reading, 1, 1)
+    description = checkpoint.description
+    ranges, graph = ranges_of(options, description.model), options.graph
     tensorrt = select_tensorrt(options.backend)
     if options.weight_streaming and tensorrt is None:
         raise ArgumentError("--weight-streaming is for engines, and this build makes none; leave it out")
-    target = Path(output)
-    from svd_trt.engine.staging import Staging
-
-    try:
-        with Staging(target, lambda: progress.waiting(target)) as staging:
-            return _Build(checkpoint, options, tensorrt, staging, progress).run()
-    except OSError as error:
-        raise OutputError(
-            f"cannot write {target}: {error.strerror or error}; free space or choose another place"
-        ) from error
+    specs = network_specs(description.model, ranges)
+    recipes = {n: make_recipe(s, options.precision, graph, description.upsamplers) for n, s in specs.items()}
+    onnx_keys = {name: _onnx_key(checkpoint, recipe) for name, recipe in recipes.items()}
+    plan_keys = {n: _plan_key(onnx_keys[n], s, tensorrt, options) for n, s in specs.items()} if tensorrt else {}
+    return _Job(checkpoint, options, tensorrt, ranges, specs, recipes, onnx_keys, plan_keys)
 
 
-class _Build:
-    """One build, with its lock held."""
-
-    def __init__(
-        self,
-        checkpoint: Checkpoint,
-        options: BuildOptions,
-        tensorrt: TensorRt | None,
-        staging: Staging,
-        progress: BuildProgress,
-    ) -> None:
-        self.checkpoint = checkpoint
-        self.options = options
-        self.tensorrt = tensorrt
-        self.staging = staging
-        self.progress = progress
-        self.ranges = ranges_of(options, checkpoint.description.model)
-        self.specs = network_specs(checkpoint.description.model, self.ranges)
-        self.stages: list[Stage] = []
-        self.checked = False
-
-    def run(self) -> BuildResult:
-        if self._is_current() and (bundle := self.staging.open_existing()) is not None:
-            self.staging.discard()
-            return BuildResult(bundle, (), up_to_date=True)
-        onnx = self._exports()
-        plans = {name: self._plan(spec) for name, spec in self.specs.items()} if self.tensorrt else {}
-        networks = {
-            name: NetworkEntry(spec, onnx[name], plans.get(name), self._flops(spec))
-            for name, spec in self.specs.items()
-        }
-        bundle = self.staging.publish(self._manifest(networks))
-        return BuildResult(bundle, tuple(self.stages), up_to_date=False)
-
-    def _exports(self) -> dict[NetworkName, OnnxEntry]:
-        """The ONNX form of every network, exported where there is none of the right key."""
-        entries: dict[NetworkName, OnnxEntry] = {}
-        for name, spec in self.specs.items():
-            started = time.perf_counter()
-            if (entry := self.staging.reuse(name, self._onnx_key(spec), OnnxEntry)) is not None:
-                self.progress.started(name, "onnx")
-                entries[name] = entry
-                self._finish(Stage(name, "onnx", time.perf_counter() - started, reused=True))
-        tasks = [Task(spec, self._onnx_path(spec)) for name, spec in self.specs.items() if name not in entries]
-        if not tasks:
-            return entries
-        self._check_room([task.spec.name for task in tasks], list(self.specs) if self.tensorrt else [])
-        begun = time.perf_counter()
-
-        def started_one(name: NetworkName) -> None:
-            self.progress.started(name, "onnx")
-
-        def exported_one(done: Exported) -> None:
-            nonlocal begun
-            files = tuple(FileEntry.of(self.staging.path, Path(file)) for file in done.files)
-            key = self._onnx_key(self.specs[done.network])
-            entry = OnnxEntry(key=key, files=files, nodes=done.nodes, parameters=done.parameters)
-            self.staging.finish(done.network, entry)
-            now = time.perf_counter()
-            entries[done.network] = entry
-            self._finish(Stage(done.network, "onnx", now - begun, reused=False))
-            begun = now
-
-        export_networks(self.checkpoint, self.options.precision, self.options.graph, tasks, started_one, exported_one)
-        return entries
-
-    def _check_room(self, exports: list[NetworkName], engines: list[NetworkName]) -> None:
-        """Before the first of what takes long; what is found finished by then needs no room."""
-        if not self.options.skip_checks and not self.checked:
-            work = Work(
-                exports, engines, self.checkpoint.parameters, self.options.precision, self.options.graph.rewrites
-            )
-            check_resources(self.staging.path, work)
-        self.checked = True
-
-    def _finish(self, stage: Stage) -> None:
-        self.stages.append(stage)
-        self.progress.finished(stage)
-
-    def _plan(self, spec: NetworkSpec) -> PlanEntry:
-        """The engine of one network, built if there is none of the right key."""
-        assert self.tensorrt is not None
-        kind, key = self.tensorrt.name, self._plan_key(spec)
-        self.progress.started(spec.name, kind)
-        started = time.perf_counter()
-        entry = self.staging.reuse(spec.name, key, PlanEntry)
-        reused = entry is not None
-        if entry is None:
-            self._check_room([], [name for name in self.specs if NETWORKS.index(name) >= NETWORKS.index(spec.name)])
-            entry = self._build_plan(spec, key)
-            self.staging.finish(spec.name, entry)
-        self._finish(Stage(spec.name, kind, time.perf_counter() - started, reused))
-        return entry
-
-    def _onnx_path(self, spec: NetworkSpec) -> Path:
-        return self.staging.path / "onnx" / f"{spec.name}.onnx"
-
-    def _flops(self, spec: NetworkSpec) -> int:
-        from svd_trt.export.flops import count_flops
-
-        return count_flops(self._onnx_path(spec), spec)
-
-    def _build_plan(self, spec: NetworkSpec, key: str) -> PlanEntry:
-        assert self.tensorrt is not None
-        path = self.staging.path / self.tensorrt.name / f"{spec.name}.plan"
-        report = build_plan(
-            self.tensorrt,
-            self._onnx_path(spec),
-            spec,
-            path,
-            self.progress.advanced,
-            weight_streaming=self._streamed(spec),
-        )
-        return PlanEntry(
-            key=key,
-            file=FileEntry.of(self.staging.path, path),
-            layers=report.layers,
-            activation_bytes=report.activation_bytes,
-            weight_bytes=report.weight_bytes,
-            weight_streaming=report.weight_streaming,
-        )
-
-    def _streamed(self, spec: NetworkSpec) -> bool:
-        """Whether the engine's weights may stay in host memory; the other networks' are small beside the denoiser's."""
-        return self.options.weight_streaming and spec.name == "denoiser"
-
-    def _onnx_key(self, spec: NetworkSpec) -> str:
-        # Ranges of symbolic axes are not in it: the graph is the same for all of them.
-        graph = self.options.graph
-        return _key(
-            revision=_EXPORT_REVISION,
-            network=spec.name,
-            axes=[list(t.shape) for t in spec.tensors],
-            precision=self.options.precision,
-            weights=self.checkpoint.source.digests[COMPONENT_OF[spec.name]],
-            graph=[graph.rewrites, graph.ff_chunks if spec.name == "denoiser" else 1, graph.operators],
-            packages={name: importlib.metadata.version(name) for name in _GRAPH_PACKAGES},
-        )
-
-    def _plan_key(self, spec: NetworkSpec) -> str:
-        assert self.tensorrt is not None
-        # Absent where it is off, so that plans of before the option keep their keys.
-        streaming = {"weight_streaming": True} if self._streamed(spec) else {}
-        return _key(
-            **streaming,
-            revision=_PLAN_REVISION,
-            onnx=self._onnx_key(spec),
-            ranges={symbol: str(r) for symbol, r in spec.ranges.items()},
-            tensorrt=[self.tensorrt.name, self.tensorrt.version, self.tensorrt.target],
-        )
-
-    def _is_current(self) -> bool:
-        """True where the bundle at the target was built from the same things for the same ranges."""
-        manifest = self.staging.existing()
-        if manifest is None:
-            return False
-        # Networks apart, all that the manifest says matters too: the runtime reads its sigmas from there.
-        wanted_rest = self._manifest({})
-        if msgspec.structs.replace(manifest, networks={}, svd_trt_version=wanted_rest.svd_trt_version) != wanted_rest:
-            return False
-        wanted = {name: (self._onnx_key(spec), spec) for name, spec in self.specs.items()}
-        found = {name: (entry.onnx.key, entry.spec) for name, entry in manifest.networks.items()}
-        plans = {name: entry.plan.key for name, entry in manifest.networks.items() if entry.plan}
-        wanted_plans = {name: self._plan_key(spec) for name, spec in self.specs.items()} if self.tensorrt else {}
-        return wanted == found and plans == wanted_plans
-
-    def _manifest(self, networks: dict[NetworkName, NetworkEntry]) -> Manifest:
-        return Manifest(
-            schema_version=SCHEMA_VERSION,
-            svd_trt_version=__version__,
-            family="stable-video-diffusion",
-            source=self.checkpoint.source,
-            precision=self.options.precision,
-            model=self.checkpoint.description.model,
-            sampler=self.checkpoint.description.sampler,
-            ranges=self.ranges,
-            graph=self.options.graph,
-            tensorrt=TensorRtEntry(self.tensorrt.name, self.tensorrt.version, self.tensorrt.target)
-            if self.tensorrt
-            else None,
-            networks=networks,
-        )
+def _onnx_key(checkpoint: AnyCheckpoint, recipe: Recipe) -> str:
+    return _digest(
+        code=graph_code_digest(),
+        recipe=msgspec.to_builtins(recipe),
+        weights=checkpoint.source.digests[COMPONENT_OF[recipe.network]],
+        packages={name: importlib.metadata.version(name) for name in _GRAPH_PACKAGES},
+    )
 
 
-def _key(**parts: object) -> str:
+def _plan_key(onnx_key: str, spec: NetworkSpec, tensorrt: TensorRt, options: BuildOptions) -> str:
+    return _digest(
+        code=plan_code_digest(),
+        onnx=onnx_key,
+        ranges={symbol: str(r) for symbol, r in spec.ranges.items()},
+        tensorrt=[tensorrt.name, tensorrt.version, tensorrt.target],
+        weight_streaming=_streams(spec, options),
+    )
+
+
+def _streams(spec: NetworkSpec, options: BuildOptions) -> bool:
+    """Whether the engine's weights may stay in host memory; the other networks' are small beside the denoiser's."""
+    return options.weight_streaming and spec.name == "denoiser"
+
+
+def _digest(**parts: object) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
+def _find_current(job: _Job, staging: Staging) -> Bundle | None:
+    """The bundle at the target if this build would give the same; the staging folder is then removed."""
+    manifest = staging.existing()
+    if manifest is None:
+        return None
+    # The manifest itself matters, beside the networks: the runtime reads its sigmas from there.
+    wanted = _manifest(job, {})
+    if msgspec.structs.replace(manifest, networks={}, svd_trt_version=wanted.svd_trt_version) != wanted:
+        return None
+    found = {name: (entry.onnx.key, entry.spec) for name, entry in manifest.networks.items()}
+    plans = {name: entry.plan.key for name, entry in manifest.networks.items() if entry.plan}
+    if found != {name: (job.onnx_keys[name], spec) for name, spec in job.specs.items()} or plans != job.plan_keys:
+        return None
+    if (bundle := staging.open_existing()) is not None:
+        staging.discard()
+    return bundle
+
+
+def _build(job: _Job, staging: Staging, progress: Progress) -> BuildResult:
+    onnx = _find_finished(job.onnx_keys, OnnxEntry, "onnx", staging, progress)
+    plans: dict[NetworkName, tuple[PlanEntry, Stage]] = {}
+    if job.tensorrt is not None:
+        plans = _find_finished(job.plan_keys, PlanEntry, job.tensorrt.name, staging, progress)
+    to_export = [name for name in job.onnx_keys if name not in onnx]
+    to_build = [name for name in job.plan_keys if name not in plans]
+    _check_resources(job, to_export, to_build, staging.path)
+    with Exporter(job.checkpoint, list(dict.fromkeys(COMPONENT_OF[name] for name in to_export))) as exporter:
+        for name in to_export:
+            onnx[name] = _export(job, name, exporter, staging, progress)
+    for name in to_build:
+        plans[name] = _build_engine(job, name, staging, progress)
+    networks = {
+        name: NetworkEntry(spec, onnx[name][0], plans[name][0] if plans else None, _flops(staging, spec))
+        for name, spec in job.specs.items()
+    }
+    stages = [onnx[name][1] for name in job.onnx_keys] + [plans[name][1] for name in job.plan_keys]
+    return BuildResult(staging.publish(_manifest(job, networks)), tuple(stages), up_to_date=False)
+
+
+def _find_finished(
+    keys: Mapping[NetworkName, str],
+    kind: type[_Entry],
+    form: _Form,
+    staging: Staging,
+    progress: Progress,
+) -> dict[NetworkName, tuple[_Entry, Stage]]:
+    """Networks, or engines, that need not be made; their files are in the staging folder."""
+    found: dict[NetworkName, tuple[_Entry, Stage]] = {}
+    for name, key in keys.items():
+        started = time.perf_counter()
+        if (reused := staging.reuse(name, key, kind)) is not None:
+            entry, from_cache = reused
+            progress(_stage_of(name, form), 1, 1)
+            found[name] = entry, Stage(name, form, time.perf_counter() - started, reused=True, from_cache=from_cache)
+    return found
+
+
+def _check_resources(job: _Job, to_export: list[NetworkName], to_build: list[NetworkName], folder: Path) -> None:
+    if job.options.skip_checks:
+        return
+    parameters, precision, rewrites = job.checkpoint.parameters, job.options.precision, job.options.rewrites
+    check_resources(folder, Work(to_export, to_build, parameters, precision, rewrites), _cache_folder(job.options))
+
+
+def _export(
+    job: _Job, name: NetworkName, exporter: Exporter, staging: Staging, progress: Progress
+) -> tuple[OnnxEntry, Stage]:
+    """Export one network, unless another build adds it to the cache first."""
+    key, stage, started = job.onnx_keys[name], _stage_of(name, "onnx"), time.perf_counter()
+    progress(stage, 0, 0)
+    with staging.making(key):
+        reused = staging.reuse(name, key, OnnxEntry)
+        if reused is not None:
+            entry = reused[0]
+        else:
+            done = exporter.export(job.recipes[name], _onnx_path(staging, name))
+            files = tuple(FileEntry.of(staging.path, Path(file)) for file in done.files)
+            entry = OnnxEntry(key=key, files=files, nodes=done.nodes, parameters=done.parameters)
+            staging.finish(name, entry)
+    progress(stage, 1, 1)
+    return entry, Stage(name, "onnx", time.perf_counter() - started, bool(reused), from_cache=bool(reused))
+
+
+def _build_engine(job: _Job, name: NetworkName, staging: Staging, progress: Progress) -> tuple[PlanEntry, Stage]:
+    """Build the engine of one network, unless another build adds it to the cache first."""
+    assert job.tensorrt is not None
+    key, form, started = job.plan_keys[name], job.tensorrt.name, time.perf_counter()
+    stage = _stage_of(name, form)
+    progress(stage, 0, 1)
+    with staging.making(key):
+        reused = staging.reuse(name, key, PlanEntry)
+        if reused is not None:
+            entry = reused[0]
+        else:
+            entry = _new_plan(job, name, staging, progress)
+            staging.finish(name, entry)
+    progress(stage, 1, 1)
+    return entry, Stage(name, form, time.perf_counter() - started, bool(reused), from_cache=bool(reused))
+
+
+def _new_plan(job: _Job, name: NetworkName, staging: Staging, progress: Progress) -> PlanEntry:
+    assert job.tensorrt is not None
+    spec, path = job.specs[name], staging.path / job.tensorrt.name / f"{name}.plan"
+    streams = _streams(spec, job.options)
+    report = build_plan(job.tensorrt, _onnx_path(staging, name), spec, path, progress, weight_streaming=streams)
+    return PlanEntry(
+        key=job.plan_keys[name],
+        file=FileEntry.of(staging.path, path),
+        layers=report.layers,
+        activation_bytes=report.activation_bytes,
+        weight_bytes=report.weight_bytes,
+        weight_streaming=report.weight_streaming,
+    )
+
+
+def _stage_of(name: NetworkName, form: _Form) -> str:
+    return f"{name}: exporting to ONNX" if form == "onnx" else plan_stage(name)
+
+
+def _onnx_path(staging: Staging, name: NetworkName) -> Path:
+    return staging.path / "onnx" / f"{name}.onnx"
+
+
+def _flops(staging: Staging, spec: NetworkSpec) -> int:
+    from svd_trt.export.flops import count_flops
+
+    return count_flops(_onnx_path(staging, spec.name), spec)
+
+
+def _manifest(job: _Job, networks: dict[NetworkName, NetworkEntry]) -> Manifest:
+    tensorrt = job.tensorrt
+    return Manifest(
+        schema_version=SCHEMA_VERSION,
+        svd_trt_version=__version__,
+        family="stable-video-diffusion",
+        source=job.checkpoint.source,
+        precision=job.options.precision,
+        model=job.checkpoint.description.model,
+        sampler=job.checkpoint.description.sampler,
+        ranges=job.ranges,
+        graph=job.options.graph,
+        tensorrt=TensorRtEntry(tensorrt.name, tensorrt.version, tensorrt.target) if tensorrt else None,
+        networks=networks,
+    )
+
+
+def _cache_folder(options: BuildOptions) -> Path | None:
+    """The cache that the options name, else the environment; None without either."""
+    folder = options.cache or os.environ.get("SVD_TRT_CACHE")
+    return Path(folder).expanduser() if folder else None
+
+
 def _require_export_packages() -> None:
-    """Say at once what is missing, rather than after the checkpoint has been read."""
+    """Refuse at once when a package is missing, before the checkpoint is read."""
     missing = [name for name in _EXPORT_MODULES if importlib.util.find_spec(name) is None]
     if missing:
         raise MissingDependencyError(f"svd-trt build (lacking {', '.join(missing)})", "export")

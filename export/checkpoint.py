@@ -1,22 +1,20 @@
-"""What a Stable Video Diffusion checkpoint is to the export, wherever it comes from; checked before it is loaded.
+"""What a Stable Video Diffusion checkpoint is to the export, wherever it comes from.
 
-`open_checkpoint` tells the kinds apart: a folder or hub id in diffusers format (`folder.py`), Stability's single
-file (`single_file.py`), and random weights (``random:svd-xt``).
+The kinds of checkpoints are in `svd_trt.export.checkpoint_kinds`.
 """
 
 from __future__ import annotations
 
-import abc
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, TypeAlias
+
+import msgspec
 
 from svd_trt.engine.manifest import SamplerInfo, SourceInfo
 from svd_trt.engine.spec import ModelInfo, NetworkName
 from svd_trt.errors import CheckpointError
 
-__all__ = ["COMPONENT_OF", "Checkpoint", "Component", "Description", "describe", "open_checkpoint"]
+__all__ = ["COMPONENT_OF", "Checkpoint", "Component", "Description", "describe"]
 
 Component: TypeAlias = Literal["image_encoder", "unet", "vae"]
 
@@ -28,8 +26,6 @@ COMPONENT_OF: dict[NetworkName, Component] = {
 }
 """The component of the checkpoint that each network is made of."""
 
-RANDOM = "random:"
-
 # The only noise schedule that SVD was published with, and what the runtime's tables reproduce.
 _SCHEDULER: dict[str, object] = {
     "prediction_type": "v_prediction",
@@ -39,8 +35,7 @@ _SCHEDULER: dict[str, object] = {
 }
 
 
-@dataclass(frozen=True)
-class Description:
+class Description(msgspec.Struct, frozen=True):
     """What the configuration of a checkpoint says of it."""
 
     model: ModelInfo
@@ -49,87 +44,34 @@ class Description:
     """Times that the UNet halves its input; fixes the least size of a symbolic latent."""
 
 
-@dataclass(frozen=True)
-class Checkpoint(abc.ABC):
-    """A checked checkpoint; nothing of it is in memory but its configuration."""
+class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
+    """A checkpoint whose configuration was read and checked; its weights are not in memory.
+
+    Plain data, so that the process that exports gets it as JSON.
+    """
 
     description: Description
     source: SourceInfo
-    parameters: Mapping[Component, int]
-    """Weights of each component, counted without loading them; what a build needs is foreseen from it."""
+    parameters: dict[Component, int]
+    """Number of weights of each component, counted without loading them; what a build needs is estimated from it."""
+    configurations: dict[str, dict[str, Any]]
+    """Of ``unet``, ``vae``, ``image_encoder``, ``feature_extractor`` and ``scheduler``, as the files have them."""
 
-    @property
-    @abc.abstractmethod
-    def configurations(self) -> Mapping[str, Mapping[str, Any]]:
-        """Of ``unet``, ``vae``, ``image_encoder``, ``feature_extractor`` and ``scheduler``, as files hold them."""
-
-    @abc.abstractmethod
     def check(self, component: Component) -> None:
-        """Compare names and shapes of one component's weights with what SVD has, without loading them.
+        """Compare names and shapes of one component's weights with those that SVD has, without loading them.
 
         Raises:
             CheckpointError: some are missing, or of another shape; the message names one of them.
         """
+        raise NotImplementedError
 
-    @abc.abstractmethod
     def load(self, component: Component, dtype: Any) -> Any:
-        """Load one model in ``dtype`` (a torch dtype).
+        """The model of one component, with weights of ``dtype`` (a torch dtype).
 
         Raises:
             CheckpointError: weights are damaged, or are not those of this architecture.
         """
-
-
-def open_checkpoint(
-    model: str,
-    *,
-    revision: str | None = None,
-    variant: str | None = None,
-    local_files_only: bool = False,
-    config: str | None = None,
-) -> Checkpoint:
-    """Find MODEL and check that it is a Stable Video Diffusion that svd-trt can build.
-
-    Args:
-        model: a directory in diffusers format; a hub id such as
-            ``stabilityai/stable-video-diffusion-img2vid-xt``, downloaded to (or found in) the hub's cache; a single
-            file such as ``svd_xt.safetensors``; or ``random:PRESET``, ``random:PRESET@SEED``.
-        revision: branch, tag or commit of a hub id.
-        variant: weights to use, such as ``fp16``; by default the plain ones, or the only ones there are.
-        local_files_only: never download (as HF_HUB_OFFLINE=1).
-        config: for a single file, a folder in diffusers format with its configurations; by default it is taken for
-            the published architecture.
-
-    Raises:
-        CheckpointError: nothing there, not SVD, parts missing, or a scheduler that is not supported.
-        ArgumentError: no such preset.
-    """
-    if model.startswith(RANDOM):
-        _refuse(model, revision=revision, variant=variant, config=config)
-        from svd_trt.export.random_source import open_random
-
-        return open_random(model.removeprefix(RANDOM))
-    path = Path(model).expanduser()
-    if path.is_file():
-        _refuse(model, revision=revision, variant=variant)
-        from svd_trt.export.single_file import open_single_file
-
-        return open_single_file(path, Path(config) if config else None)
-    if path.suffix == ".safetensors":
-        raise CheckpointError(f"there is no file {model}")
-    _refuse(model, config=config)
-    from svd_trt.export.folder import find_folder, open_folder
-
-    folder, commit = find_folder(model, revision, variant, local_files_only)
-    return open_folder(folder, variant, name=folder.resolve().name if commit is None else model, commit=commit)
-
-
-def _refuse(model: str, **options: str | None) -> None:
-    """Options that belong to other kinds of checkpoint are mistakes, not to be passed over."""
-    given = [name for name, value in options.items() if value is not None]
-    if given:
-        kind = "a single file" if given[0] == "config" else "a folder or a hub id"
-        raise CheckpointError(f"--{given[0]} belongs to {kind}, and {model} is none")
+        raise NotImplementedError
 
 
 def describe(where: str, configurations: Mapping[str, Mapping[str, Any]]) -> Description:

@@ -1,163 +1,162 @@
-"""Exporting in a process of its own: torch's gigabytes are back before an engine is built, and Ctrl-C needs no leave.
+"""Export in a process of its own: torch's gigabytes are free before an engine is built, and Ctrl-C acts at once.
 
-`export_networks` is the parent's side; ``python -m svd_trt.export.export_process`` is the child's, and exports any
-number of networks one after another.
+`Exporter` is the parent's side; ``python -m svd_trt.export.export_process`` is the child's. The child exports any
+number of networks, one after another.
 """
 
 from __future__ import annotations
 
-import base64
+import contextlib
 import gc
-import pickle
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 import msgspec
 
 from svd_trt import errors
 from svd_trt.engine.child_process import FREE_MEMORY_EARLY, Answer, ChildProcess, connect_to_parent
-from svd_trt.engine.manifest import GraphEntry, Precision
-from svd_trt.engine.spec import NetworkName, NetworkSpec
 from svd_trt.errors import ExportError, SvdTrtError, first_line
-from svd_trt.export.checkpoint import COMPONENT_OF, Checkpoint
+from svd_trt.export.checkpoint import COMPONENT_OF, Component
+from svd_trt.export.checkpoint_kinds import AnyCheckpoint
+from svd_trt.export.recipe import Recipe
 
-__all__ = ["Exported", "Task", "export_networks"]
-
-
-@dataclass(frozen=True)
-class Task:
-    """One network to export to ``path``."""
-
-    spec: NetworkSpec
-    path: Path
+__all__ = ["Exported", "Exporter"]
 
 
 class Exported(msgspec.Struct, frozen=True):
     """An exported network: its files, the graph first, and its size."""
 
-    network: NetworkName
     files: tuple[str, ...]
     nodes: int
     parameters: int
 
 
-@dataclass(frozen=True)
-class _Job:
-    checkpoint: Checkpoint
-    precision: Precision
-    graph: GraphEntry
-    tasks: tuple[Task, ...]
+class _Job(msgspec.Struct, frozen=True):
+    """The first line: the checkpoint, and the components of it whose weights are to be checked."""
+
+    checkpoint: AnyCheckpoint
+    components: tuple[Component, ...]
 
 
-class _Message(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One thing at a time: a network begun, one finished, all done, or an error of the class that is named."""
+class _Request(msgspec.Struct, frozen=True):
+    """Each further line: a network to export to ``path``."""
 
-    started: NetworkName | None = None
+    recipe: Recipe
+    path: str
+
+
+class _Reply(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The answer to a request: a network, or an error with the name of its class."""
+
     exported: Exported | None = None
-    finished: bool = False
     error: tuple[str, str] | None = None
 
 
-def export_networks(
-    checkpoint: Checkpoint,
-    precision: Precision,
-    graph: GraphEntry,
-    tasks: Sequence[Task],
-    started: Callable[[NetworkName], None],
-    exported: Callable[[Exported], None],
-) -> None:
-    """Export each of ``tasks`` in order; ``started`` and ``exported`` are called as it goes.
+class Exporter:
+    """Exports networks of one checkpoint in a process that is started with the first of them.
 
-    Raises:
-        CheckpointError: weights are damaged, or are not those of this architecture.
-        ExportError: torch could not trace or translate a network, or the process died.
-        OutputError: a file cannot be written.
+    Args:
+        checkpoint: what to export.
+        components: components to check before the first network is exported, so that damaged weights are found
+            before minutes have gone by.
     """
-    current: NetworkName = tasks[0].spec.name
-    job = pickle.dumps(_Job(checkpoint, precision, graph, tuple(tasks)))
-    with ChildProcess("svd_trt.export.export_process", FREE_MEMORY_EARLY) as child:
-        child.send(base64.b64encode(job))
-        while (line := child.receive()) is not None:
-            message = msgspec.json.decode(line, type=_Message)
-            if message.started is not None:
-                current = message.started
-                started(current)
-            if message.exported is not None:
-                exported(message.exported)
-            if message.error is not None:
-                raise _revive(*message.error)
-            if message.finished:
-                return
-        raise ExportError(f"exporting {current} failed: {child.describe_exit('the exporter')}")
+
+    def __init__(self, checkpoint: AnyCheckpoint, components: Sequence[Component]) -> None:
+        self._job = _Job(checkpoint, tuple(components))
+        self._child: ChildProcess | None = None
+        self._opened = contextlib.ExitStack()
+
+    def export(self, recipe: Recipe, path: Path) -> Exported:
+        """Export one network to ``path`` and ``path.data``.
+
+        Raises:
+            CheckpointError: weights are damaged, or are not those of this architecture.
+            ExportError: torch could not trace or translate the network, or the process died.
+            OutputError: a file cannot be written.
+        """
+        if self._child is None:
+            self._child = self._opened.enter_context(ChildProcess("svd_trt.export.export_process", FREE_MEMORY_EARLY))
+            self._child.send(msgspec.json.encode(self._job))
+        self._child.send(msgspec.json.encode(_Request(recipe, str(path))))
+        line = self._child.receive()
+        if line is None:
+            raise ExportError(f"exporting {recipe.network} failed: {self._child.describe_exit('the exporter')}")
+        reply = msgspec.json.decode(line, type=_Reply)
+        if reply.error is not None:
+            raise _make_error(*reply.error)
+        assert reply.exported is not None
+        return reply.exported
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._opened.close()
 
 
-def _revive(kind: str, text: str) -> SvdTrtError:
+def _make_error(kind: str, text: str) -> SvdTrtError:
     found = getattr(errors, kind)
     assert issubclass(found, SvdTrtError)
-    revived: SvdTrtError = found(text)
-    return revived
+    made: SvdTrtError = found(text)
+    return made
 
 
-def _work(line: bytes, answer: Answer) -> None:
-    job = pickle.loads(base64.b64decode(line))  # noqa: S301  (from our own parent, over a pipe)
-    assert isinstance(job, _Job)
+def main() -> None:
+    """The child's side: export what is asked until the parent ends this process."""
+    requests, answer = connect_to_parent()
+    job = msgspec.json.decode(next(requests), type=_Job)
+    for number, line in enumerate(requests):
+        request = msgspec.json.decode(line, type=_Request)
+        _answer(job, request, answer, check=number == 0)
 
-    def say(message: _Message) -> None:
-        answer(msgspec.json.encode(message))
 
+def _answer(job: _Job, request: _Request, answer: Answer, *, check: bool) -> None:
     try:
-        for component in dict.fromkeys(COMPONENT_OF[task.spec.name] for task in job.tasks):
-            job.checkpoint.check(component)  # all of them before minutes go into the first
-        for task in job.tasks:
-            say(_Message(started=task.spec.name))
-            say(_Message(exported=_export(job, task)))
+        if check:
+            for component in job.components:
+                job.checkpoint.check(component)
+        reply = _Reply(exported=_export(job.checkpoint, request.recipe, Path(request.path)))
     except SvdTrtError as error:
-        say(_Message(error=(type(error).__name__, str(error))))
+        reply = _Reply(error=(type(error).__name__, str(error)))
     except OSError as error:
-        where = job.tasks[0].path.parent
-        reason = error.strerror or str(error)
-        say(_Message(error=("OutputError", f"cannot write to {where}: {reason}; free space or choose another place")))
-    else:
-        say(_Message(finished=True))
+        folder, reason = Path(request.path).parent, error.strerror or str(error)
+        reply = _Reply(error=("OutputError", f"cannot write to {folder}: {reason}; free space or choose another place"))
+    answer(msgspec.json.encode(reply))
 
 
-def _export(job: _Job, task: Task) -> Exported:
+def _export(checkpoint: AnyCheckpoint, recipe: Recipe, path: Path) -> Exported:
     from svd_trt.export.networks import dtype_of, make_network
     from svd_trt.export.onnx_export import export_network
 
-    spec, upsamplers = task.spec, job.checkpoint.description.upsamplers
-    half = job.precision == "fp16" and job.graph.rewrites
-    model = job.checkpoint.load(COMPONENT_OF[spec.name], dtype_of(spec.name, job.precision))
+    name = recipe.network
+    model = checkpoint.load(COMPONENT_OF[name], dtype_of(name, recipe.precision))
     try:
         network = make_network(
-            spec.name,
+            name,
             model,
-            rewrites=job.graph.rewrites,
-            ff_chunks=job.graph.ff_chunks,
-            operators=job.graph.operators,
-            doubling=spec.name == "denoiser" and _halves(spec, upsamplers),
+            rewrites=recipe.rewrites,
+            ff_chunks=recipe.ff_chunks,
+            operators=recipe.operators,
+            doubling=recipe.doubling,
         )
     except (RuntimeError, ValueError, AssertionError, MemoryError) as error:
-        raise ExportError(f"{spec.name} could not be rewritten: {first_line(error)}; try --no-rewrites") from error
+        raise ExportError(f"{name} could not be rewritten: {first_line(error)}; try --no-rewrites") from error
     del model
     report = export_network(
-        network, spec, task.path, smallest_latent=2**upsamplers + 1, fp32_statistics=half and spec.name != "vae_encoder"
+        network,
+        recipe.spec,
+        path,
+        smallest_latent=recipe.smallest_latent,
+        fp32_statistics=recipe.fp32_statistics,
     )
     del network
-    gc.collect()  # exported programs hold cycles, and with them gigabytes of weights
-    return Exported(spec.name, tuple(str(file) for file in report.files), report.nodes, report.parameters)
-
-
-def _halves(spec: NetworkSpec, times: int) -> bool:
-    """True where height and width of the latents are fixed and can be halved so many times."""
-    height, width = spec.tensor("latents").shape[-2:]
-    return all(isinstance(axis, int) and axis % 2**times == 0 for axis in (height, width))
+    gc.collect()  # exported programs are reference cycles, and hold gigabytes of weights
+    return Exported(tuple(str(file) for file in report.files), report.nodes, report.parameters)
 
 
 if __name__ == "__main__":
-    # Under its own name, where the job's classes are; here they would be those of __main__.
-    from svd_trt.export.export_process import _work as work
-
-    requests, answer = connect_to_parent()
-    work(next(requests), answer)
+    main()

@@ -6,8 +6,6 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,16 +31,15 @@ _CONFIGURATIONS = {
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
-@dataclass(frozen=True)
-class FolderCheckpoint(Checkpoint):
+class FolderCheckpoint(Checkpoint, frozen=True, kw_only=True, tag="folder"):
     """A checked folder in diffusers format."""
 
-    path: Path
+    folder: str
 
     @property
-    def configurations(self) -> Mapping[str, Mapping[str, Any]]:
-        """See `Checkpoint.configurations`."""
-        return configurations_of(self.path)
+    def path(self) -> Path:
+        """The folder."""
+        return Path(self.folder)
 
     def check(self, component: Component) -> None:
         """See `Checkpoint.check`."""
@@ -50,14 +47,14 @@ class FolderCheckpoint(Checkpoint):
             return  # transformers renames weights of older files itself
         from svd_trt.export.random_checkpoint import empty_model, parameters_of
 
-        model = empty_model(component, _config(self.path, _CONFIGURATIONS[component]))
+        model = empty_model(component, self.configurations[component])
         wanted = {full: tuple(getattr(module, name).shape) for module, name, full in parameters_of(model)}
         found = _shapes(_weight_files(self.path, component, self.source.variant))
         self._refuse_missing(component, sorted(wanted.keys() - found.keys()))
         for name, shape in wanted.items():
             if found[name] != shape:
                 raise CheckpointError(
-                    f"{self.path / component}: {name} is {list(found[name])} where its config.json has {list(shape)}"
+                    f"{self.path / component}: {name} is {list(found[name])}, and its config.json has {list(shape)}"
                 )
 
     def load(self, component: Component, dtype: Any) -> Any:
@@ -87,13 +84,14 @@ class FolderCheckpoint(Checkpoint):
 
 
 def open_folder(path: Path, variant: str | None, *, name: str, commit: str | None) -> FolderCheckpoint:
-    """Check the folder ``path`` and hash its weights; ``name`` and ``commit`` are what the manifest will say of it.
+    """Check the folder ``path`` and hash its weights; ``name`` and ``commit`` go into the manifest.
 
     Raises:
-        CheckpointError: not SVD, parts missing, or a scheduler that is not supported.
+        CheckpointError: it is not SVD, is incomplete, or has a scheduler that is not supported.
     """
     _check_pipeline(path)
-    description = describe(str(path), configurations_of(path))
+    configurations = configurations_of(path)
+    description = describe(str(path), configurations)
     variant = variant or _only_variant(path)
     files = {component: _weight_files(path, component, variant) for component in _WEIGHTS}
     digests: dict[str, str] = {c: _digest(path, c, variant, found) for c, found in files.items()}
@@ -101,7 +99,8 @@ def open_folder(path: Path, variant: str | None, *, name: str, commit: str | Non
         description=description,
         source=SourceInfo(model=name, commit=commit, variant=variant, digests=digests),
         parameters={c: sum(map(math.prod, _shapes(found).values())) for c, found in files.items()},
-        path=path,
+        configurations=configurations,
+        folder=str(path),
     )
 
 
@@ -132,21 +131,21 @@ def safetensors_shapes(path: Path) -> dict[str, tuple[int, ...]]:
 def find_folder(
     model: str, revision: str | None, variant: str | None, local_files_only: bool
 ) -> tuple[Path, str | None]:
-    """The checkpoint's directory, and its commit where it came from the hub.
+    """The checkpoint's directory, and its commit if it came from the hub.
 
     Raises:
-        CheckpointError: it is not here and cannot be had from the hub.
+        CheckpointError: there is no such directory, and the hub has no such model or cannot be reached.
     """
     path = Path(model).expanduser()
     if path.is_dir():
         return path, None
     if not _HUB_ID.fullmatch(model):
-        raise CheckpointError(f"there is no checkpoint at {model}, and that is not a hub id such as owner/name either")
+        raise CheckpointError(f"there is no checkpoint at {model}, and it is not a hub id such as owner/name")
     return _download(model, revision, variant, local_files_only)
 
 
 def _shapes(files: list[Path]) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the weights in all of ``files``, an index among them passed over."""
+    """Names and shapes of the weights in all of ``files``, which may have an index among them."""
     weights = [file for file in files if file.suffix == ".safetensors"]
     return {name: shape for file in weights for name, shape in safetensors_shapes(file).items()}
 
@@ -229,7 +228,7 @@ def _weight_files(path: Path, component: Component, variant: str | None) -> list
 
 
 def _only_variant(path: Path) -> str | None:
-    """None where plain weights are there; else the variant, such as fp16, that all the components have."""
+    """None if there are plain weights; else the UNet's only variant, such as fp16."""
     if _weight_files(path, "unet", None):
         return None
     stem = _WEIGHTS["unet"]

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from svd_trt.engine.manifest import Operators, Precision, precision_of
 from svd_trt.engine.spec import NetworkName
+from svd_trt.export.recipe import REWRITTEN
 from svd_trt.export.rewrites import rewrite
 from svd_trt.export.rewrites.onnxruntime import fuse_for_onnxruntime
 from svd_trt.export.rewrites.resnet import VideoResnet
@@ -20,10 +21,7 @@ from svd_trt.export.rewrites.surgery import each_frame
 from svd_trt.export.rewrites.transformer import VideoTransformer
 from svd_trt.export.rewrites.upsample import replace_upsamplers
 
-__all__ = ["REWRITTEN", "Denoiser", "ImageEncoder", "VaeDecoder", "VaeEncoder", "dtype_of", "make_network"]
-
-REWRITTEN: tuple[NetworkName, ...] = ("denoiser", "vae_decoder")
-"""Networks that `svd_trt.export.rewrites` apply to; the encoders run once a video and have none of their layers."""
+__all__ = ["Denoiser", "ImageEncoder", "VaeDecoder", "VaeEncoder", "dtype_of", "make_network"]
 
 
 def dtype_of(name: NetworkName, precision: Precision) -> torch.dtype:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from svd_trt.engine.manifest import GraphEntry, Operators, Precision
 from svd_trt.engine.spec import LARGEST_COUNT, LARGEST_SIDE, ModelInfo, Range, Ranges
 from svd_trt.engine.tensorrt_import import BuildBackend
 from svd_trt.errors import ArgumentError
 
-__all__ = ["DEFAULT_FF_CHUNKS", "MOST_FF_CHUNKS", "ONNXRUNTIME_FF_CHUNKS", "BuildOptions", "ranges_of"]
+__all__ = ["DEFAULT_FF_CHUNKS", "MOST_FF_CHUNKS", "ONNXRUNTIME_FF_CHUNKS", "BuildOptions", "RangeLike", "ranges_of"]
 
 DEFAULT_FF_CHUNKS = 2
 ONNXRUNTIME_FF_CHUNKS = 8
@@ -19,9 +20,16 @@ MOST_FF_CHUNKS = 16
 _MOST_DYNAMIC_FF_CHUNKS = 4
 
 
+RangeLike: TypeAlias = Range | str | int
+"""A `Range`, or what the command line takes for one: ``"2:14:25"``, ``"14"`` or ``14``."""
+
+
 @dataclass(frozen=True)
 class BuildOptions:
     """What to build; every default is the checkpoint's own or diffusers'.
+
+    Raises:
+        ArgumentError: a text is not a range.
 
     Attributes:
         height, width: frame size in pixels, multiples of 8; a fixed one makes a smaller, faster network.
@@ -34,21 +42,23 @@ class BuildOptions:
         ff_chunks: parts into which the widest feed-forwards of the denoiser are cut; more take less memory. Needs
             rewrites.
         operators: ``onnx`` keeps to the standard's operators; ``auto`` uses ONNX Runtime's own, which are faster on a
-            processor, where nothing else will run the networks: no engines, fp32 and rewrites.
+            processor, if nothing else will run the networks: no engines, fp32 and rewrites.
         split_guidance: build the denoiser for one guidance branch at a time: half the memory, two passes a step.
         weight_streaming: build the denoiser's engine so that its weights may stay in host memory and be copied in as
-            they are used; slower. How much of them does is decided where it runs. Needs engines.
-        skip_checks: start even if disk or memory look too small.
-        backend: which engines to build beside the ONNX networks, which every bundle holds.
+            they are used; slower. How many of them stay there is decided when it is loaded. Needs engines.
+        skip_checks: start even if disk or memory seem too small.
+        backend: which engines to build beside the ONNX networks, which every bundle has.
+        cache: a folder of finished networks and engines to reuse, and to add new ones to; by default the environment
+            variable SVD_TRT_CACHE names it, and without that there is none. It only grows; remove it with ``rm -r``.
         revision, variant, local_files_only: as in diffusers' ``from_pretrained``.
         config: for a single file, a folder in diffusers format with its configurations.
     """
 
-    height: Range = Range(576, 576, 576)
-    width: Range = Range(1024, 1024, 1024)
-    frames: Range | None = None
-    decode_chunk: Range | None = None
-    batch: Range = Range(1, 1, 1)
+    height: RangeLike = Range(576, 576, 576)
+    width: RangeLike = Range(1024, 1024, 1024)
+    frames: RangeLike | None = None
+    decode_chunk: RangeLike | None = None
+    batch: RangeLike = Range(1, 1, 1)
     precision: Precision = "fp16"
     rewrites: bool = True
     ff_chunks: int | None = None
@@ -61,10 +71,16 @@ class BuildOptions:
     variant: str | None = None
     local_files_only: bool = False
     config: str | None = None
+    cache: str | os.PathLike[str] | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("height", "width", "frames", "decode_chunk", "batch"):
+            if (value := getattr(self, name)) is not None:
+                object.__setattr__(self, name, _range(value))
 
     @property
     def graph(self) -> GraphEntry:
-        """How the networks are to be written.
+        """How the networks are written.
 
         Raises:
             ArgumentError: the options contradict each other.
@@ -75,9 +91,13 @@ class BuildOptions:
         chunks = default if self.ff_chunks is None else self.ff_chunks
         if not 1 <= chunks <= MOST_FF_CHUNKS:
             raise ArgumentError(f"--ff-chunks {chunks}: 1 to {MOST_FF_CHUNKS} are supported")
-        if chunks > _MOST_DYNAMIC_FF_CHUNKS and not own and not (self.height.fixed and self.width.fixed):
+        if (
+            chunks > _MOST_DYNAMIC_FF_CHUNKS
+            and not own
+            and not (_range(self.height).fixed and _range(self.width).fixed)
+        ):
             raise ArgumentError(
-                f"--ff-chunks {chunks}: up to {_MOST_DYNAMIC_FF_CHUNKS} are supported where height or width has a range"
+                f"--ff-chunks {chunks}: up to {_MOST_DYNAMIC_FF_CHUNKS} are supported if height or width has a range"
             )
         if chunks > 1 and not self.rewrites:
             raise ArgumentError("--ff-chunks is one of the rewrites; leave out --no-rewrites")
@@ -85,32 +105,37 @@ class BuildOptions:
 
 
 def ranges_of(options: BuildOptions, model: ModelInfo) -> Ranges:
-    """The ranges of the bundle: what was asked, with the checkpoint's defaults.
+    """The ranges of the bundle: those of the options, with the checkpoint's defaults.
 
     Raises:
         ArgumentError: a range that no SVD can serve.
     """
+    height, width, batch = _range(options.height), _range(options.width), _range(options.batch)
     most = model.num_frames
-    frames = options.frames or Range(min(2, most), most, most)
+    frames = Range(min(2, most), most, most) if options.frames is None else _range(options.frames)
     largest = frames.max
-    chunk = options.decode_chunk or Range(1, min(8, largest), largest)
+    chunk = Range(1, min(8, largest), largest) if options.decode_chunk is None else _range(options.decode_chunk)
     factor = model.vae_scale_factor
-    for what, size in (("height", options.height), ("width", options.width)):
+    for what, size in (("height", height), ("width", width)):
         if any(value % 8 or value % factor for value in (size.min, size.opt, size.max)):
             raise ArgumentError(f"--{what} {size}: sizes are multiples of {max(8, factor)}")
         if size.max > LARGEST_SIDE:
             raise ArgumentError(f"--{what} {size}: sizes up to {LARGEST_SIDE} are supported")
     if frames.min < 2:
         raise ArgumentError(f"--frames {frames}: a video has at least 2 frames")
-    for what, count in (("frames", frames), ("decode-chunk", chunk), ("batch", options.batch)):
+    for what, count in (("frames", frames), ("decode-chunk", chunk), ("batch", batch)):
         if count.max > LARGEST_COUNT:
             raise ArgumentError(f"--{what} {count}: counts up to {LARGEST_COUNT} are supported")
     return Ranges(
-        batch=options.batch,
-        pictures=Range(1, 1, options.batch.max),
+        batch=batch,
+        pictures=Range(1, 1, batch.max),
         branches=Range(1, 1, 1) if options.split_guidance else Range(1, 2, 2),
         frames=frames,
         chunk=chunk,
-        height=options.height,
-        width=options.width,
+        height=height,
+        width=width,
     )
+
+
+def _range(value: RangeLike) -> Range:
+    return value if isinstance(value, Range) else Range.parse(str(value))

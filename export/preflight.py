@@ -1,6 +1,6 @@
-"""Disk and memory that a build will need, foreseen before it starts rather than found out after minutes.
+"""Disk and memory that a build will need, estimated before it starts.
 
-The factors are a little more than full-size builds in fp16 took (benchmarks/results); fp32 goes by the same.
+The factors are a little more than full-size builds in fp16 took (benchmarks/results); fp32 is estimated with the same.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _EXPORT_FACTOR, _EXPORT_BASE = 1.3, 1.4e9
 _ENGINE_FACTOR, _ENGINE_BASE = 2.35, 0.6e9
 _CGROUP = Path("/sys/fs/cgroup")
 
-# What the exact rewrites leave of the denoiser's weights.
+# The share of the denoiser's weights that remains after the exact rewrites.
 _REWRITTEN = 0.92
 # Bytes on disk for each byte of weights, and for each file beside them: compiled kernels and shapes.
 _DISK_FACTOR, _DISK_EACH = 1.05, 20e6
@@ -32,7 +32,7 @@ _DISK_FACTOR, _DISK_EACH = 1.05, 20e6
 
 @dataclass(frozen=True)
 class Work:
-    """What has to be made; finished networks and engines need no more room.
+    """What has to be made; finished networks and engines need no more disk and memory.
 
     Attributes:
         exports: networks to export.
@@ -49,40 +49,47 @@ class Work:
     rewrites: bool = True
 
 
-def check_resources(where: Path, work: Work) -> None:
-    """Refuse to start what cannot end, in the folder ``where``.
+def check_resources(folder: Path, work: Work, cache: Path | None = None) -> None:
+    """Check that disk and memory suffice for ``work``, whose files are written to ``folder`` and copied to ``cache``.
 
     Raises:
-        ResourceError: not enough disk or memory; the message has both figures.
+        ResourceError: there is not enough disk or memory; the message has both figures.
     """
-    disk, free = disk_needed(work), shutil.disk_usage(where).free
-    if disk > free:
-        raise ResourceError(
-            f"this build writes about {format_bytes(disk, round_up=True)} and {where.parent} has "
-            f"{format_bytes(free)} free; "
-            "free space, choose another -o, or insist with --skip-checks"
-        )
+    size = disk_needed(work)
+    shared = cache is not None and cache.stat().st_dev == folder.stat().st_dev
+    _check_disk(folder, 2 * size if shared else size, "-o")
+    if cache is not None and not shared:
+        _check_disk(cache, size, "--cache")
     memory, available = memory_needed(work), available_memory()
     if memory > available:
         raise ResourceError(
             f"this build needs about {format_bytes(memory, round_up=True)} of memory and "
-            f"{format_bytes(available)} are available; "
-            "close other programs, raise the limit, use a larger machine, or insist with --skip-checks"
+            f"{format_bytes(available)} are available; close other programs, raise the limit, use a larger "
+            "machine, or insist with --skip-checks"
+        )
+
+
+def _check_disk(folder: Path, size: float, option: str) -> None:
+    free = shutil.disk_usage(folder).free
+    if size > free:
+        raise ResourceError(
+            f"this build writes about {format_bytes(size, round_up=True)} and {folder.parent} has "
+            f"{format_bytes(free)} free; free space, choose another {option}, or insist with --skip-checks"
         )
 
 
 def check_space(directory: Path, weights: float) -> None:
-    """Refuse to make a checkpoint of so many bytes, in memory and then in ``directory``, that would not fit.
+    """Check that a checkpoint of ``weights`` bytes fits into memory, and then into ``directory``.
 
     Raises:
-        ResourceError: not enough disk or memory; the message has both figures.
+        ResourceError: there is not enough disk or memory; the message has both figures.
     """
-    there = next(folder for folder in directory.absolute().parents if folder.exists())
-    free, available = shutil.disk_usage(there).free, available_memory()
+    existing = next(folder for folder in directory.absolute().parents if folder.exists())
+    free, available = shutil.disk_usage(existing).free, available_memory()
     if weights * _DISK_FACTOR > free:
         raise ResourceError(
-            f"this takes {format_bytes(weights, round_up=True)} of disk and {there} has {format_bytes(free)} free; "
-            "choose another place"
+            f"this takes {format_bytes(weights, round_up=True)} of disk and {existing} has {format_bytes(free)} "
+            "free; choose another place"
         )
     if weights + _EXPORT_BASE > available:
         raise ResourceError(
@@ -119,16 +126,16 @@ def _loaded_bytes(name: NetworkName, work: Work) -> float:
 
 
 def available_memory() -> float:
-    """What this process may still take: of the machine, its swap, its control group and its limit."""
-    import psutil  # of the extra for building, whose absence is reported before this
+    """Bytes that this process may still allocate: of the machine with its swap, its control group and its own limit."""
+    import psutil  # of the extra "export"; `build_bundle` has checked that it is installed
 
     machine = float(psutil.virtual_memory().available + psutil.swap_memory().free)
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
-    return min(machine, _control_group_room(), float("inf") if limit == resource.RLIM_INFINITY else limit)
+    return min(machine, _control_group_rest(), float("inf") if limit == resource.RLIM_INFINITY else limit)
 
 
-def _control_group_room() -> float:
-    """What a container's memory limit leaves (control groups, version 2)."""
+def _control_group_rest() -> float:
+    """Bytes that a container's memory limit leaves (control groups, version 2)."""
     try:
         limit = (_CGROUP / "memory.max").read_text().strip()
         used = int((_CGROUP / "memory.current").read_text())

@@ -1,34 +1,28 @@
-"""``random:PRESET`` and ``random:PRESET@SEED``: a checkpoint that lies nowhere and is drawn when it is asked for."""
+"""``random:PRESET`` and ``random:PRESET@SEED``: a checkpoint without a file, whose weights are drawn when needed."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from svd_trt.engine.manifest import SourceInfo
 from svd_trt.errors import ArgumentError
-from svd_trt.export.checkpoint import COMPONENT_OF, RANDOM, Checkpoint, Component, describe
+from svd_trt.export.checkpoint import COMPONENT_OF, Checkpoint, Component, describe
 from svd_trt.export.presets import WEIGHTS_REVISION, Preset, configurations, find_preset
 
-__all__ = ["RandomCheckpoint", "open_random"]
+__all__ = ["PREFIX", "RandomCheckpoint", "open_random"]
+
+PREFIX = "random:"
 
 
-@dataclass(frozen=True)
-class RandomCheckpoint(Checkpoint):
+class RandomCheckpoint(Checkpoint, frozen=True, kw_only=True, tag="random"):
     """Random weights at the size of a preset."""
 
     preset: Preset
     seed: int
 
-    @property
-    def configurations(self) -> Mapping[str, Mapping[str, Any]]:
-        """See `Checkpoint.configurations`."""
-        return configurations(self.preset)
-
     def check(self, component: Component) -> None:
-        """See `Checkpoint.check`; weights that are drawn are never wrong."""
+        """See `Checkpoint.check`; random weights always have the right names and shapes."""
 
     def load(self, component: Component, dtype: Any) -> Any:
         """See `Checkpoint.load`; never fails."""
@@ -46,20 +40,21 @@ def open_random(text: str) -> RandomCheckpoint:
     name, at, digits = text.partition("@")
     preset = find_preset(name)
     if at and not (digits.isdecimal() and int(digits) < 2**63):
-        raise ArgumentError(f"{RANDOM}{text}: the seed after @ is a whole number under 2^63, as in {RANDOM}{name}@7")
+        raise ArgumentError(f"{PREFIX}{text}: the seed after @ is a whole number under 2^63, as in {PREFIX}{name}@7")
     seed = int(digits or 0)
     models = configurations(preset)
     components = dict.fromkeys(COMPONENT_OF.values())
     identity = f"{WEIGHTS_REVISION} {preset} {seed}"
     return RandomCheckpoint(
-        description=describe(f"{RANDOM}{text}", models),
+        description=describe(f"{PREFIX}{text}", models),
         source=SourceInfo(
-            model=f"{RANDOM}{name}@{seed}",
+            model=f"{PREFIX}{name}@{seed}",
             commit=None,
             variant=None,
             digests={c: hashlib.sha256(f"{c} {identity}".encode()).hexdigest() for c in components},
         ),
         parameters={component: preset.parameters[component] for component in components},
+        configurations=models,
         preset=preset,
         seed=seed,
     )

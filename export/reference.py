@@ -14,7 +14,8 @@ import torch
 
 from svd_trt.engine.spec import COEFFICIENTS, NetworkName, NetworkSpec
 from svd_trt.errors import CheckpointError
-from svd_trt.export.checkpoint import COMPONENT_OF, Checkpoint, open_checkpoint
+from svd_trt.export.checkpoint import COMPONENT_OF, Checkpoint
+from svd_trt.export.checkpoint_kinds import open_checkpoint
 from svd_trt.export.presets import SCHEDULER
 from svd_trt.export.silence import silence_libraries
 from svd_trt.runtime.samplers import euler

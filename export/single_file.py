@@ -1,7 +1,7 @@
 """Stability's single files, ``svd.safetensors`` and ``svd_xt.safetensors``, read without converting them first.
 
-The file holds the networks under the names of stabilityai's generative-models code. For every weight that diffusers'
-model has, `places_of` says where it lies there; the tensors are read one by one into the model.
+The file has the networks under the names of stabilityai's generative-models code. `places_of` gives the tensor of the
+file for every weight of diffusers' model; the tensors are read one by one into the model.
 """
 
 from __future__ import annotations
@@ -69,27 +69,20 @@ _THIRD = {"q_proj": 0, "k_proj": 1, "v_proj": 2}
 
 @dataclass(frozen=True)
 class Place:
-    """Where a weight lies: the tensor's name, and which third of it, or its transpose, the weight is."""
+    """The tensor of the file that holds a weight; the weight is all of it, one third of it, or its transpose."""
 
     name: str
     third: int | None = None
     transposed: bool = False
 
 
-@dataclass(frozen=True)
-class SingleFileCheckpoint(Checkpoint):
-    """A checked single file, and the configurations that it is read with."""
+class SingleFileCheckpoint(Checkpoint, frozen=True, kw_only=True, tag="single file"):
+    """A checked single file, with the configurations that it is read with."""
 
-    path: Path
-    found: Mapping[str, Mapping[str, Any]]
-
-    @property
-    def configurations(self) -> Mapping[str, Mapping[str, Any]]:
-        """See `Checkpoint.configurations`."""
-        return self.found
+    file: str
 
     def check(self, component: Component) -> None:
-        """See `Checkpoint.check`; done when the file was opened."""
+        """See `Checkpoint.check`; `open_single_file` has done it for all components."""
 
     def load(self, component: Component, dtype: Any) -> Any:
         """See `Checkpoint.load`."""
@@ -98,16 +91,16 @@ class SingleFileCheckpoint(Checkpoint):
 
         from svd_trt.export.random_checkpoint import empty_model, parameters_of
 
-        model = empty_model(component, dict(self.configurations[component]))
+        model = empty_model(component, self.configurations[component])
         places = places_of(component, [path for _, _, path in parameters_of(model)], self.configurations)
         try:
-            with safe_open(self.path, "pt") as file:
+            with safe_open(self.file, "pt") as file:
                 for module, name, path in parameters_of(model):
                     tensor = _cut(file.get_tensor(places[path].name), places[path])
                     value = tensor.reshape(getattr(module, name).shape).to(dtype)  # 1x1 convolutions are linear here
                     setattr(module, name, nn.Parameter(value, requires_grad=False))
         except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{self.path} cannot be read: {first_line(error)}") from error
+            raise CheckpointError(f"{self.file} cannot be read: {first_line(error)}") from error
         return model
 
 
@@ -116,12 +109,12 @@ def open_single_file(path: Path, config: Path | None) -> SingleFileCheckpoint:
 
     Args:
         path: a safetensors file with stabilityai's names.
-        config: a folder with configurations in diffusers format; by default those of SVD-XT where the file's name
-            has "xt" in it, and else of SVD. The two have the same weights and differ in the frames they were trained
-            for.
+        config: a folder with configurations in diffusers format; by default those of SVD-XT if the file's name
+            has "xt" in it, else of SVD. Both have weights of the same names and shapes and differ in the number of
+            frames they were trained for.
 
     Raises:
-        CheckpointError: not a safetensors file, or not SVD of these configurations; the message names what is missing.
+        CheckpointError: it is not a safetensors file, or not SVD of these configurations; the message names a weight.
     """
     shapes = safetensors_shapes(path)
     preset = "svd-xt" if "xt" in path.stem.lower() else "svd"
@@ -136,8 +129,8 @@ def open_single_file(path: Path, config: Path | None) -> SingleFileCheckpoint:
         description=description,
         source=SourceInfo(model=path.name, commit=None, variant=None, digests=digests),
         parameters=counts,
-        path=path,
-        found=found,
+        configurations=found,
+        file=str(path),
     )
 
 
@@ -147,7 +140,11 @@ def _check(
     shapes: Mapping[str, tuple[int, ...]],
     found: Mapping[str, Mapping[str, Any]],
 ) -> int:
-    """Number of weights of one component, all of which are there."""
+    """Number of weights of one component, after all of them were found.
+
+    Raises:
+        CheckpointError: one is missing or has another shape.
+    """
     from svd_trt.export.random_checkpoint import empty_model, parameters_of
 
     model = empty_model(component, dict(found[component]))
@@ -170,23 +167,26 @@ def _check(
 
 
 def places_of(component: Component, names: list[str], found: Mapping[str, Mapping[str, Any]]) -> dict[str, Place]:
-    """Where the file has the weights that diffusers' model calls ``names``.
+    """The places in the file of the weights that diffusers' model calls ``names``.
 
     Args:
         component: the model that has them.
-        names: all its parameters' full names.
+        names: the full names of all its parameters.
         found: configurations, by component.
+
+    Raises:
+        CheckpointError: a configuration lacks a value.
     """
     try:
         layers, levels = int(found["unet"]["layers_per_block"]), len(found["vae"]["block_out_channels"])
     except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"a configuration lacks what SVD's layout follows from: {error!r}") from error
-    # The last layer of an up block is its upsampler, behind a resnet or behind a resnet and an attention.
+        raise CheckpointError(f"a configuration lacks a value that determines SVD's layout: {error!r}") from error
+    # The last layer of an up block is its upsampler, after a resnet or after a resnet and an attention.
     return {name: _place(component, name, layers, levels, _with_attention(names)) for name in names}
 
 
 def _with_attention(names: list[str]) -> str:
-    """The up blocks that have attention, as one string of digits."""
+    """The numbers of the up blocks that have attention, as one string of digits."""
     return "".join(sorted({match[1] for name in names if (match := re.match(r"up_blocks\.(\d)\.attentions", name))}))
 
 

@@ -286,7 +286,7 @@ def test_fp16_variant_is_found_and_named(run: Run, tmp_path: Path) -> None:
     made = run("random-checkpoint", checkpoint, "--variant", "fp16")
     assert made.returncode == 0, made.stderr
     assert (checkpoint / "unet" / "diffusion_pytorch_model.fp16.safetensors").exists()
-    from svd_trt.export.checkpoint import open_checkpoint
+    from svd_trt.export.checkpoint_kinds import open_checkpoint
 
     assert open_checkpoint(str(checkpoint)).source.variant == "fp16"
     assert_refused(run("build", checkpoint, "-o", tmp_path / "b", "--variant", "bf16"), "bf16", "fp16.safetensors")

@@ -126,12 +126,21 @@ def test_weight_streaming_is_a_flag_of_the_builder(small_bundle: Path, tmp_path:
 @SMALL
 def test_progress_grows_to_the_end(small_bundle: Path, tmp_path: Path) -> None:
     bundle = Bundle.open(small_bundle)
-    seen: list[float] = []
+    calls: list[tuple[str, float, float]] = []
     spec = bundle.network("vae_decoder").spec
-    build_plan(find_tensorrt("tensorrt-rtx"), bundle.onnx_path("vae_decoder"), spec, tmp_path / "p.plan", seen.append)
+    build_plan(
+        find_tensorrt("tensorrt-rtx"),
+        bundle.onnx_path("vae_decoder"),
+        spec,
+        tmp_path / "p.plan",
+        lambda *call: calls.append(call),
+    )
+    seen = [done for _, done, _ in calls]
+    assert {(stage, total) for stage, _, total in calls} == {("vae_decoder: building the engine", 1)}
     assert seen == sorted(seen)
     assert len(seen) > 10
-    assert 0.5 < seen[-1] <= 1
+    assert seen[0] == 0
+    assert 0.5 < seen[-2] <= seen[-1] == 1
     assert [p.name for p in tmp_path.iterdir()] == ["p.plan"]
 
 
@@ -140,7 +149,7 @@ def test_progress_grows_to_the_end(small_bundle: Path, tmp_path: Path) -> None:
 def test_ctrl_c_stops_the_builder(fraction: float, fixed_bundle: Bundle, tmp_path: Path) -> None:
     """SIGINT while TensorRT computes, in short steps and in its longest: no process and no file is left."""
 
-    def progress(done: float) -> None:
+    def progress(stage: str, done: float, total: float) -> None:
         if done >= fraction:
             signal.raise_signal(signal.SIGINT)
 
@@ -154,10 +163,10 @@ def test_ctrl_c_stops_the_builder(fraction: float, fixed_bundle: Bundle, tmp_pat
 def test_any_exception_ends_a_builder_that_does_not_answer(fixed_bundle: Bundle, tmp_path: Path) -> None:
     """SIGTERM arrives as SystemExit, and the child is in a step that it does not interrupt: it is stopped here."""
 
-    def progress(done: float) -> None:
+    def progress(stage: str, done: float, total: float) -> None:
         for pid in builders():
             os.kill(pid, signal.SIGSTOP)
-        raise SystemExit(143)
+            raise SystemExit(143)
 
     with pytest.raises(SystemExit):
         build_denoiser(fixed_bundle, tmp_path / "p.plan", progress)
@@ -169,7 +178,7 @@ def test_any_exception_ends_a_builder_that_does_not_answer(fixed_bundle: Bundle,
 def test_a_killed_builder_is_an_error(fixed_bundle: Bundle, tmp_path: Path) -> None:
     """As the kernel does when memory runs out."""
 
-    def progress(done: float) -> None:
+    def progress(stage: str, done: float, total: float) -> None:
         for pid in builders():
             os.kill(pid, signal.SIGKILL)
 

@@ -9,7 +9,7 @@ import pytest
 
 from svd_trt import Bundle, VideoPipeline
 from svd_trt.engine.spec import NETWORKS, NetworkName
-from svd_trt.export.checkpoint import open_checkpoint
+from svd_trt.export.checkpoint_kinds import open_checkpoint
 from svd_trt.export.verify import verify_networks
 
 # Largest difference allowed, by network and precision; frames are in levels of 255.

@@ -17,7 +17,7 @@ from torch import nn
 
 from svd_trt import BuildOptions, Bundle, build_bundle
 from svd_trt.engine.spec import NetworkName, Range
-from svd_trt.export.checkpoint import open_checkpoint
+from svd_trt.export.checkpoint_kinds import open_checkpoint
 from svd_trt.export.networks import make_network
 from svd_trt.export.onnx_export import export_network
 from svd_trt.export.rewrites.feed_forward import ResidualFeedForward, SplitFeedForward

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from svd_trt.errors import ArgumentError
-from svd_trt.export.checkpoint import COMPONENT_OF, Component, open_checkpoint
+from svd_trt.export.checkpoint import COMPONENT_OF, Component
+from svd_trt.export.checkpoint_kinds import open_checkpoint
 from svd_trt.export.presets import PRESETS, configurations
 from svd_trt.export.random_checkpoint import empty_model, random_model
 

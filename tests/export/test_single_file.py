@@ -15,7 +15,8 @@ import torch
 from svd_trt import BuildOptions, VideoPipeline, build_bundle
 from svd_trt.engine.spec import Range
 from svd_trt.errors import CheckpointError
-from svd_trt.export.checkpoint import COMPONENT_OF, Component, open_checkpoint
+from svd_trt.export.checkpoint import COMPONENT_OF, Component
+from svd_trt.export.checkpoint_kinds import open_checkpoint
 from svd_trt.export.folder import configurations_of
 from svd_trt.export.presets import PRESETS, configurations
 from svd_trt.export.random_checkpoint import empty_model, parameters_of

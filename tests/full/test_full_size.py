@@ -16,10 +16,11 @@ import torch
 
 from svd_trt.engine.manifest import GraphEntry, Precision
 from svd_trt.engine.spec import NetworkName, NetworkSpec, Range, Ranges, network_specs
-from svd_trt.export.checkpoint import open_checkpoint
-from svd_trt.export.export_process import Task, export_networks
+from svd_trt.export.checkpoint_kinds import open_checkpoint
+from svd_trt.export.export_process import Exporter
 from svd_trt.export.presets import PRESETS
 from svd_trt.export.random_checkpoint import random_model
+from svd_trt.export.recipe import make_recipe
 from svd_trt.export.reference import diffusers_output, draw_inputs, load_models
 
 pytestmark = pytest.mark.slow
@@ -62,7 +63,9 @@ def reference_of(name: NetworkName, inputs: dict[str, Any]) -> list[Any]:
 def run_exported(name: NetworkName, precision: Precision, graph: GraphEntry, branches: Range, folder: Path) -> Any:
     """The network exported as a build does it, in ONNX Runtime."""
     spec, path = spec_of(name, branches), folder / f"{name}.onnx"
-    export_networks(open_checkpoint(MODEL), precision, graph, [Task(spec, path)], lambda _: None, lambda _: None)
+    checkpoint = open_checkpoint(MODEL)
+    with Exporter(checkpoint, []) as exporter:
+        exporter.export(make_recipe(spec, precision, graph, checkpoint.description.upsamplers), path)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     return session.run(None, inputs_of(name, branches))
 

@@ -177,7 +177,7 @@ def _model_of(bundle: Path, model: str | None) -> str:
         if source.commit is None and not source.model.startswith("random:"):
             raise click.UsageError(f"give --model: where the checkpoint of {bundle} ({source.model}) is now")
         return source.model
-    from svd_trt.export.checkpoint import open_checkpoint
+    from svd_trt.export.checkpoint_kinds import open_checkpoint
 
     if open_checkpoint(model).source.digests != source.digests:
         raise ArgumentError(f"{bundle} was built from {source.model}, not from {model}; frames would not compare")

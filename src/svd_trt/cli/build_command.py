@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +15,14 @@ from rich.progress import TaskID
 from rich.table import Table
 
 from svd_trt.cli.console import Bars, print_json, stderr
-from svd_trt.engine.spec import NetworkName, Range
+from svd_trt.engine.spec import Range
 from svd_trt.errors import ArgumentError
-from svd_trt.export.build import BuildProgress, BuildResult, Stage, build_bundle
+from svd_trt.export.build import BuildResult, Stage, build_bundle
 from svd_trt.export.options import DEFAULT_FF_CHUNKS, MOST_FF_CHUNKS, BuildOptions
+from svd_trt.progress import Progress
 from svd_trt.units import format_bytes, format_seconds
 
 __all__ = ["command"]
-
-_DOING = {"onnx": "exporting", "tensorrt": "building engine", "tensorrt-rtx": "building engine"}
 
 
 class _RangeType(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.5 on
@@ -37,7 +39,7 @@ class _RangeType(click.ParamType):  # type: ignore[type-arg]  # generic from cli
             self.fail(str(error), param, ctx)
 
 
-def _range(flag: str, default: Range | None, text: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def _range(flag: str, default: object, text: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     if default is not None:
         text = f"{text}  [default: {default}]"
     return click.option(
@@ -85,7 +87,7 @@ _DEFAULTS = BuildOptions()
     type=click.Choice(["auto", "onnx"]),
     default=_DEFAULTS.operators,
     show_default=True,
-    help="onnx keeps to the standard's operators. auto uses ONNX Runtime's own, a quarter faster on a CPU, where "
+    help="onnx keeps to the standard's operators. auto uses ONNX Runtime's own, a quarter faster on a CPU, if "
     "nothing else will run the networks: --backend onnxruntime --precision fp32.",
 )
 @click.option(
@@ -105,7 +107,14 @@ _DEFAULTS = BuildOptions()
     show_default=True,
     help="Exact rewrites that make the networks lighter; without them they compute what diffusers computes.",
 )
-@click.option("--skip-checks", is_flag=True, help="Start even if disk or memory look too small.")
+@click.option("--skip-checks", is_flag=True, help="Start even if disk or memory seem too small.")
+@click.option(
+    "--cache",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="Reuse networks and engines from this folder and add new ones: builds of other sizes, ranges or precisions "
+    "share many. It only grows; remove it with rm -r.  [default: SVD_TRT_CACHE, or none]",
+)
 @click.option(
     "--config",
     metavar="FOLDER",
@@ -139,19 +148,15 @@ def command(model: str, output: Path, quiet: bool, as_json: bool, **options: Any
     `svd-trt inspect BUNDLE` shows what the engines will need on a GPU. A full-size build takes minutes, about 7 GB of
     memory and 9 GB of disk, and no GPU.
 
-    An interrupted build goes on where it stopped when the same command is given again, and a build that would
-    change nothing does nothing.
+    Run the same command again to resume an interrupted build. A build that would change nothing does nothing.
     """
     console = stderr(quiet=quiet)
-    with Bars(console) as drawn:
-        reporter = _Reporter(console, drawn)
+    with Bars(console) as bars, _log_to(console):
         try:
-            result = build_bundle(model, output, BuildOptions(**options), reporter)
+            result = build_bundle(model, output, BuildOptions(**options), _show(console, bars))
         except (KeyboardInterrupt, SystemExit):
-            console.print("what is finished is kept: the same command goes on from here")
+            console.print("finished networks are kept: run the same command to resume")
             raise
-        finally:
-            reporter.opened()  # where it was not, the spinner still has to go
     if result.up_to_date:
         console.print(f"{output} is up to date: nothing to do")
     else:
@@ -164,47 +169,46 @@ def command(model: str, output: Path, quiet: bool, as_json: bool, **options: Any
         print_json(_as_dict(result))
 
 
-class _Reporter(BuildProgress):
-    """A bar for each stage."""
+def _show(console: Console, bars: Bars) -> Progress:
+    """Draw a bar for each stage on a terminal, or print a line for each finished one to a log."""
+    tasks: dict[str, TaskID] = {}
+    started: dict[str, float] = {}
 
-    def __init__(self, console: Console, bars: Bars) -> None:
-        self.console = console
-        self.bars = bars
-        self.task = TaskID(0)
-        self.status = console.status("")
+    def show(stage: str, done: float, total: float) -> None:
+        ended = total > 0 and done == total
+        note = "reused" if ended and stage not in started else ""
+        begun = started.setdefault(stage, time.monotonic())
+        if console.is_terminal:
+            if stage not in tasks:
+                tasks[stage] = bars.add(stage, total=None)
+            bars.update(tasks[stage], done, total=total or None, note=note)
+        elif ended:
+            console.print(f"{stage}: {note or format_seconds(time.monotonic() - begun)}")
 
-    def reading(self, model: str) -> None:
-        self.status = self.console.status(f"reading {model}")
-        self.status.start()
+    return show
 
-    def opened(self) -> None:
-        self.status.stop()
 
-    def waiting(self, target: Path) -> None:
-        self.console.print(f"another build of {target} is running; waiting for it (Ctrl-C gives up)")
+@contextlib.contextmanager
+def _log_to(console: Console) -> Iterator[None]:
+    """Print what svd-trt logs, such as that it waits for another build."""
 
-    def started(self, network: NetworkName, kind: str) -> None:
-        if self.console.is_terminal:
-            self.task = self.bars.add(f"{network}: {_DOING[kind]}", total=None)
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            console.print(record.getMessage())
 
-    def advanced(self, fraction: float) -> None:
-        if self.console.is_terminal:
-            self.bars.update(self.task, fraction, total=1.0)
-
-    def finished(self, stage: Stage) -> None:
-        """A bar come to its end, or, in a log, a line."""
-        note = "reused" if stage.reused else ""
-        if self.console.is_terminal:
-            self.bars.update(self.task, 1.0, total=1.0, note=note)
-        else:
-            self.console.print(f"{stage.network}: {_DOING[stage.kind]}: {note or format_seconds(stage.seconds)}")
+    logger, handler = logging.getLogger("svd_trt"), Handler()
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
 
 
 def _summary(result: BuildResult) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in ("network", "export", "engine", "plan", "weights", "activations"):
         table.add_column(heading, justify="left" if heading == "network" else "right", no_wrap=True)
-    times = {(s.network, s.kind == "onnx"): "reused" if s.reused else format_seconds(s.seconds) for s in result.stages}
+    times = {(s.network, s.kind == "onnx"): _time_text(s) for s in result.stages}
     for name, entry in result.bundle.manifest.networks.items():
         plan = entry.plan
         memory = (
@@ -217,12 +221,24 @@ def _summary(result: BuildResult) -> Table:
     return table
 
 
+def _time_text(stage: Stage) -> str:
+    if stage.from_cache:
+        return "from the cache"
+    return "reused" if stage.reused else format_seconds(stage.seconds)
+
+
 def _as_dict(result: BuildResult) -> dict[str, Any]:
     return {
         "bundle": str(result.bundle.path),
         "up_to_date": result.up_to_date,
         "stages": [
-            {"network": s.network, "kind": s.kind, "seconds": round(s.seconds, 3), "reused": s.reused}
+            {
+                "network": s.network,
+                "kind": s.kind,
+                "seconds": round(s.seconds, 3),
+                "reused": s.reused,
+                "from_cache": s.from_cache,
+            }
             for s in result.stages
         ],
     }

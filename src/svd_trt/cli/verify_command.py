@@ -134,7 +134,7 @@ def _compare(
 ) -> list[Difference]:
     import torch
 
-    from svd_trt.export.checkpoint import open_checkpoint
+    from svd_trt.export.checkpoint_kinds import open_checkpoint
     from svd_trt.export.reference import load_pipeline
     from svd_trt.export.verify import differing_weights, sizes_to_try, verify_networks, verify_videos
 

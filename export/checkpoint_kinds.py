@@ -1,0 +1,66 @@
+"""The kinds of checkpoints that can be exported, and `open_checkpoint`, which tells them apart.
+
+A kind is a `svd_trt.export.checkpoint.Checkpoint` in a module of its own: a folder or hub id in diffusers format
+(``folder.py``), a single file as Stability publishes it (``single_file.py``), and random weights, ``random:svd-xt``
+(``random_source.py``).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TypeAlias
+
+from svd_trt.errors import CheckpointError
+from svd_trt.export.folder import FolderCheckpoint, find_folder, open_folder
+from svd_trt.export.random_source import PREFIX, RandomCheckpoint, open_random
+from svd_trt.export.single_file import SingleFileCheckpoint, open_single_file
+
+__all__ = ["AnyCheckpoint", "open_checkpoint"]
+
+AnyCheckpoint: TypeAlias = FolderCheckpoint | SingleFileCheckpoint | RandomCheckpoint
+
+
+def open_checkpoint(
+    model: str,
+    *,
+    revision: str | None = None,
+    variant: str | None = None,
+    local_files_only: bool = False,
+    config: str | None = None,
+) -> AnyCheckpoint:
+    """Find ``model`` and check that it is a Stable Video Diffusion that svd-trt can build.
+
+    Args:
+        model: a directory in diffusers format; a hub id such as
+            ``stabilityai/stable-video-diffusion-img2vid-xt``, downloaded to (or found in) the hub's cache; a single
+            file such as ``svd_xt.safetensors``; or ``random:PRESET``, ``random:PRESET@SEED``.
+        revision: branch, tag or commit of a hub id.
+        variant: weights to use, such as ``fp16``; by default the plain ones, or the only ones there are.
+        local_files_only: never download (as HF_HUB_OFFLINE=1).
+        config: for a single file, a folder in diffusers format with its configurations; by default it is taken for
+            the published architecture.
+
+    Raises:
+        CheckpointError: it does not exist, is not SVD, is incomplete, or has a scheduler that is not supported.
+        ArgumentError: no such preset.
+    """
+    if model.startswith(PREFIX):
+        _refuse(model, revision=revision, variant=variant, config=config)
+        return open_random(model.removeprefix(PREFIX))
+    path = Path(model).expanduser()
+    if path.is_file():
+        _refuse(model, revision=revision, variant=variant)
+        return open_single_file(path, Path(config) if config else None)
+    if path.suffix == ".safetensors":
+        raise CheckpointError(f"there is no file {model}")
+    _refuse(model, config=config)
+    folder, commit = find_folder(model, revision, variant, local_files_only)
+    return open_folder(folder, variant, name=folder.resolve().name if commit is None else model, commit=commit)
+
+
+def _refuse(model: str, **options: str | None) -> None:
+    """Refuse options that belong to other kinds of checkpoints."""
+    given = [name for name, value in options.items() if value is not None]
+    if given:
+        kind = "a single file" if given[0] == "config" else "a folder or a hub id"
+        raise CheckpointError(f"--{given[0]} belongs to {kind}, and {model} is none")
