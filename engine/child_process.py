@@ -180,7 +180,7 @@ def _end() -> None:
 
 
 def environment() -> dict[str, str]:
-    """The variables of this process, with this svd_trt found first wherever it was imported from."""
+    """The variables of this process, with a search path that finds this svd_trt first."""
     here = str(Path(svd_trt.version.__file__).parent.parent)
     path = os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH", "")]))
     return os.environ | {"PYTHONPATH": path}

@@ -1,7 +1,7 @@
-"""The CUDA driver through cuda-python: every call checked, and which GPUs there are.
+"""The CUDA driver through cuda-python: every call checked, and the GPUs of this machine.
 
-The low-level bindings and not ``cuda.core``: their functions can be compared with a stand-in one by one on a machine
-without a GPU, and they are the same in CUDA 12 and 13.
+It uses the low-level bindings rather than ``cuda.core``: on a machine without a GPU a stand-in can replace their
+functions one by one, and they are the same in CUDA 12 and 13.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ class Driver:
         self.bindings = bindings
 
     def call(self, name: str, *arguments: Any, what: str = "", nbytes: int | None = None) -> Any:
-        """Call the driver's function ``name``; its result without the status, a tuple where there are several.
+        """Call the driver's function ``name`` and return its results without the status: one, or a tuple of several.
 
         Args:
             name: such as ``cuMemAlloc``.
             arguments: of the function.
-            what: the tensor or object that it is for, for the error's message.
-            nbytes: how many bytes of it.
+            what: the tensor or object that the call is for, for the error's message.
+            nbytes: the size of ``what``, for the message.
 
         Raises:
             DeviceMemoryError: the GPU has too little free memory.
@@ -61,7 +61,7 @@ class Gpu:
     capability: tuple[int, int]
     total_bytes: int
     driver_version: int
-    """Newest CUDA that the driver serves, as 13000 for 13.0."""
+    """Newest CUDA that the driver supports, as 13000 for 13.0."""
 
     @property
     def sm(self) -> str:
@@ -74,8 +74,8 @@ def load_driver() -> Driver:
 
     Raises:
         MissingDependencyError: cuda-python is not installed.
-        NoGpuError: there is no NVIDIA driver, or it shows no GPU.
-        CudaError: there is one, and it does not work.
+        NoGpuError: there is no NVIDIA driver, or it reports no GPU.
+        CudaError: there is a driver and it does not work.
     """
     try:
         bindings = importlib.import_module("cuda.bindings.driver")
@@ -84,7 +84,7 @@ def load_driver() -> Driver:
     driver = Driver(bindings)
     try:
         driver.call("cuInit", 0)
-    except RuntimeError as error:  # cuda-python's own, where libcuda is missing
+    except RuntimeError as error:  # raised by cuda-python if libcuda is missing
         raise NoGpuError("there is no NVIDIA driver on this machine (libcuda is missing)") from error
     except CudaError as error:
         if error.status in _NO_GPU:
@@ -94,10 +94,10 @@ def load_driver() -> Driver:
 
 
 def gpu_count() -> int:
-    """Number of NVIDIA GPUs that the driver shows; 0 without a driver or without cuda-python.
+    """Number of NVIDIA GPUs that the driver reports; 0 without a driver or without cuda-python.
 
     Raises:
-        CudaError: there is a driver, and it does not work.
+        CudaError: there is a driver and it does not work.
     """
     try:
         return int(load_driver().call("cuDeviceGetCount"))
@@ -106,7 +106,7 @@ def gpu_count() -> int:
 
 
 def list_gpus(driver: Driver) -> list[Gpu]:
-    """Every GPU that the driver shows; no context is made."""
+    """Every GPU that the driver reports, without creating a context."""
     return [_describe(driver, index) for index in range(driver.call("cuDeviceGetCount"))]
 
 

@@ -1,7 +1,7 @@
-"""Inside the builder's process: parse, profile, build, with progress and the builder's memory report.
+"""The builder's process: parse the graph, set the profile, build, report progress and memory.
 
-Run as ``python -m svd_trt.engine.tensorrt_build`` by `svd_trt.engine.plan`, with one `Job` as a line of JSON on
-standard input; answers are `Message` objects, one a line, on standard output.
+`svd_trt.engine.plan` runs it as ``python -m svd_trt.engine.tensorrt_build``. The request is one `Job` and the answers
+are `Message` objects, each a line of JSON.
 """
 
 from __future__ import annotations
@@ -36,30 +36,28 @@ __all__ = [
     "parse_network",
 ]
 
-Progress = Callable[[float], None]
-
-# The builder states these at INFO; they are the only memory figures that exist without loading the engine.
+# The builder logs these at INFO; without loading the engine there are no other figures of its memory.
 _MEMORY = {
     "activation_bytes": re.compile(r"Total Activation Memory: (\d+) bytes"),
     "weight_bytes": re.compile(r"Total Weights Memory: (\d+) bytes"),
 }
-# A profile that TensorRT cannot satisfy at one of its ends is only a warning to it; to users it is a bundle that
-# fails at the frame counts they were promised.
+# TensorRT only warns of a profile that it cannot satisfy at one of its ends; users would get a bundle that fails at
+# frame counts it was built for.
 _BROKEN_PROFILE = "not self-consistent"
-# Tensors that are left to be allocated while running (seen where one exceeds what any GPU holds) are missing from the
+# Tensors that the engine allocates while it runs (seen if one is larger than any GPU's memory) are missing from the
 # report of activation memory.
 _UNREPORTED = "Static Tensor Allocation failed"
 
 
 class PlanReport(msgspec.Struct, frozen=True):
-    """What the builder said of an engine; bytes are at the profile's maximum."""
+    """The builder's report on an engine; bytes are at the profile's maximum."""
 
     activation_bytes: int | None
     weight_bytes: int | None
     layers: int
     seconds: float
     weight_streaming: bool = False
-    """As the builder's configuration has it: weights may stay in host memory."""
+    """The builder's flag: weights may stay in host memory."""
 
 
 class Job(msgspec.Struct, frozen=True):
@@ -73,7 +71,7 @@ class Job(msgspec.Struct, frozen=True):
 
 
 class Message(msgspec.Struct, frozen=True, omit_defaults=True):
-    """An answer: the fraction done, the report, or the error, one of them at a time."""
+    """An answer, which has one of these: the fraction done, the report, or the error."""
 
     progress: float | None = None
     report: PlanReport | None = None
@@ -85,13 +83,14 @@ def build(
     onnx_path: Path,
     spec: NetworkSpec,
     plan_path: Path,
-    progress: Progress,
+    report_fraction: Callable[[float], object],
     *,
     weight_streaming: bool = False,
 ) -> PlanReport:
     """Build the engine of ``spec`` from ``onnx_path`` and write it to ``plan_path``, in this process.
 
-    With ``weight_streaming`` its weights may stay in host memory and be copied in as they are used.
+    ``report_fraction`` is called with the fraction done, from 0 to 1, from threads of the builder. With
+    ``weight_streaming`` the engine's weights may stay in host memory and be copied in as they are used.
 
     Raises:
         EngineBuildError: a node was refused, the tensors are not those of ``spec``, or the build failed.
@@ -99,9 +98,9 @@ def build(
     trt = tensorrt.trt
     started = time.perf_counter()
     logger = _make_logger(trt)
-    monitor = _make_monitor(trt, progress)  # has to outlive the builder
+    monitor = _make_monitor(trt, report_fraction)  # must outlive the builder
     builder = trt.Builder(logger)
-    weights = MappedWeights(onnx_path)  # and so do these, which the network points to
+    weights = MappedWeights(onnx_path)  # so must these, which the network points to
     network, _parser = parse_network(tensorrt, builder, logger, onnx_path, spec, weights)
     config = make_config(tensorrt, builder, spec, monitor, weight_streaming=weight_streaming)
     report = _compile(tensorrt, builder, logger, network, config, spec, plan_path, weights)
@@ -138,7 +137,7 @@ def parse_network(
 ) -> tuple[Any, Any]:
     """Parse the file into a strongly typed network whose inputs and outputs are those of ``spec``.
 
-    Returns the network and the parser, which owns memory that the network points to; so do ``weights``.
+    Returns the network and the parser. The parser and ``weights`` own memory that the network points to.
 
     Raises:
         EngineBuildError: the parser refused a node, or the tensors differ from ``spec``.
@@ -155,7 +154,7 @@ def parse_network(
 
 
 def _parse(parser: Any, onnx_path: Path, weights: MappedWeights) -> bool:
-    """Parse the graph with the weights that are mapped already, or, before TensorRT 10.13, with its own copy."""
+    """Parse the graph with the mapped weights; before TensorRT 10.13 the parser reads a copy of them itself."""
     if not hasattr(parser, "load_initializer"):
         return bool(parser.parse_from_file(str(onnx_path)))
     loaded = parser.load_model_proto(onnx_path.read_bytes(), str(onnx_path))
@@ -165,18 +164,18 @@ def _parse(parser: Any, onnx_path: Path, weights: MappedWeights) -> bool:
 
 
 def make_config(tensorrt: TensorRt, builder: Any, spec: NetworkSpec, monitor: Any, *, weight_streaming: bool) -> Any:
-    """The builder's configuration: who is told of progress, the profile of ``spec``, and who holds which memory."""
+    """The builder's configuration: the progress monitor, the profile of ``spec``, and the flags about memory."""
     config = builder.create_builder_config()
     config.progress_monitor = monitor
     profile = make_profile(builder, spec)
     if profile:
         config.add_optimization_profile(profile)
     if weight_streaming:
-        # TensorRT 10 takes it for strongly typed networks only, which ours are.
+        # TensorRT 10 accepts it for strongly typed networks only; these are strongly typed.
         config.set_flag(tensorrt.trt.BuilderFlag.WEIGHT_STREAMING)
     elif hasattr(tensorrt.trt.BuilderFlag, "REQUIRE_USER_ALLOCATION"):
-        # TensorRT for RTX would otherwise be free to allocate while running, which no CUDA graph can hold. Both flags
-        # together need a CUDA driver to build with (seen with 1.7.1), and streamed weights are slow anyway.
+        # Without it TensorRT for RTX may allocate while it runs, which a CUDA graph cannot capture. With both flags the
+        # builder needs a CUDA driver (seen with 1.7.1), and streamed weights are slow anyway.
         config.set_flag(tensorrt.trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
     return config
 
@@ -210,7 +209,7 @@ def _check_tensors(network: Any, spec: NetworkSpec) -> None:
 
 
 class MappedWeights:
-    """The weights beside an ONNX graph, mapped into memory: the builder reads them from the file, uncopied."""
+    """The weights beside an ONNX graph, mapped into memory: the builder reads them from the file without a copy."""
 
     def __init__(self, onnx_path: Path) -> None:
         self._onnx_path = onnx_path
@@ -221,7 +220,7 @@ class MappedWeights:
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
     def tensors(self) -> Iterator[tuple[str, int, int]]:
-        """Name, address and bytes of each tensor that lies in the file."""
+        """Name, address and size in bytes of each tensor in the file."""
         import onnx
 
         if self._map is None:
@@ -234,7 +233,7 @@ class MappedWeights:
 
     @contextlib.contextmanager
     def kept_small(self) -> Iterator[None]:
-        """Give pages back to the system as they are read; they are in its cache, and come back if they are wanted."""
+        """Return pages to the system while the builder reads on; they stay in its cache and can be read again."""
         done = threading.Event()
 
         def sweep() -> None:
@@ -254,7 +253,7 @@ class MappedWeights:
 
 
 class _PlanFile:
-    """The file that a plan goes to: piece by piece as it is made, where TensorRT can; whole plans take gigabytes."""
+    """The file of a plan, written piece by piece if this TensorRT can: a whole plan in memory takes gigabytes."""
 
     def __init__(self, trt: Any, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -263,7 +262,7 @@ class _PlanFile:
         self._problem: OSError | None = None
 
     def build(self, builder: Any, network: Any, config: Any) -> bool:
-        """Build the engine into the file; False where the builder gave up, or the file could not be written."""
+        """Build the engine into the file; False if the builder failed or the file could not be written."""
         if hasattr(builder, "build_serialized_network_to_stream"):
             return bool(builder.build_serialized_network_to_stream(network, config, self._writer()))
         plan = builder.build_serialized_network(network, config)
@@ -275,7 +274,7 @@ class _PlanFile:
         outer = self
 
         class Writer(self._trt.IStreamWriter):  # type: ignore[misc,name-defined]  # from a module found at run time
-            """Hands on what the builder writes; an exception must not pass through the builder."""
+            """Writes to the file and keeps errors, since an exception must not pass through the builder."""
 
             def __init__(self) -> None:
                 outer._trt.IStreamWriter.__init__(self)
@@ -304,7 +303,7 @@ class _PlanFile:
 
 def _make_logger(trt: Any) -> Any:
     class Logger(trt.ILogger):  # type: ignore[misc]  # the base class comes from a module found at run time
-        """Keeps what the builder reports of memory and of failures, and prints nothing."""
+        """Keeps the builder's messages about memory and failures, and prints nothing."""
 
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
@@ -328,9 +327,9 @@ def _make_logger(trt: Any) -> Any:
     return Logger()
 
 
-def _make_monitor(trt: Any, progress: Progress) -> Any:
+def _make_monitor(trt: Any, report_fraction: Callable[[float], object]) -> Any:
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
-        """Reports the fraction done; phases nest, and the outermost one counts the rest as parts of its steps."""
+        """Reports the fraction done. Phases nest: a phase counts the inner ones as parts of its running step."""
 
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
@@ -360,9 +359,9 @@ def _make_monitor(trt: Any, progress: Progress) -> Any:
                 fraction = 0.0
                 for _, steps, done in reversed(self.phases):
                     fraction = min((done + fraction) / steps, 1.0)
-                # Phases overlap and end early, so the estimate can step back; what is shown does not.
+                # Phases overlap and end early, so the estimate can decrease; the reported fraction must not.
                 self.fraction = max(self.fraction, fraction)
-            progress(self.fraction)
+            report_fraction(self.fraction)
 
     return Monitor()
 
@@ -395,7 +394,7 @@ def _work(line: bytes, answer: Answer) -> None:
     except OSError as error:
         reason = error.strerror or str(error)
         say(Message(error=f"cannot write the engine of {job.spec.name}: {reason}; free space or choose another place"))
-    except Exception as error:  # anything TensorRT's bindings throw is a failed build
+    except Exception as error:  # whatever TensorRT's bindings raise means that the build failed
         say(Message(error=f"building {job.spec.name} failed: {error}"))
     else:
         say(Message(report=report))

@@ -1,4 +1,7 @@
-"""Which TensorRT is here: the two products share an API and differ in their module and in what they need to build."""
+"""Finding TensorRT and TensorRT for RTX, which share an API.
+
+They differ in the Python module, and in whether they need a GPU to build engines.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,7 @@ class TensorRt:
     """The Python module: ``tensorrt``, ``tensorrt_rtx`` or ``tensorrt_rtx_bindings``."""
     version: str
     target: str = ""
-    """GPU that its engines are for, as ``sm90``; empty where they run on several kinds."""
+    """GPU that its engines are for, as ``sm90``; empty if they run on several kinds."""
 
 
 def find_tensorrt(name: TensorRtName) -> TensorRt:
@@ -34,7 +37,7 @@ def find_tensorrt(name: TensorRtName) -> TensorRt:
 
     Raises:
         MissingDependencyError: it is not installed.
-        BackendError: it is installed and does not load, or is too old.
+        BackendError: it is installed but does not load or is too old.
     """
     trt = _import_tensorrt() if name == "tensorrt" else _import_tensorrt_rtx()
     version = str(trt.__version__)
@@ -44,14 +47,14 @@ def find_tensorrt(name: TensorRtName) -> TensorRt:
 
 
 def select_tensorrt(backend: BuildBackend) -> TensorRt | None:
-    """The TensorRT that ``backend`` asks for; None where the bundle is to hold ONNX alone.
+    """The TensorRT that ``backend`` asks for; None if the bundle is to have no engines.
 
-    ``auto`` is TensorRT where it is installed beside a GPU, else TensorRT for RTX where that is installed (it needs
-    no GPU to build), else ONNX alone.
+    ``auto`` is TensorRT if it is installed and there is a GPU, else TensorRT for RTX if that is installed (it needs
+    no GPU to build), else none.
 
     Raises:
         MissingDependencyError: a backend asked for by name is not installed.
-        BackendError: a TensorRT is installed and broken or too old, or needs a GPU that is not there.
+        BackendError: a TensorRT is installed but is broken or too old, or it needs a GPU and there is none.
     """
     if backend == "onnxruntime":
         return None
@@ -88,7 +91,7 @@ def _import_tensorrt() -> Any:
 
 
 def _import_tensorrt_rtx() -> Any:
-    """NVIDIA's full package, or its bindings over the libraries that ONNX Runtime's plugin wheel carries."""
+    """NVIDIA's full package, or its bindings with the libraries from the wheel of ONNX Runtime's plugin."""
     try:
         return importlib.import_module("tensorrt_rtx")
     except ModuleNotFoundError:

@@ -155,7 +155,6 @@ def _make_job(model: str, options: BuildOptions, progress: Progress) -> _Job:
         local_files_only=options.local_files_only,
         config=options.config,
     )
-    progress(reading, 1, 1)
     description = checkpoint.description
     ranges, graph = ranges_of(options, description.model), options.graph
     tensorrt = select_tensorrt(options.backend)
@@ -165,6 +164,7 @@ def _make_job(model: str, options: BuildOptions, progress: Progress) -> _Job:
     recipes = {n: make_recipe(s, options.precision, graph, description.upsamplers) for n, s in specs.items()}
     onnx_keys = {name: _onnx_key(checkpoint, recipe) for name, recipe in recipes.items()}
     plan_keys = {n: _plan_key(onnx_keys[n], s, tensorrt, options) for n, s in specs.items()} if tensorrt else {}
+    progress(reading, 1, 1)
     return _Job(checkpoint, options, tensorrt, ranges, specs, recipes, onnx_keys, plan_keys)
 
 

@@ -1,4 +1,4 @@
-"""What a Stable Video Diffusion checkpoint is to the export, wherever it comes from.
+"""What a Stable Video Diffusion checkpoint is to the export, of whatever kind it is.
 
 The kinds of checkpoints are in `svd_trt.export.checkpoint_kinds`.
 """
@@ -122,7 +122,7 @@ def _model_info(where: str, configurations: Mapping[str, Mapping[str, Any]]) -> 
         raise CheckpointError(f"{where}: a configuration lacks {error}, so this is not SVD as published") from error
     for what, (value, right) in expected.items():
         if value not in (right, [right] * levels):
-            raise CheckpointError(f"{where}: {what} is {value} where SVD's layout has {right}")
+            raise CheckpointError(f"{where}: {what} is {value}, and SVD's layout has {right}")
     return info
 
 

@@ -1,7 +1,7 @@
 """Arithmetic of a network, counted from its ONNX graph.
 
-Two operations for every multiply-add of matrix products and convolutions, which are more than 99 % of the work, as
-papers count them; normalisations, activations and other passes over memory are left out.
+As papers count them: two operations for every multiply-add of matrix products and convolutions, which are more than
+99 % of the work. Normalisations, activations and other passes over memory are left out.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ __all__ = ["count_flops"]
 def count_flops(onnx_path: Path, spec: NetworkSpec) -> int:
     """Floating-point operations of one run of the network at the largest sizes in the ranges of ``spec``.
 
-    Reads the graph and the constants in it, not the weights.
+    Only the graph and the constants in it are read, not the weights.
 
     Raises:
-        ExportError: a product's shape does not follow from the inputs'.
+        ExportError: the shape of a product cannot be inferred from those of the inputs.
     """
     sizes = {symbol: r.max for symbol, r in spec.ranges.items()}
     model = ir.load(onnx_path)
@@ -33,13 +33,13 @@ def count_flops(onnx_path: Path, spec: NetworkSpec) -> int:
         value.shape = ir.Shape(tensor.resolve(sizes))
     for node in model.graph:
         for value in node.outputs:
-            value.shape = None  # in symbols, as exported
+            value.shape = None  # the exported shapes have symbols
         if node.op_type == "GroupNormalization":
-            # ONNX infers no shape for it; this one has the same.
+            # ONNX infers no shape for it; the shape of an instance normalisation is the same.
             node.op_type = "InstanceNormalization"
             node.attributes.clear()
     with silence_libraries():
-        optimizer.fold_constants(model, onnx_shape_inference=True)  # sizes are numbers now, and so is all that follows
+        optimizer.fold_constants(model, onnx_shape_inference=True)  # with sizes as numbers, all shapes become numbers
     return sum(_operations(node) for node in model.graph)
 
 
@@ -60,5 +60,5 @@ def _operations(node: ir.Node) -> int:
 def _shape(node: ir.Node, value: ir.Value | None) -> tuple[int, ...]:
     shape = None if value is None else value.shape
     if shape is None or not all(isinstance(axis, int) for axis in shape):
-        raise ExportError(f"the shapes of {node.name} ({node.op_type}) do not follow from its network's inputs")
+        raise ExportError(f"the shapes of {node.name} ({node.op_type}) cannot be inferred from its network's inputs")
     return tuple(int(axis) for axis in shape if isinstance(axis, int))

@@ -1,7 +1,7 @@
 """The four networks as torch modules whose inputs and outputs are exactly those of `svd_trt.engine.spec`.
 
-Each wraps a diffusers or transformers model of the checkpoint. Casts stand at the borders: outside is float32 (or
-uint8 frames), inside is the precision of the bundle.
+Each wraps a diffusers or transformers model of the checkpoint. Inputs and outputs are float32 (frames are uint8); they
+are cast to and from the precision of the bundle.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ __all__ = ["Denoiser", "ImageEncoder", "VaeDecoder", "VaeEncoder", "dtype_of", "
 
 
 def dtype_of(name: NetworkName, precision: Precision) -> torch.dtype:
-    """What network ``name`` computes in, in a bundle of ``precision``."""
+    """The type that network ``name`` computes in, in a bundle of ``precision``."""
     return torch.float16 if precision_of(name, precision) == "fp16" else torch.float32
 
 
@@ -40,14 +40,14 @@ def make_network(
 ) -> nn.Module:
     """Network ``name`` around the checkpoint's component that it is made of, in the precision it was loaded in.
 
-    The model is changed in place and its weights are not copied: full-size ones do not fit twice.
+    The model is changed in place and its weights are not copied: those of full size do not fit into memory twice.
 
     Args:
-        name: the network.
+        name: one of the four.
         model: the component that `svd_trt.export.checkpoint.COMPONENT_OF` names.
         rewrites: apply `svd_trt.export.rewrites`; without them the network computes what diffusers computes.
         ff_chunks: parts into which the denoiser's widest feed-forwards are cut.
-        operators: ``onnxruntime`` to write them with operators that only ONNX Runtime knows; needs rewrites.
+        operators: ``onnxruntime`` uses operators that only ONNX Runtime has; needs rewrites.
         doubling: each level of the denoiser is exactly half as large as the one above, at all sizes it will run at.
     """
     module: nn.Module
@@ -122,9 +122,9 @@ class Denoiser(nn.Module):
     Guidance is a weighted sum over branches: weights ``1 - g`` and ``g`` are classifier-free guidance of scale ``g``
     (arXiv:2207.12598), and a single branch of weight 1 is none, so one engine serves both. The preconditioning is
     that of Karras et al. 2022 and the update is linear in the latents, the denoised latents and those of the step
-    before, so Euler and linear multistep samplers differ only in the coefficients they are given. So is the sum over
-    branches, so they can also be run one after another: each pass adds to what the one before gave, and only the last
-    has c_skip.
+    before, so Euler and linear multistep samplers differ only in the coefficients they are given. The sum over
+    branches is linear too, so the branches can also run one after another: each pass adds to the result of the one
+    before, and only the last has c_skip.
     """
 
     def __init__(self, unet: Any) -> None:
@@ -166,11 +166,11 @@ class Denoiser(nn.Module):
 
 
 def unet_forward(unet: Any, sample: Tensor, timestep: Tensor, embeds: Tensor, added_time_ids: Tensor) -> Tensor:
-    """`UNetSpatioTemporalConditionModel.forward` with nothing that a symbolic frame count or size would freeze.
+    """`UNetSpatioTemporalConditionModel.forward`, written so that frame count and size stay symbolic.
 
-    Follows diffusers 0.42, but repeats embeddings without ``repeat_interleave`` (whose symbolic form exports
-    to an invalid Expand) and always hands the skip connection's size to the upsampler, which is what diffusers does
-    for sizes that are not multiples of 64 and makes no difference for those that are.
+    It follows diffusers 0.42, with two differences. It repeats embeddings without ``repeat_interleave``, whose symbolic
+    form exports to an invalid Expand. And it always passes the skip connection's size to the upsampler, which diffusers
+    does for sizes that are not multiples of 64; for the others it makes no difference.
 
     Args:
         unet: the model, with its upsamplers replaced by `replace_upsamplers`.
@@ -181,7 +181,7 @@ def unet_forward(unet: Any, sample: Tensor, timestep: Tensor, embeds: Tensor, ad
     """
     batch, frames = sample.shape[:2]
     emb = _time_embedding(unet, timestep, added_time_ids, sample.dtype)
-    # Rewritten layers take what holds for a whole video once, diffusers' own for each frame.
+    # Rewritten layers take the embeddings of a video once, diffusers' own layers once for each frame.
     temb = emb if _has(unet, VideoResnet) else each_frame(emb, frames)
     context = embeds if _has(unet, VideoTransformer) else each_frame(embeds, frames)
     indicator = torch.zeros(batch, frames, dtype=sample.dtype)

@@ -1,7 +1,7 @@
 """Torch module to ONNX file, with the symbolic axes of its specification.
 
-Uses torch.export and torch's ONNX translation. The graph is then cleaned by the passes of onnxscript's own optimizer
-except its pattern rewriter, which is quadratic in the number of nodes (half of the whole export on a small UNet) and
+Torch exports and translates the network. The passes of onnxscript's optimizer then clean the graph, except for its
+pattern rewriter, which is quadratic in the number of nodes (half of the whole export on a small UNet) and
 whose fusions TensorRT and ONNX Runtime find by themselves.
 """
 
@@ -55,7 +55,7 @@ def export_network(
         module: takes the inputs of ``spec`` in order and returns its outputs.
         spec: symbolic axes become dynamic, integers become constants.
         path: the ``.onnx`` file; weights go beside it, as external data.
-        smallest_latent: least height and width of the latents that the network takes where those are symbolic.
+        smallest_latent: least height and width of the latents that the network takes, if those are symbolic.
         fp32_statistics: write group normalisation as the operator of that name, which computes mean and variance in
             fp32 whatever its input, instead of as an instance normalisation of the input's type. TensorRT needs no
             more memory for it (with casts around it, twice as much); ONNX Runtime on a CPU is slower with it.
@@ -110,13 +110,13 @@ def export_network(
 
 
 def _parameters(model: ir.Model) -> int:
-    """Number of weights: initializers of floating point; the rest are shapes and indices."""
+    """Number of weights, which are the initializers of floating point; the others are shapes and indices."""
     weights = (value.const_value for value in model.graph.initializers.values())
     return sum(int(w.size) for w in weights if w is not None and w.dtype.is_floating_point())
 
 
 def _latent_factor(spec: NetworkSpec) -> int:
-    """The VAE's scale factor as the specification's axes write it; 1 where none is divided."""
+    """The VAE's scale factor in the specification's axes; 1 if no axis is divided."""
     axes = (axis for tensor in spec.tensors for axis in tensor.shape if isinstance(axis, str))
     return max((int(axis.partition("//")[2] or 1) for axis in axes), default=1)
 

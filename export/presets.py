@@ -1,7 +1,7 @@
 """Configurations of Stable Video Diffusion at several sizes: the published ones, and small ones to try things with.
 
-A preset is nothing but numbers. `configurations` makes of it what lies in a checkpoint's folder: one dictionary for
-each component, with diffusers' and transformers' own keys.
+A preset is only numbers. `configurations` turns it into the configuration files of a checkpoint: one dictionary for
+each component, with the keys of diffusers and transformers.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from svd_trt.errors import ArgumentError
 __all__ = ["PRESETS", "SCHEDULER", "WEIGHTS_REVISION", "Preset", "configurations", "find_preset"]
 
 WEIGHTS_REVISION = 1
-"""Raised when the same preset and seed would draw other weights."""
+"""Part of the seed: increase it when the same preset and seed would give other weights."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Preset:
 
     summary: str
     parameters: Mapping[str, int]
-    """Weights of each component, known without making one; what a build needs is foreseen from it."""
+    """Number of weights of each component, known without creating one; what a build needs is estimated from it."""
     unet_channels: tuple[int, ...]
     unet_heads: tuple[int, ...]
     layers_per_block: int
@@ -43,7 +43,7 @@ class Preset:
 
 
 def _published(summary: str, num_frames: int) -> Preset:
-    """The architecture that stabilityai published, which SVD and SVD-XT share but for the frames."""
+    """The architecture that stabilityai published; SVD and SVD-XT differ only in the number of frames."""
     return Preset(
         summary=summary,
         parameters={"image_encoder": 632_076_800, "vae": 97_742_847, "unet": 1_524_623_082},
@@ -108,7 +108,7 @@ PRESETS: dict[str, Preset] = {
     "svd-xt": _published("SVD-XT in full size, 25 frames: 2.25 G parameters", num_frames=25),
 }
 
-# The scheduler configuration that both published SVD checkpoints carry.
+# The scheduler configuration of both published SVD checkpoints.
 SCHEDULER: dict[str, Any] = {
     "_class_name": "EulerDiscreteScheduler",
     "beta_end": 0.012,
@@ -130,7 +130,7 @@ def find_preset(name: str) -> Preset:
     """The preset called ``name``.
 
     Raises:
-        ArgumentError: there is none; the message lists those that there are.
+        ArgumentError: there is no such preset; the message lists all.
     """
     if name not in PRESETS:
         raise ArgumentError(f"no preset is called {name!r}; choose one of: {', '.join(PRESETS)}")
@@ -138,7 +138,7 @@ def find_preset(name: str) -> Preset:
 
 
 def configurations(p: Preset) -> dict[str, dict[str, Any]]:
-    """``unet``, ``vae``, ``image_encoder``, ``feature_extractor`` and ``scheduler``, as their files hold them."""
+    """``unet``, ``vae``, ``image_encoder``, ``feature_extractor`` and ``scheduler``, as in a checkpoint."""
     cross = len(p.unet_channels) - 1
     return {
         "unet": {

@@ -1,8 +1,8 @@
 """Checkpoints with random weights, in the real format and at any size, for timing, trying and testing.
 
-The licensed weights cannot be shipped. These have the same classes, files and configuration keys, so everything
-downstream of them is exercised for real; the video that they make is noise. ``random:svd-xt`` is drawn in memory
-when a build asks for it; `write_random_checkpoint` puts one on disk.
+The licensed weights cannot be shipped. These have the same classes, files and configuration keys, so everything that
+uses them is really exercised; the video is noise. A build draws ``random:svd-xt`` in memory; `write_random_checkpoint`
+writes one to disk.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def empty_model(component: str, configuration: dict[str, Any]) -> nn.Module:
     """``unet``, ``vae`` or ``image_encoder`` of this configuration, with parameters that take no memory yet.
 
     Raises:
-        CheckpointError: no model can be made of it.
+        CheckpointError: the libraries cannot create a model with it.
     """
     try:
         with silence_libraries(), init_empty_weights(include_buffers=False):
@@ -51,10 +51,10 @@ def empty_model(component: str, configuration: dict[str, Any]) -> nn.Module:
 def random_model(component: str, preset: Preset, seed: int, dtype: torch.dtype) -> nn.Module:
     """One model of ``preset``, its weights a function of ``seed``, the component and their own names.
 
-    They are drawn in half precision, so that the fp16 and the fp32 model are the same one. Matrices and kernels get
-    the variance of torch's own initialisation, 1 / (3 fan_in): residual branches add to the stream without swamping
-    it, and activations stay far from the limits of half precision through the whole network. Nothing is zero, one or
-    equal to its neighbour, so that no mix-up between parameters goes unseen.
+    They are drawn in half precision, so that the fp16 and the fp32 model have the same weights. Matrices and kernels
+    get the variance of torch's own initialisation, 1 / (3 fan_in): residual branches stay small beside the stream that
+    they are added to, and activations stay far below the limits of half precision through the whole network. No two
+    parameters are equal, and none is zero or one, so that tests notice when two are mixed up.
     """
     model = empty_model(component, configurations(preset)[component])
 
@@ -80,7 +80,7 @@ def random_pipeline(preset: str = "tiny", seed: int = 0, dtype: torch.dtype = to
     """
     p = find_preset(preset)
     with silence_libraries():
-        # Only whoever wants the pipeline pays for importing it.
+        # Imported here, because the other functions do not need these slow imports.
         from diffusers import EulerDiscreteScheduler, StableVideoDiffusionPipeline
         from transformers import CLIPImageProcessor
 
@@ -101,7 +101,7 @@ def write_random_checkpoint(
     Raises:
         ArgumentError: ``preset`` is unknown.
         OutputError: ``directory`` exists and is not empty, or cannot be written.
-        ResourceError: disk or memory would not last.
+        ResourceError: there is not enough disk or memory.
     """
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise OutputError(f"{directory} exists and is not an empty folder; choose another place")
@@ -116,12 +116,12 @@ def write_random_checkpoint(
         if "allocate memory" not in str(error):
             raise
         raise ResourceError(
-            f"memory ran out while {directory} was made; use --variant fp16 or a larger machine"
+            f"memory ran out while {directory} was written; use --variant fp16 or a larger machine"
         ) from error
 
 
 def parameters_of(model: nn.Module) -> Iterator[tuple[nn.Module, str, str]]:
-    """Every parameter as its module, its name there, and its full name."""
+    """Every parameter, as the module that has it, its name in the module, and its full name."""
     for prefix, module in model.named_modules():
         for name, _ in module.named_parameters(recurse=False):
             yield module, name, f"{prefix}.{name}"
@@ -130,10 +130,10 @@ def parameters_of(model: nn.Module) -> Iterator[tuple[nn.Module, str, str]]:
 def _distribution(name: str, shape: torch.Size) -> tuple[float, float]:
     """Mean and standard deviation of a parameter."""
     if name == "mix_factor":
-        return 0.0, 1.0  # as spread as in a trained network; equal ones would hide a mix-up between them
+        return 0.0, 1.0  # as different as in a trained network; equal factors would hide that two are mixed up
     if name == "bias":
         return 0.0, 0.05
     if len(shape) == 1 and name == "weight":
-        return 1.0, 0.05  # of a normalisation
+        return 1.0, 0.05  # a normalisation's
     fan_in = shape.numel() // shape[0]
     return 0.0, (3 * max(fan_in, 3)) ** -0.5

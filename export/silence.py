@@ -1,4 +1,4 @@
-"""Keeping the libraries off the terminal while we speak there."""
+"""Keep libraries from printing between the messages of svd-trt."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _LOGGERS = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")
 
 @contextmanager
 def silence_libraries() -> Iterator[None]:
-    """Silence notes on missing torchvision and deprecated internals, and bars drawn between ours.
+    """Silence warnings about missing torchvision and deprecated internals, and the libraries' progress bars.
 
-    Errors still come through as exceptions. Everything is put back afterwards: it is the caller's process.
+    Errors are still raised. The settings are restored afterwards, since the process is the caller's.
     """
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging

@@ -160,7 +160,7 @@ def _check(
         wanted, there = tuple(getattr(module, name).shape), shapes[places[full].name]
         if there not in _shapes_of(wanted, places[full]):
             raise CheckpointError(
-                f"{path}: {places[full].name} is {list(there)} where SVD has {list(wanted)}; for another size of SVD, "
+                f"{path}: {places[full].name} is {list(there)} and in SVD {list(wanted)}; for another size of SVD, "
                 "give its configurations with --config"
             )
     return sum(math.prod(shapes[name]) for name in {place.name for place in places.values()})

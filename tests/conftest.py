@@ -7,6 +7,7 @@ import datetime as dt
 import json
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from svd_trt.export.fidelity import draw_picture
 
 # Two test processes share two cores, so idle threads that spin in one would slow the other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# A cache of the developer's own would hide what a test wants to see built.
+os.environ.pop("SVD_TRT_CACHE", None)
 
 # The backend that builds the engines of all bundles here; `make gpu-test BACKEND=tensorrt` sets another one.
 BACKEND: Any = os.environ.get("SVD_TRT_TEST_BACKEND", "tensorrt-rtx")
@@ -69,6 +72,12 @@ def once(shared: Path) -> Callable[[str, Callable[[Path], object]], Path]:
 
 
 @pytest.fixture(scope="session")
+def cache(shared: Path) -> Path:
+    """Networks and engines that bundles share; SVD_TRT_TEST_CACHE keeps them for the next run."""
+    return Path(os.environ.get("SVD_TRT_TEST_CACHE") or shared / "cache")
+
+
+@pytest.fixture(scope="session")
 def checkpoint(once: Any) -> Path:
     """A small SVD checkpoint with random weights, in diffusers format."""
     from svd_trt.export.random_checkpoint import write_random_checkpoint
@@ -113,15 +122,15 @@ def small_checkpoint(once: Any) -> Path:
 
 
 @pytest.fixture(scope="session")
-def dynamic_bundle(once: Any, checkpoint: Path) -> Bundle:
+def dynamic_bundle(once: Any, checkpoint: Path, cache: Path) -> Bundle:
     """An fp32 bundle with dynamic frames, chunks, sizes and batch."""
-    return Bundle.open(once("dynamic", lambda path: build_bundle(checkpoint, path, DYNAMIC)))
+    return Bundle.open(once("dynamic", lambda path: build_bundle(checkpoint, path, replace(DYNAMIC, cache=cache))))
 
 
 @pytest.fixture(scope="session")
-def fixed_bundle(once: Any, checkpoint: Path) -> Bundle:
+def fixed_bundle(once: Any, checkpoint: Path, cache: Path) -> Bundle:
     """An fp16 bundle of one size with dynamic frames and chunks."""
-    return Bundle.open(once("fixed", lambda path: build_bundle(checkpoint, path, FIXED)))
+    return Bundle.open(once("fixed", lambda path: build_bundle(checkpoint, path, replace(FIXED, cache=cache))))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -139,12 +148,11 @@ def small_bundle(once: Any, small_checkpoint: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_bundle(once: Any) -> Callable[[str], Bundle]:
+def tiny_bundle(once: Any, cache: Path) -> Callable[[str], Bundle]:
     """``tiny_bundle(precision)``: the trained miniature of examples/tiny, 2 to 8 frames of 32x32."""
 
     def get(precision: Any) -> Bundle:
-        size = Range.parse("32")
-        options = BuildOptions(height=size, width=size, frames=Range(2, 8, 8), precision=precision, backend=BACKEND)
+        options = BuildOptions(height=32, width=32, frames="2:8:8", precision=precision, backend=BACKEND, cache=cache)
         return Bundle.open(once(f"tiny-{precision}", lambda path: build_bundle(TINY / "checkpoint", path, options)))
 
     return get

@@ -1,18 +1,18 @@
 """Exact rewrites: the same function of the same weights, with less arithmetic, memory or risk of overflow.
 
-Each is a function that changes a model in place and stands in a module of its own beside the layers that it puts in:
+Each is a function that changes a model in place, in one module with the layers that it inserts:
 
 - `cross_attention_to_values` (transformer.py): attention to a single token is its value path.
 - `tabulate_frame_positions` (transformer.py): the embedding of a frame's position is a constant.
 - `temporal_convolutions_2d` (resnet.py): convolutions over frames in two dimensions, blending folded into them.
 - `constant_blends` (blend.py): without image-only frames every AlphaBlender is one number.
-- `split_feed_forwards` (feed_forward.py): the two halves of a gated product apart, and, if asked, tokens by the chunk.
-- `bound_attention` (attention.py): scores that half precision holds, softmax in fp32.
+- `split_feed_forwards` (feed_forward.py): both halves of a gated product separately; optional chunks of tokens.
+- `bound_attention` (attention.py): scores that fit into half precision, softmax in fp32.
 - `subpixel_upsampling` (upsample.py): convolve before enlarging instead of after.
 
-`fuse_for_onnxruntime` (onnxruntime.py) comes after them, for bundles that only ONNX Runtime will run.
+For bundles that only ONNX Runtime will run, `fuse_for_onnxruntime` (onnxruntime.py) is applied after them.
 
-"Exact" is in real numbers: in fp32 the outputs differ by rounding alone, which the tests hold to bounds.
+"Exact" means in real numbers: in fp32 the outputs differ only by rounding, and the tests set bounds for it.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def rewrite(model: Any, *, ff_chunks: int = 1, doubling: bool = True) -> dict[st
     Args:
         model: its upsamplers already replaced by `svd_trt.export.rewrites.upsample.CroppedUpsample`.
         ff_chunks: see `split_feed_forwards`.
-        doubling: upsampling doubles sizes exactly, and crops nothing; without it `subpixel_upsampling` is left out.
+        doubling: upsampling doubles sizes exactly and crops nothing; if not, `subpixel_upsampling` is not applied.
     """
     changed = {}
     for function in REWRITES:

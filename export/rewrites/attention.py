@@ -21,14 +21,14 @@ def bound_attention(model: nn.Module) -> int:
     """Replace self-attention, the only kind that `cross_attention_to_values` leaves, by one that cannot overflow.
 
     SVD's keys are large, and in half precision their products with the queries become infinite, which makes every
-    output NaN. Here queries and keys are made smaller where they arise, by powers of two folded into their weights
-    such that both come to the same size, and the softmax, in fp32, undoes it: scores of up to 65504 * 1024 (for heads
-    of 64) stay finite, and beyond that they are clamped. What half precision rounds off queries and keys remains, as
-    in any half-precision attention, and counts for more the larger the scores are.
+    output NaN. Here the weights that produce queries and keys are multiplied by powers of two, so that both are smaller
+    and have the same size, and the softmax, in fp32, undoes it: scores of up to 65504 * 1024 (for heads of 64) stay
+    finite, and larger ones are clamped. As in any half-precision attention, queries and keys are rounded, which matters
+    the more the larger the scores are.
 
-    Written so that TensorRT keeps its fused attention, in which scores are never stored: products of half-precision
-    tensors with a cast, a scale and a softmax between. (Products of tensors cast to fp32 first are not fused, and take
-    gigabytes.)
+    TensorRT recognises this form as fused attention, in which scores are never stored: products of half-precision
+    tensors with a cast, a scale and a softmax between. (It does not fuse products of tensors that were cast to fp32
+    first, and these take gigabytes.)
     """
     return replace_layers(model, Attention, _make)
 
@@ -71,7 +71,7 @@ class BoundedAttention(nn.Module):
 
 
 class PictureAttention(nn.Module):
-    """Attention among the pixels of a picture, around a residual connection, as in the VAE."""
+    """Attention among the pixels of a picture with a residual connection, as in the VAE."""
 
     def __init__(self, norm: nn.Module, attention: BoundedAttention) -> None:
         super().__init__()
@@ -85,7 +85,7 @@ class PictureAttention(nn.Module):
 
 
 def _balance(to_q: nn.Linear, to_k: nn.Linear) -> tuple[float, float]:
-    """Powers of two for queries and keys: their product is `_SHRINK`, and both weights are as large as each other."""
+    """Powers of two for queries and keys: their product is `_SHRINK`, and they make both weights equally large."""
     queries, keys = (float(layer.weight.detach().float().norm()) for layer in (to_q, to_k))
     ratio = keys / queries if keys and queries else 1.0
     whole = round(math.log2(_SHRINK))

@@ -18,12 +18,12 @@ __all__ = ["ConstantBlend", "constant_blends", "spatial_weight"]
 
 
 def constant_blends(model: nn.Module) -> int:
-    """Replace every AlphaBlender by a weighted sum with constants; saves its Where, Sigmoid and broadcasts."""
+    """Replace every AlphaBlender by a weighted sum with constants, without Where, Sigmoid and broadcasts."""
     return replace_layers(model, AlphaBlender, ConstantBlend)
 
 
 def spatial_weight(blender: Any) -> float:
-    """Weight of the spatial features in a video's blend; the temporal ones have the rest."""
+    """Weight of the spatial features in a video's blend; the temporal features have one minus it."""
     factor = blender.mix_factor.detach().float()
     alpha = float(factor if blender.merge_strategy == "fixed" else torch.sigmoid(factor))
     return 1.0 - alpha if blender.switch_spatial_to_temporal_mix else alpha
@@ -37,5 +37,5 @@ class ConstantBlend(nn.Module):
         self.spatial = spatial_weight(blender)
 
     def forward(self, x_spatial: Tensor, x_temporal: Tensor, image_only_indicator: Tensor | None = None) -> Tensor:  # noqa: ARG002
-        """Both inputs of one shape, which the output has too."""
+        """Both inputs and the output have the same shape."""
         return x_spatial * self.spatial + x_temporal * (1.0 - self.spatial)

@@ -18,15 +18,14 @@ _HEADROOM = 16.0
 
 
 def split_feed_forwards(model: nn.Module, *, chunks: int = 1) -> int:
-    """Compute value and gate of each feed-forward apart, and ``chunks`` parts of the tokens one after another.
+    """Compute value and gate of each feed-forward separately, and ``chunks`` parts of the tokens one after another.
 
-    One product for both halves makes a tensor eight times as wide as the stream, and their gated product another
-    four times; at full size they are the peak of the whole step. Apart, the value can be made smaller where it would
-    overflow (see `SplitFeedForward`). The chunks are what lowers the peak in TensorRT.
+    One product for both halves makes a tensor eight times as wide as the stream, and their gated product one that is
+    four times as wide; at full size they are the peak of the whole step. Once they are separate, the value can be made
+    smaller so that it cannot overflow (see `SplitFeedForward`). In TensorRT it is the chunks that lower the peak.
 
-    Chunks follow each other through a dependency on the chunk before, else the builder reorders them into one. A
-    level of the UNet with half the pixels on a side and twice the channels has half the tensor, so it gets half the
-    chunks.
+    Each chunk depends on the one before, because otherwise the builder merges them into one. A level of the UNet with
+    half the pixels on a side and twice the channels has half the tensor, so it gets half the chunks.
     """
     widths = [cast(nn.Linear, layer.net[2]).out_features for layer in model.modules() if isinstance(layer, FeedForward)]
     narrowest = min(widths, default=1)
@@ -53,9 +52,9 @@ class ResidualFeedForward(nn.Module):
 class SplitFeedForward(nn.Module):
     """``W_out (value * gelu(gate)) + b``.
 
-    In half precision the value is computed 16 times smaller and ``W_out`` 16 times larger, a power of two that costs
-    accuracy only in the smallest weights (those under 0.001 become subnormal): the product of two large activations
-    then has room where it would be infinite.
+    In half precision the value is computed 16 times smaller and ``W_out`` is 16 times larger, so that the product of
+    two large activations stays finite. A power of two costs accuracy only in the smallest weights (those under 0.001
+    become subnormal).
     """
 
     def __init__(self, layer: Any, chunks: int = 1) -> None:
@@ -82,10 +81,11 @@ class SplitFeedForward(nn.Module):
             part = hidden[:, tokens * i // chunks : tokens * (i + 1) // chunks]
             if parts:
                 before = parts[-1].flatten()[:1].reshape((1,) * part.ndim)
-                part = torch.where(before > torch.inf, before, part)  # never true: only makes this part wait
+                # Never true; it only makes this part depend on the one before.
+                part = torch.where(before > torch.inf, before, part)
             parts.append(self.run(part))
         return torch.cat(parts, dim=1)
 
     def run(self, hidden: Tensor) -> Tensor:
-        """All at once; any number of axes before ``C``."""
+        """``[..., C]`` to the same shape, without chunks."""
         return cast(Tensor, self.out(self.value(hidden) * F.gelu(self.gate(hidden))))

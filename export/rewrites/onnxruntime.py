@@ -1,8 +1,8 @@
-"""The same layers as operators of ONNX Runtime, for bundles that nothing else will run.
+"""The same layers with operators of ONNX Runtime, for bundles that nothing else will run.
 
-ONNX has no operator for attention that every reader takes, so a portable graph spells it out, and ONNX Runtime stores
-every score. Its own operators (domain ``com.microsoft``) do not. TensorRT and other readers refuse a graph that has
-them.
+ONNX has no operator for attention that every runtime supports, so a portable graph writes it with basic operators, and
+ONNX Runtime then stores every score. Its own operators (domain ``com.microsoft``) do not, but TensorRT and other
+runtimes refuse a graph that has them.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ __all__ = ["FusedAttention", "PhasedUpsample", "TokenFeedForward", "fuse_for_onn
 
 
 def fuse_for_onnxruntime(model: nn.Module, *, ff_chunks: int = 1) -> int:
-    """Write layers as ONNX Runtime runs them best; returns how many were changed. Only for fp32.
+    """Replace layers by forms that ONNX Runtime runs fastest; returns how many were changed. Only for fp32.
 
     Args:
         model: rewritten by `svd_trt.export.rewrites.rewrite`.
-        ff_chunks: parts into which the narrowest level's tokens are cut; wider levels, which have fewer tokens, in
-            proportion fewer. On a processor the parts are there for its cache: both halves of the gated product of a
-            part stay in it until they are used.
+        ff_chunks: parts into which the narrowest level's tokens are cut; wider levels, which have fewer tokens, get
+            proportionally fewer. On a processor, both halves of the gated product of a part stay in its cache until
+            they are used.
     """
     narrowest = min((_width(m) for m in model.modules() if isinstance(m, ResidualFeedForward)), default=1)
 
@@ -54,13 +54,13 @@ class FusedAttention(nn.Module):
 
     def __init__(self, attention: BoundedAttention) -> None:
         super().__init__()
-        assert not attention.bounded, "ONNX Runtime's attention has no room for what half precision needs"
+        assert not attention.bounded, "ONNX Runtime's attention cannot clamp scores as half precision needs"
         self.heads, self.scale = attention.heads, attention.scale
         self.to_q, self.to_k, self.to_v = attention.to_q, attention.to_k, attention.to_v
         self.to_out = attention.to_out
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """``[N, T, C]`` to the same shape. Only to be traced: outside of an export it gives zeros."""
+        """``[N, T, C]`` to the same shape. For exports only: outside of an export it returns zeros."""
         shape = hidden.shape[:2]
         tokens = hidden.flatten(0, 1)
         inputs = [project(tokens).unflatten(0, shape) for project in (self.to_q, self.to_k, self.to_v)]
@@ -103,15 +103,15 @@ class TokenFeedForward(nn.Module):
 class PhasedUpsample(nn.Module):
     """`SubpixelUpsample` as a convolution for each kind of output pixel, interleaved by concatenation.
 
-    Each has the padding that it needs on two sides only, so nothing is computed to be cut off; and ONNX Runtime
-    concatenates in all threads, while its DepthToSpace runs in one.
+    Each convolution pads only the two sides that need it, so no computed pixel is cut off. ONNX Runtime concatenates in
+    all threads, but its DepthToSpace runs in one.
     """
 
     def __init__(self, layer: SubpixelUpsample) -> None:
         super().__init__()
         assert layer.bias is not None
         channels = layer.weight.shape[0] // 4
-        # The shuffle has the four kinds of an output channel beside each other, here those of a kind are.
+        # The shuffle groups the four kinds of an output channel; here all channels of one kind are a group.
         weight = layer.weight.detach().unflatten(0, (channels, 4)).transpose(0, 1)  # [4, C', C, 2, 2]
         self.weights = nn.ParameterList(frozen(kernel, kernel.dtype) for kernel in weight)
         self.bias = frozen(layer.bias.detach()[::4], layer.bias.dtype)
@@ -125,7 +125,7 @@ class PhasedUpsample(nn.Module):
         return torch.stack([even_columns, odd_columns], dim=4).flatten(3)
 
     def _kind(self, hidden: Tensor, kind: int) -> Tensor:
-        """Every other row and column: even ones see the pixel before theirs, odd ones the one after."""
+        """Every other row and column: even ones use the pixel before theirs, odd ones the pixel after."""
         even_row, even_column = divmod(kind, 2)
         padding = (even_column, 1 - even_column, even_row, 1 - even_row)
         return F.conv2d(F.pad(hidden, padding), self.weights[kind], self.bias)

@@ -17,16 +17,16 @@ __all__ = ["VideoResnet", "temporal_convolutions_2d"]
 def temporal_convolutions_2d(model: nn.Module) -> int:
     """Run convolutions over frames as 2-D ones over (frames, pixels), and fold the blend after them into their weights.
 
-    A kernel of (3, 1, 1) never looks at neighbouring pixels, so height and width can be one axis: the kernel is (3, 1),
-    and 2-D convolutions are what fast kernels exist for. The temporal block is ``x + f(x)`` and the blend
-    ``a x + (1 - a)(x + f(x))``, which is ``x + (1 - a) f(x)``: the factor goes into the last convolution, and three
-    passes over the largest tensors of the network go away.
+    A kernel of (3, 1, 1) uses no neighbouring pixels, so height and width can be one axis and the kernel is (3, 1).
+    There are fast kernels for 2-D convolutions. The temporal block is ``x + f(x)`` and the blend ``a x + (1 - a)(x +
+    f(x))``, which is ``x + (1 - a) f(x)``: the factor is multiplied into the last convolution, which saves three passes
+    over the largest tensors of the network.
     """
     return replace_layers(model, SpatioTemporalResBlock, VideoResnet) + _convolve_2d(model)
 
 
 def _convolve_2d(model: nn.Module) -> int:
-    """The VAE decoder's last layer stands alone."""
+    """Replace the VAE decoder's last layer, which is outside the residual blocks; returns how many were replaced."""
     if isinstance(getattr(model, "time_conv_out", None), nn.Conv3d):
         model.time_conv_out = FrameConvolution(cast(nn.Conv3d, model.time_conv_out))
         return 1
@@ -34,7 +34,7 @@ def _convolve_2d(model: nn.Module) -> int:
 
 
 class FrameConvolution(nn.Module):
-    """A convolution over frames; ``[V, C, F, ...]`` to ``[V, C', F, ...]``, whatever the axes behind."""
+    """A convolution over frames; ``[V, C, F, ...]`` to ``[V, C', F, ...]``, with any axes after the frames."""
 
     def __init__(self, conv: nn.Conv3d, factor: float = 1.0) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ class FrameConvolution(nn.Module):
 
 
 class SpatialResnet(nn.Module):
-    """A residual block within frames; the embedding is projected for each video instead of for each frame."""
+    """A residual block within frames; the embedding is projected once for each video, not for each frame."""
 
     def __init__(self, block: Any) -> None:
         super().__init__()
@@ -91,8 +91,8 @@ class VideoResnet(nn.Module):
 
         Args:
             hidden_states: frames of all videos.
-            temb: ``[V, E]``, the step and the conditions; none in the VAE.
-            image_only_indicator: ``[V, F]``, for its shape alone.
+            temb: ``[V, E]``, the step and the conditions; the VAE has none.
+            image_only_indicator: ``[V, F]``; only its shape is used.
         """
         videos, frames = image_only_indicator.shape
         hidden = self.spatial(hidden_states, temb, frames)

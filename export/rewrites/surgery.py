@@ -11,7 +11,10 @@ __all__ = ["each_frame", "frozen", "linear", "replace_layers"]
 
 
 def replace_layers(root: nn.Module, kind: type[nn.Module], make: Callable[..., nn.Module]) -> int:
-    """Put ``make(layer)`` wherever ``root`` holds a ``kind``, outermost first; returns how many were replaced."""
+    """Replace every layer of the class ``kind`` in ``root`` by ``make(layer)``; returns how many were replaced.
+
+    Layers inside of a replaced one are not visited.
+    """
     count = 0
     for name, child in list(root.named_children()):
         if isinstance(child, kind):
@@ -23,7 +26,7 @@ def replace_layers(root: nn.Module, kind: type[nn.Module], make: Callable[..., n
 
 
 def each_frame(video: Tensor, frames: int) -> Tensor:
-    """What holds for a whole video, ``[V, ...]``, for each of its frames: ``[V*F, ...]``."""
+    """Repeat the values of each video, ``[V, ...]``, for all its frames: ``[V*F, ...]``."""
     repeats = (1, frames) + (1,) * (video.ndim - 1)
     return video.unsqueeze(1).repeat(repeats).flatten(0, 1)
 

@@ -18,9 +18,9 @@ __all__ = ["VideoTransformer", "cross_attention_to_values", "tabulate_frame_posi
 def cross_attention_to_values(model: nn.Module) -> int:
     """Replace every cross-attention by its value path.
 
-    SVD attends to one token, the picture's embedding, and a softmax over one key is 1: whatever the query, the result
-    is ``to_out(to_v(token))``, a constant of the video. Queries, keys, their normalisation and the scores go away, the
-    two matrices become one, and it is computed for each video instead of for each frame and pixel.
+    SVD attends to one token, the picture's embedding, and a softmax over one key is 1: for every query the result is
+    ``to_out(to_v(token))``, a constant of the video. Queries, keys, their normalisation and the scores are removed, the
+    two matrices become one, and the result is computed once for each video, not for each frame and pixel.
     """
     return replace_layers(model, TransformerSpatioTemporalModel, VideoTransformer)
 
@@ -28,8 +28,8 @@ def cross_attention_to_values(model: nn.Module) -> int:
 def tabulate_frame_positions(model: nn.Module) -> int:
     """Replace the network that embeds a frame's position by the table of its outputs.
 
-    Its input is the number of the frame, so it is constant work in every step. At full size a table of 1024 rows
-    takes 26 MB in fp16 where the weights take 198.
+    Its input is the number of the frame, so every step computes the same. At full size a table of 1024 rows takes 26 MB
+    in fp16, and the weights take 198 MB.
     """
     return replace_layers(model, FramePositions, PositionTable)
 
@@ -52,7 +52,7 @@ class SpatialBlock(nn.Module):
 
 
 class TemporalBlock(nn.Module):
-    """Attention along each pixel's frames, the picture's values, and feed-forwards around them."""
+    """Attention over the frames of each pixel, the picture's values, and feed-forwards before and after them."""
 
     def __init__(self, block: Any) -> None:
         super().__init__()
@@ -86,7 +86,7 @@ class FramePositions(nn.Module):
 
 
 class PositionTable(nn.Module):
-    """The same from a table."""
+    """The outputs of `FramePositions` for all frames that a bundle can have."""
 
     def __init__(self, positions: FramePositions) -> None:
         super().__init__()
@@ -100,7 +100,7 @@ class PositionTable(nn.Module):
 
 
 class VideoTransformer(nn.Module):
-    """Spatial and temporal blocks in turn over the pixels of a video, around a residual connection."""
+    """Alternating spatial and temporal blocks over the pixels of a video, with a residual connection."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -118,12 +118,12 @@ class VideoTransformer(nn.Module):
         image_only_indicator: Tensor,
         return_dict: bool = False,
     ) -> tuple[Tensor]:
-        """``[V*F, C, h, w]`` to the same shape, in a tuple as diffusers has it.
+        """``[V*F, C, h, w]`` to the same shape, in a tuple as in diffusers.
 
         Args:
             hidden_states: frames of all videos.
             encoder_hidden_states: ``[V, 1, D]``, the pictures' embeddings.
-            image_only_indicator: ``[V, F]``, for its shape alone.
+            image_only_indicator: ``[V, F]``; only its shape is used.
             return_dict: diffusers passes False.
         """
         assert not return_dict

@@ -19,7 +19,7 @@ class CroppedUpsample(nn.Module):
 
     Equal to interpolating to that size: a strided convolution halves ``s`` to ``ceil(s / 2)``, and the nearest
     source of pixel ``i`` is ``i // 2`` both for ``2 ceil(s / 2)`` and for one less. Unlike interpolation to a
-    symbolic size it exports to a Resize by a constant factor, and it evaluates no symbolic size in Python.
+    symbolic size it exports to a Resize by a constant factor and does not compute with symbolic sizes in Python.
     """
 
     def __init__(self, upsample: Any) -> None:
@@ -35,7 +35,7 @@ class CroppedUpsample(nn.Module):
 
 
 def replace_upsamplers(module: nn.Module) -> nn.Module:
-    """Put `CroppedUpsample` wherever diffusers has `Upsample2D`, in place; returns ``module``."""
+    """Replace diffusers' `Upsample2D` by `CroppedUpsample`, in place; returns ``module``."""
     replace_layers(module, Upsample2D, CroppedUpsample)
     return module
 
@@ -43,13 +43,13 @@ def replace_upsamplers(module: nn.Module) -> nn.Module:
 def subpixel_upsampling(model: nn.Module) -> int:
     """Convolve at the small size and interleave, instead of convolving the enlarged picture.
 
-    After nearest upsampling the nine taps of a 3x3 kernel see only 2x2 different pixels, and which of them depends
-    on whether row and column are even. So each of the four kinds of output pixel is a 2x2 convolution of the small
-    picture with sums of the kernel's taps (the sub-pixel convolution of Shi et al. 2016, arXiv:1609.05158, run
-    backwards): 4 products where there were 9. Costs 16/9 of the layer's weights.
+    After nearest upsampling the nine taps of a 3x3 kernel cover only 2x2 different pixels; which ones depends on
+    whether row and column are even. So each of the four kinds of output pixel is a 2x2 convolution of the small picture
+    with sums of the kernel's taps (the sub-pixel convolution of Shi et al. 2016, arXiv:1609.05158, in reverse): 4
+    products instead of 9. The layer's weights grow to 16/9.
 
-    Not for pictures that are cropped before the convolution, as the UNet's are at sizes that are not multiples of 64:
-    there the last row sees padding where this would have it see the row that was cut off.
+    It does not apply to pictures that are cropped before the convolution, as the UNet's are at sizes that are not
+    multiples of 64: there the last row is next to padding, and here it would be next to the row that was cut off.
     """
     return replace_layers(model, CroppedUpsample, SubpixelUpsample)
 
@@ -77,8 +77,8 @@ class SubpixelUpsample(nn.Module):
 def _phases(kernel: Tensor, axis: int) -> Tensor:
     """Split a kernel axis of 3 into ``[2, 2]``: for odd, then even outputs, their taps on two neighbouring pixels.
 
-    Output ``2i`` sees pixels i-1, i, i and output ``2i + 1`` sees i, i, i+1. With one pixel of padding, both are the
-    window that starts at the same place of the padded picture as output ``2i - 1`` and ``2i`` of the shuffled one.
+    Output ``2i`` covers pixels i-1, i, i and output ``2i + 1`` covers i, i, i+1. With one pixel of padding, both are
+    the window that starts at the same place of the padded picture as output ``2i - 1`` and ``2i`` of the shuffled one.
     """
     first, second, third = kernel.unbind(axis)
     even = [first, second + third]

@@ -57,3 +57,15 @@ def run() -> Run:
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
     return call
+
+
+def assert_refused(result: Any, *words: str, code: int = 1) -> None:
+    """One line on standard error that has all ``words``, and the exit code."""
+    assert result.returncode == code, result.stderr
+    assert result.stdout == ""
+    lines = [line for line in result.stderr.splitlines() if line.strip()]
+    assert "Traceback" not in result.stderr
+    if code == 1:
+        assert len(lines) == 1, result.stderr
+    for word in words:
+        assert word in result.stderr, result.stderr

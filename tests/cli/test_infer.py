@@ -18,8 +18,7 @@ from svd_trt import Bundle, VideoPipeline
 from svd_trt.engine.driver import gpu_count
 from svd_trt.runtime.parameters import ParameterArguments, Parameters
 from svd_trt.runtime.video import read_metadata
-from tests.cli.conftest import Run, invoke, start
-from tests.cli.test_build import assert_refused
+from tests.cli.conftest import Run, assert_refused, invoke, start
 
 pytestmark = pytest.mark.xdist_group("fixed")
 

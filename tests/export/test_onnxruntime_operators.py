@@ -16,7 +16,7 @@ from diffusers.models.attention import FeedForward
 from torch import nn
 
 from svd_trt import BuildOptions, Bundle, build_bundle
-from svd_trt.engine.spec import NetworkName, Range
+from svd_trt.engine.spec import NetworkName
 from svd_trt.export.checkpoint_kinds import open_checkpoint
 from svd_trt.export.networks import make_network
 from svd_trt.export.onnx_export import export_network
@@ -31,11 +31,10 @@ pytestmark = pytest.mark.xdist_group("own")
 
 
 @pytest.fixture(scope="module")
-def own_bundle(once: Callable[..., Path], small_checkpoint: Path) -> Bundle:
+def own_bundle(once: Callable[..., Path], small_checkpoint: Path, cache: Path) -> Bundle:
     """fp32, for ONNX Runtime alone; one size, so that upsampling in the denoiser is rewritten too."""
-    size = Range.parse("32")
     options = BuildOptions(
-        height=size, width=size, frames=Range(2, 3, 5), ff_chunks=2, precision="fp32", backend="onnxruntime"
+        height=32, width=32, frames="2:3:5", ff_chunks=2, precision="fp32", backend="onnxruntime", cache=cache
     )
     return Bundle.open(once("own", lambda path: build_bundle(small_checkpoint, path, options)))
 

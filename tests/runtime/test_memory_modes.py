@@ -27,10 +27,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture(scope="module")
-def bundles(small_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bundle]:
+def bundles(small_checkpoint: Path, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bundle]:
     folder = tmp_path_factory.mktemp("modes")
     for name, changes in VARIANTS.items():
-        build_bundle(small_checkpoint, folder / name, replace(OPTIONS, **changes))
+        build_bundle(small_checkpoint, folder / name, replace(OPTIONS, cache=cache, **changes))
     return {name: Bundle.open(folder / name) for name in VARIANTS}
 
 

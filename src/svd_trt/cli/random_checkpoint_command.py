@@ -27,8 +27,8 @@ __all__ = ["command"]
 def command(directory: Path, preset: str, seed: int, variant: str | None) -> None:
     """Write a Stable Video Diffusion checkpoint with random weights to DIRECTORY.
 
-    It has the real format and makes noise: enough to try svd-trt, or to test what is built on it, without the
-    licensed weights. `svd-trt build random:PRESET` does without the folder.
+    It has the real format, and its videos are noise: enough to try svd-trt, or to test programs that use it, without
+    the licensed weights. `svd-trt build random:PRESET` needs no such folder.
 
     \b
         svd-trt random-checkpoint ./tiny
@@ -39,7 +39,7 @@ def command(directory: Path, preset: str, seed: int, variant: str | None) -> Non
         try:
             from svd_trt.export.silence import silence_libraries
 
-            with silence_libraries():  # importing diffusers' pipeline is enough for a note on torchvision
+            with silence_libraries():  # importing diffusers' pipeline warns about torchvision
                 from svd_trt.export.random_checkpoint import write_random_checkpoint
         except ModuleNotFoundError as error:
             raise MissingDependencyError("svd-trt random-checkpoint", "export") from error

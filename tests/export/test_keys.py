@@ -1,0 +1,188 @@
+"""Which networks and engines bundles share: what is in the keys under which both are reused."""
+
+from __future__ import annotations
+
+import ast
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import svd_trt.errors
+from svd_trt import BuildOptions, build_bundle
+from svd_trt.engine.spec import NETWORKS, Range
+from svd_trt.errors import ArgumentError
+from svd_trt.export import build, code_digest
+from svd_trt.export.build import _make_job
+from svd_trt.export.code_digest import GRAPH_CODE, PLAN_CODE, digest_of
+from svd_trt.progress import ignore_progress
+
+pytest.importorskip("onnxruntime_ep_nv_tensorrt_rtx", reason="TensorRT for RTX is not installed (svd-trt[rtx])")
+
+PLAIN: dict[str, Any] = {
+    "height": 64,
+    "width": 64,
+    "frames": "2:4:6",
+    "decode_chunk": "1:2:4",
+    "backend": "tensorrt-rtx",
+}
+ENCODERS = ["image_encoder", "vae_encoder"]
+ALL = list(NETWORKS)
+
+
+def keys(model: Path | str = "random:tiny", **options: Any) -> tuple[dict[str, str], dict[str, str]]:
+    job = _make_job(str(model), BuildOptions(**(PLAIN | options)), ignore_progress)
+    return dict(job.onnx_keys), dict(job.plan_keys)
+
+
+def shared(one: dict[str, str], other: dict[str, str]) -> list[str]:
+    return [name for name in one if one[name] == other.get(name)]
+
+
+@pytest.mark.parametrize(
+    ("options", "graphs", "plans"),
+    [
+        ({}, ALL, ALL),
+        ({"backend": "onnxruntime"}, ALL, []),
+        ({"precision": "fp32"}, ["vae_encoder"], ["vae_encoder"]),
+        ({"frames": "2:4:9"}, ALL, [*ENCODERS, "vae_decoder"]),
+        ({"decode_chunk": "1:3:4"}, ALL, [*ENCODERS, "denoiser"]),
+        ({"height": 72}, ["image_encoder"], ["image_encoder"]),
+        ({"split_guidance": True}, [*ENCODERS, "vae_decoder"], [*ENCODERS, "vae_decoder"]),
+        ({"ff_chunks": 4}, [*ENCODERS, "vae_decoder"], [*ENCODERS, "vae_decoder"]),
+        ({"weight_streaming": True}, ALL, [*ENCODERS, "vae_decoder"]),
+        ({"rewrites": False}, ["vae_encoder"], ["vae_encoder"]),
+    ],
+)
+def test_bundles_share_what_their_options_do_not_change(
+    options: dict[str, Any], graphs: list[str], plans: list[str]
+) -> None:
+    (graph_keys, plan_keys), (other_graphs, other_plans) = keys(), keys(**options)
+    assert shared(graph_keys, other_graphs) == graphs
+    assert shared(plan_keys, other_plans) == plans
+
+
+def test_sizes_of_one_range_share_graphs() -> None:
+    """Symbolic axes take every size; only the engines' profiles differ."""
+    one, other = keys(height="64:64:96", width="64:64:96"), keys(height="64:96:128", width="64:96:128")
+    assert shared(one[0], other[0]) == ALL
+    assert shared(one[1], other[1]) == ["image_encoder"]
+
+
+def test_other_weights_are_other_networks(small_checkpoint: Path, tmp_path: Path) -> None:
+    checkpoint = shutil.copytree(small_checkpoint, tmp_path / "checkpoint")
+    path = checkpoint / "vae" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"scaling_factor": 0.2}))
+    one, other = keys(small_checkpoint), keys(checkpoint)
+    for form in (0, 1):
+        assert shared(one[form], other[form]) == ["image_encoder", "denoiser"]
+
+
+@pytest.mark.parametrize(("digest", "graphs"), [("graph_code_digest", []), ("plan_code_digest", ALL)])
+def test_other_code_makes_other_networks(digest: str, graphs: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    before = keys()
+    monkeypatch.setattr(build, digest, lambda: "of the next version")
+    after = keys()
+    assert shared(before[0], after[0]) == graphs
+    assert shared(before[1], after[1]) == []
+
+
+def test_other_releases_make_other_networks(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = keys()
+    monkeypatch.setattr("importlib.metadata.version", lambda name: "99")
+    assert shared(before[0], keys()[0]) == []
+
+
+def test_the_digest_is_that_of_statements(tmp_path: Path) -> None:
+    path = tmp_path / "code.py"
+
+    def digest(text: str) -> str:
+        path.write_text(text)
+        return digest_of([path])
+
+    plain = digest("def f(x):\n    return x + 1\n")
+    assert digest('"""Docs."""\n\n\ndef f(x):  # a comment\n    """Docs."""\n    return (x + 1)\n') == plain
+    assert digest("def f(x):\n    return x + 2\n") != plain
+    assert digest('TEXT = "Docs."\n\n\ndef f(x):\n    return x + 1\n') != plain
+
+
+# Modules that the exporting and the building process import too, which do not decide what they write.
+NOT_IN_THE_DIGEST = {
+    "child_process", "manifest", "driver", "tensorrt_import",
+    "errors", "progress", "units", "version",
+    "checkpoint", "checkpoint_kinds", "preflight", "random_source", "recipe", "silence",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("module", "digested"), [("export/export_process.py", GRAPH_CODE), ("engine/tensorrt_build.py", PLAN_CODE)]
+)
+def test_every_module_that_writes_is_in_the_digest(module: str, digested: tuple[Path, ...]) -> None:
+    """A new module that a process imports is either digested or, after thought, excepted above."""
+    package = Path(svd_trt.errors.__file__).parent
+    found, rest = set[Path](), [package / module]
+    while rest:
+        path = rest.pop()
+        if path not in found:
+            found.add(path)
+            rest += imports_of(path, package)
+    missing = {path.stem for path in found} - {path.stem for path in digested} - NOT_IN_THE_DIGEST
+    assert missing == set()
+    assert {path.name for path in digested} <= {path.name for path in found}
+
+
+def imports_of(path: Path, package: Path) -> list[Path]:
+    found = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.ImportFrom) and node.module is not None:
+            names = [node.module, *(f"{node.module}.{a.name}" for a in node.names)]
+        for name in names:
+            if name.startswith("svd_trt."):
+                place = package.joinpath(*name.split(".")[1:])
+                found += [p for p in (place.with_suffix(".py"), place / "__init__.py") if p.is_file()]
+    return [p for p in found if p.parent != package or p.name != "__init__.py"]
+
+
+def test_ranges_as_text_and_numbers() -> None:
+    options = BuildOptions(frames="2:14:25", height="576", width=1024, decode_chunk=8, batch=Range(1, 1, 2))
+    assert options == BuildOptions(
+        frames=Range(2, 14, 25),
+        height=Range(576, 576, 576),
+        width=Range(1024, 1024, 1024),
+        decode_chunk=Range(8, 8, 8),
+        batch=Range(1, 1, 2),
+    )
+    for bad in ("2:14", "many", "9:5:2", 0):
+        with pytest.raises(ArgumentError, match="MIN"):
+            BuildOptions(frames=bad)
+
+
+def test_progress_of_a_build(small_checkpoint: Path, small_bundle: Path, cache: Path, tmp_path: Path) -> None:
+    """Every stage starts and ends; what is taken from the cache has one call, at its end."""
+    calls: list[tuple[str, float, float]] = []
+    options = BuildOptions(height=32, width=32, backend="onnxruntime", cache=cache)
+    build_bundle(small_checkpoint, tmp_path / "bundle", options, lambda *call: calls.append(call))
+    reading = f"reading {small_checkpoint}"
+    stages = [(f"{name}: exporting to ONNX", 1, 1) for name in NETWORKS]
+    assert calls == [(reading, 0, 0), (reading, 1, 1), *stages]
+
+
+def test_progress_of_an_export(small_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[str, float, float]] = []
+
+    def fail(*_: object) -> None:
+        raise ArgumentError("far enough")
+
+    monkeypatch.setattr(build.Exporter, "export", fail)
+    with pytest.raises(ArgumentError, match="far enough"):
+        build_bundle(small_checkpoint, tmp_path / "b", BuildOptions(height=32, width=32), lambda *c: calls.append(c))
+    assert calls[-1] == ("image_encoder: exporting to ONNX", 0, 0)
+
+
+def test_the_digest_is_of_files_that_exist() -> None:
+    assert len(GRAPH_CODE) > 12
+    assert all(path.is_file() for path in (*GRAPH_CODE, *PLAN_CODE))
+    assert code_digest.graph_code_digest() != code_digest.plan_code_digest()
