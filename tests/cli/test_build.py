@@ -51,9 +51,7 @@ def stages_of(result: Any) -> dict[tuple[str, str], str]:
     }
 
 
-def test_second_build_does_nothing_and_says_so(
-    small_checkpoint: Path, small_bundle: Path, tmp_path: Path
-) -> None:
+def test_second_build_does_nothing_and_says_so(small_checkpoint: Path, small_bundle: Path, tmp_path: Path) -> None:
     bundle = copy(small_bundle, tmp_path / "bundle")
     before = {p: p.stat().st_mtime_ns for p in bundle.rglob("*")}
     result = invoke("build", small_checkpoint, "-o", bundle, *RTX)
@@ -153,9 +151,7 @@ def test_other_files_are_never_deleted(small_checkpoint: Path, small_bundle: Pat
     assert (web / "index.html").exists()
 
 
-def test_a_linked_bundle_is_built_through_the_link(
-    small_checkpoint: Path, small_bundle: Path, tmp_path: Path
-) -> None:
+def test_a_linked_bundle_is_built_through_the_link(small_checkpoint: Path, small_bundle: Path, tmp_path: Path) -> None:
     real = copy(small_bundle, tmp_path / "real")
     link = tmp_path / "link"
     link.symlink_to(real)
@@ -379,9 +375,7 @@ def test_truncated_weights_are_refused(small_checkpoint: Path, tmp_path: Path) -
         (["--backend", "tensorrt"], 1, ["tensorrt"]),
     ],
 )
-def test_bad_options(
-    options: list[str], code: int, words: list[str], small_checkpoint: Path, tmp_path: Path
-) -> None:
+def test_bad_options(options: list[str], code: int, words: list[str], small_checkpoint: Path, tmp_path: Path) -> None:
     assert_refused(invoke("build", small_checkpoint, "-o", tmp_path / "bundle", *options), *words, code=code)
     assert not list(tmp_path.glob("*bundle*"))
 
@@ -394,9 +388,7 @@ def test_bad_options(
         (["--config", "."], ["--config", "single file"]),
     ],
 )
-def test_options_that_contradict(
-    options: list[str], words: list[str], small_checkpoint: Path, tmp_path: Path
-) -> None:
+def test_options_that_contradict(options: list[str], words: list[str], small_checkpoint: Path, tmp_path: Path) -> None:
     assert_refused(invoke("build", small_checkpoint, "-o", tmp_path / "bundle", *options), *words)
     assert not list(tmp_path.glob("*bundle*"))
 
