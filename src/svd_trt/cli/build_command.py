@@ -170,20 +170,20 @@ def command(model: str, output: Path, quiet: bool, as_json: bool, **options: Any
 
 
 def _show(console: Console, bars: Bars) -> Progress:
-    """Draw a bar for each stage on a terminal, or print a line for each finished one to a log."""
+    """Draw a bar for each stage on a terminal; print a line for each that took a second, or was reused, to a log."""
     tasks: dict[str, TaskID] = {}
     started: dict[str, float] = {}
 
     def show(stage: str, done: float, total: float) -> None:
         ended = total > 0 and done == total
         note = "reused" if ended and stage not in started else ""
-        begun = started.setdefault(stage, time.monotonic())
+        seconds = time.monotonic() - started.setdefault(stage, time.monotonic())
         if console.is_terminal:
             if stage not in tasks:
                 tasks[stage] = bars.add(stage, total=None)
             bars.update(tasks[stage], done, total=total or None, note=note)
-        elif ended:
-            console.print(f"{stage}: {note or format_seconds(time.monotonic() - begun)}")
+        elif ended and (note or seconds >= 1):
+            console.print(f"{stage}: {note or format_seconds(seconds)}")
 
     return show
 
