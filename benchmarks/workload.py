@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +9,6 @@ from typing import Any, Literal, TypeAlias
 
 import msgspec
 
-import svd_trt.engine
-import svd_trt.export
 from svd_trt.benchmarks.results import Workload
 from svd_trt.engine.bundle import Bundle
 from svd_trt.engine.spec import Range
@@ -116,9 +112,8 @@ def _count(workload: Workload) -> tuple[float, float]:
 
 
 class _Built(msgspec.Struct, frozen=True):
-    """How a bundle was built, kept beside it. The next run uses the bundle again if the same code would build it."""
+    """How long a bundle took to build, kept beside it for later runs."""
 
-    sources: str
     seconds: float | None
 
 
@@ -167,18 +162,14 @@ class Bundles:
         record = path.with_suffix(".built.json")
         self.progress(f"build {kind} bundle", 0, 0)
         try:
-            before, sources = _read(record), _sources()
-            if before is None or before.sources != sources:
-                _remove(path)
-                _remove(path.with_name(f".{path.name}.building"))
             started = time.perf_counter()
             result = build_bundle(workload.model, path, options)
             seconds: float | None = round(time.perf_counter() - started, 1)
             if result.up_to_date:
-                return path, None if before is None else before.seconds
-            if any(stage.reused for stage in result.stages):  # an interrupted build was resumed
+                return path, _read_seconds(record)
+            if any(stage.reused for stage in result.stages):  # from an interrupted build, or from a cache
                 seconds = None
-            record.write_bytes(msgspec.json.encode(_Built(sources, seconds)))
+            record.write_bytes(msgspec.json.encode(_Built(seconds)))
         except OSError as error:
             raise OutputError(
                 f"cannot write to {self.folder}: {error.strerror}; choose another place with --cache"
@@ -190,25 +181,11 @@ def _only(value: int) -> Range:
     return Range(value, value, value)
 
 
-def _read(record: Path) -> _Built | None:
+def _read_seconds(record: Path) -> float | None:
     try:
-        return msgspec.json.decode(record.read_bytes(), type=_Built)
+        return msgspec.json.decode(record.read_bytes(), type=_Built).seconds
     except (OSError, msgspec.DecodeError):
         return None
-
-
-def _remove(folder: Path) -> None:
-    if folder.exists():
-        shutil.rmtree(folder)
-
-
-def _sources() -> str:
-    """Digest of the code that makes bundles: two versions of it that are compared must not share a bundle."""
-    digest = hashlib.sha256()
-    for package in (svd_trt.export, svd_trt.engine):
-        for path in sorted(Path(package.__file__ or "").parent.rglob("*.py")):
-            digest.update(path.read_bytes())
-    return digest.hexdigest()[:16]
 
 
 def _kinds_of(path: Path) -> tuple[BundleKind, ...]:

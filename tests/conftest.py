@@ -141,9 +141,9 @@ def _built_ahead(request: pytest.FixtureRequest, worker_id: str) -> None:
 
 
 @pytest.fixture(scope="session")
-def small_bundle(once: Any, small_checkpoint: Path) -> Path:
+def small_bundle(once: Any, small_checkpoint: Path, cache: Path) -> Path:
     """A bundle that builds quickly; tests copy and damage it."""
-    options = BuildOptions(height=Range.parse("32"), width=Range.parse("32"), backend=BACKEND)
+    options = BuildOptions(height=32, width=32, backend=BACKEND, cache=cache)
     return once("small", lambda path: build_bundle(small_checkpoint, path, options))
 
 
