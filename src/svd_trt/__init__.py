@@ -4,7 +4,7 @@
 
     import svd_trt
 
-    options = svd_trt.BuildOptions(frames=svd_trt.Range.parse("2:14:25"))
+    options = svd_trt.BuildOptions(frames="2:14:25")
     svd_trt.build_bundle("stabilityai/stable-video-diffusion-img2vid-xt", "svd-xt", options)
 
     with svd_trt.VideoPipeline.open("svd-xt", vram_budget=8 * 10**9) as pipe:

@@ -50,7 +50,7 @@ def _range(flag: str, default: object, text: str) -> Callable[[Callable[..., Non
 _DEFAULTS = BuildOptions()
 
 
-@click.command("build")
+@click.command("build", short_help="Turn the checkpoint MODEL into a bundle.")
 @click.argument("model")
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), required=True, metavar="BUNDLE", help="Folder to write."

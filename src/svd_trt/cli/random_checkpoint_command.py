@@ -13,7 +13,7 @@ from svd_trt.export.presets import PRESETS
 __all__ = ["command"]
 
 
-@click.command("random-checkpoint")
+@click.command("random-checkpoint", short_help="Write a checkpoint with random weights to DIRECTORY.")
 @click.argument("directory", type=click.Path(path_type=Path))
 @click.option(
     "--preset",
