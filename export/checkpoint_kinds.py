@@ -1,4 +1,4 @@
-"""The kinds of checkpoints that can be exported, and `open_checkpoint`, which tells them apart.
+"""The kinds of checkpoints that can be exported, and `open_checkpoint`, which finds the kind.
 
 A kind is a `svd_trt.export.checkpoint.Checkpoint` in a module of its own: a folder or hub id in diffusers format
 (``folder.py``), a single file as Stability publishes it (``single_file.py``), and random weights, ``random:svd-xt``

@@ -1,6 +1,6 @@
-"""``svd-trt build``: done once, resumed after a kill, complete or absent, refused clearly.
+"""``svd-trt build``: it builds once, resumes after a kill, leaves no partial bundle, and refuses with clear messages.
 
-Bundles that a test copies, and builds that the assertions allow to, take networks and engines from the session's cache.
+If the assertions of a test allow it, networks and engines come from the session's cache.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def test_second_build_does_nothing_and_says_so(small_checkpoint: Path, small_bun
 
 
 def test_other_ranges_keep_the_export(small_checkpoint: Path, small_bundle: Path, tmp_path: Path) -> None:
-    """Frame ranges are in the profile, not in the graph: the denoiser's ONNX stays, its plan is built again."""
+    """Frame ranges are in the profile, not in the graph: the denoiser's ONNX is reused, its plan is built again."""
     bundle = copy(small_bundle, tmp_path / "bundle")
     stages = stages_of(
         invoke("build", small_checkpoint, "-o", bundle, *RTX, "--frames", "2:4:6", "--decode-chunk", "1:2:3", "--json")
@@ -98,7 +98,7 @@ def test_weight_streaming_without_engines_is_refused(small_checkpoint: Path, tmp
 def test_the_same_networks_are_taken_from_the_cache(
     small_checkpoint: Path, small_bundle: Path, cache: Path, tmp_path: Path
 ) -> None:
-    """For a bundle at another place; the report says so, and nothing at either place depends on the cache."""
+    """A second bundle at another place: the report says so, and its files are not links into the cache."""
     result = invoke("build", small_checkpoint, "-o", tmp_path / "bundle", *RTX, "--cache", cache, "--json")
     assert set(stages_of(result).values()) == {"cache"}
     assert result.stderr.count("from the cache") == 8
@@ -124,7 +124,7 @@ def test_a_cache_that_cannot_be_written_is_refused(small_checkpoint: Path, tmp_p
 def test_values_outside_the_networks_are_updated(
     file: str, changes: dict[str, Any], small_checkpoint: Path, small_bundle: Path, tmp_path: Path
 ) -> None:
-    """Sigmas and image statistics are in the manifest alone: it is written again, the networks are kept."""
+    """Only the manifest has sigmas and image statistics: it is written again and the networks are reused."""
     bundle = copy(small_bundle, tmp_path / "bundle")
     checkpoint = copy(small_checkpoint, tmp_path / "small_checkpoint")
     edit(checkpoint / file, **changes)
@@ -167,7 +167,7 @@ def test_a_linked_bundle_is_built_through_the_link(small_checkpoint: Path, small
 def test_a_killed_build_leaves_nothing_and_resumes(
     small_checkpoint: Path, small_bundle: Path, cache: Path, tmp_path: Path
 ) -> None:
-    """What was finished is taken from the interrupted build, and only the rest from elsewhere."""
+    """Finished networks are reused from the interrupted build, and only the others are taken from the cache."""
     bundle = tmp_path / "bundle"
     process = start("build", small_checkpoint, "-o", bundle, *RTX)
     record = tmp_path / ".bundle.building" / "records" / "vae_encoder.onnx.json"
@@ -208,7 +208,7 @@ def test_interrupts_end_with_their_code(
 
 
 def exporters(process: subprocess.Popen[str]) -> list[psutil.Process]:
-    """The processes of a running build that export."""
+    """The exporting processes of a running build."""
     deadline = time.monotonic() + 60
     while process.poll() is None and time.monotonic() < deadline:
         found = [p for p in psutil.Process(process.pid).children() if "svd_trt.export.export_process" in p.cmdline()]
@@ -219,7 +219,7 @@ def exporters(process: subprocess.Popen[str]) -> list[psutil.Process]:
 
 
 def test_a_killed_exporter_is_an_error(small_checkpoint: Path, tmp_path: Path) -> None:
-    """As by the kernel when memory runs out: one line, and no bundle."""
+    """SIGKILL, as the kernel sends it when memory runs out: one line on standard error, and no bundle."""
     process = start("build", small_checkpoint, "-o", tmp_path / "bundle", *RTX, "-q")
     for exporter in exporters(process):
         exporter.kill()
@@ -230,7 +230,7 @@ def test_a_killed_exporter_is_an_error(small_checkpoint: Path, tmp_path: Path) -
 
 
 def test_the_exporter_ends_with_the_build(small_checkpoint: Path, tmp_path: Path) -> None:
-    """However the build ends."""
+    """Even if the build is killed."""
     process = start("build", small_checkpoint, "-o", tmp_path / "bundle", *RTX, "-q")
     found = exporters(process)
     process.kill()
@@ -296,7 +296,7 @@ def test_fp16_variant_is_found_and_named(tmp_path: Path) -> None:
 def test_hub_cache_is_used_offline(
     run: Run, small_checkpoint: Path, small_bundle: Path, cache: Path, tmp_path: Path
 ) -> None:
-    """A hub id is found in HF_HOME, in the cache's own layout, without a connection. Also the command as a process."""
+    """A hub id is found in HF_HOME without a connection. This test runs the command as a process."""
     repo = tmp_path / "home" / "hub" / "models--someone--svd"
     commit = "0123456789abcdef0123456789abcdef01234567"
     copy(small_checkpoint, repo / "snapshots" / commit)

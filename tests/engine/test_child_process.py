@@ -33,7 +33,7 @@ def test_a_child_that_fails_is_described(tmp_path: Path) -> None:
         child.send(b"fail")
         assert child.receive() is None
         assert child.describe_exit("the child") == "the child's process ended with code 3: last words"
-        child.send(b"nobody reads this")
+        child.send(b"too late")
         assert child.receive() is None
 
 

@@ -1,4 +1,4 @@
-"""Real TensorRT builds: every node parsed, profiles hold the ranges, memory is recorded, cancelling works."""
+"""Real TensorRT builds: every node is parsed, profiles match the ranges, memory is recorded, cancelling works."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_plans_are_built_and_described(which: str, request: pytest.FixtureReques
         assert entry.plan.activation_bytes > 0
         bytes_each = 2 if bundle.manifest.precision == "fp16" and name != "vae_encoder" else 4
         assert entry.plan.weight_bytes is not None
-        # The builder lays weights out for its kernels, and may keep small ones twice.
+        # The builder changes the layout of weights for its kernels, and may keep small ones twice.
         assert 0.9 <= entry.plan.weight_bytes / (entry.onnx.parameters * bytes_each) <= 2
         path = bundle.onnx_path(name)
         network, _parser = parse_network(tensorrt, trt_builder, logger, path, entry.spec, MappedWeights(path))
@@ -71,7 +71,7 @@ def test_profile_holds_the_ranges(name: Any, dynamic_bundle: Bundle, builder: An
 
 @DYNAMIC
 def test_every_onnx_operator_is_taken(dynamic_bundle: Bundle, builder: Any) -> None:
-    """The parser names the operators that it cannot take; there are none."""
+    """The parser reports the operators that it does not support; there are none."""
     tensorrt, trt_builder, logger = builder
     for name in NETWORKS:
         network = trt_builder.create_network(0)
@@ -118,7 +118,7 @@ def test_weight_streaming_is_a_flag_of_the_builder(small_bundle: Path, tmp_path:
         assert config.num_optimization_profiles == 1
     report = build_plan(tensorrt, bundle.onnx_path("denoiser"), spec, tmp_path / "p.plan", weight_streaming=True)
     assert report.weight_streaming, "the builder's own process had the flag"
-    # What is streamed is decided where the engine runs; the builder reports the same memory.
+    # How much is streamed is decided when the engine is loaded, so the builder reports the same memory.
     assert (report.layers, report.activation_bytes) == (plain.layers, plain.activation_bytes)
     assert report.weight_bytes == plain.weight_bytes
 
@@ -147,7 +147,7 @@ def test_progress_grows_to_the_end(small_bundle: Path, tmp_path: Path) -> None:
 @FIXED
 @pytest.mark.parametrize("fraction", [0.05, 0.5])
 def test_ctrl_c_stops_the_builder(fraction: float, fixed_bundle: Bundle, tmp_path: Path) -> None:
-    """SIGINT while TensorRT computes, in short steps and in its longest: no process and no file is left."""
+    """SIGINT during TensorRT's short steps and during its longest one: no process and no file is left."""
 
     def progress(stage: str, done: float, total: float) -> None:
         if done >= fraction:
@@ -161,7 +161,7 @@ def test_ctrl_c_stops_the_builder(fraction: float, fixed_bundle: Bundle, tmp_pat
 
 @FIXED
 def test_any_exception_ends_a_builder_that_does_not_answer(fixed_bundle: Bundle, tmp_path: Path) -> None:
-    """SIGTERM arrives as SystemExit, and the child is in a step that it does not interrupt: it is stopped here."""
+    """SIGTERM raises SystemExit while the child is in a step that cannot be interrupted."""
 
     def progress(stage: str, done: float, total: float) -> None:
         for pid in builders():
@@ -176,7 +176,7 @@ def test_any_exception_ends_a_builder_that_does_not_answer(fixed_bundle: Bundle,
 
 @FIXED
 def test_a_killed_builder_is_an_error(fixed_bundle: Bundle, tmp_path: Path) -> None:
-    """As the kernel does when memory runs out."""
+    """SIGKILL, as the kernel sends it when memory runs out."""
 
     def progress(stage: str, done: float, total: float) -> None:
         for pid in builders():
@@ -193,7 +193,7 @@ def build_denoiser(bundle: Bundle, target: Path, progress: Any) -> None:
 
 
 def builders() -> list[int]:
-    """Processes of ours that build engines."""
+    """Child processes that build engines."""
     children = [p for p in psutil.Process().children(recursive=True) if p.status() != psutil.STATUS_ZOMBIE]
     return [p.pid for p in children if "svd_trt.engine.tensorrt_build" in p.cmdline()]
 

@@ -1,4 +1,4 @@
-"""The rewritten layers in the form that TensorRT's fusions recognise: seen in the memory that its builder reports."""
+"""TensorRT fuses the rewritten layers, as the memory that its builder reports shows."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ STREAM = FRAMES * TOKENS * CHANNELS * 2
 
 
 class InHalf(nn.Module):
-    """A layer with fp32 at its border, as networks have it, and its residual connection."""
+    """A layer with its residual connection, with fp32 inputs and outputs as networks have them."""
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Bundles for ONNX Runtime alone: its own operators, and layers written for how it runs them, give the same numbers."""
+"""Bundles for ONNX Runtime alone: its own operators, and layers in the form that suits it, give equal numbers."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.xdist_group("own")
 
 @pytest.fixture(scope="module")
 def own_bundle(once: Callable[..., Path], small_checkpoint: Path, cache: Path) -> Bundle:
-    """fp32, for ONNX Runtime alone; one size, so that upsampling in the denoiser is rewritten too."""
+    """An fp32 bundle for ONNX Runtime alone; with one size, so that the denoiser's upsampling is rewritten too."""
     options = BuildOptions(
         height=32, width=32, frames="2:3:5", ff_chunks=2, precision="fp32", backend="onnxruntime", cache=cache
     )
@@ -93,7 +93,7 @@ def test_decoder_of_any_size(
 @pytest.mark.parametrize("size", [(5, 7), (1, 1), (4, 2)])
 @torch.no_grad()
 def test_upsampling_by_phases(size: tuple[int, int], channels: int, out: int) -> None:
-    """Bit for bit what the pixel shuffle gives, and to rounding what nearest upsampling and the convolution give."""
+    """Equal to the pixel shuffle, and up to rounding to nearest upsampling followed by the convolution."""
     torch.manual_seed(0)
     nearest = CroppedUpsample(SimpleNamespace(conv=nn.Conv2d(channels, out, 3, padding=1)))
     shuffled = SubpixelUpsample(nearest)
@@ -107,7 +107,7 @@ def test_upsampling_by_phases(size: tuple[int, int], channels: int, out: int) ->
 @pytest.mark.parametrize("shape", [(2, 5, 16), (2, 7, 3, 16), (1, 2, 16)])
 @torch.no_grad()
 def test_feed_forward_over_a_list_of_tokens(shape: tuple[int, ...], chunks: int) -> None:
-    """Fewer tokens than parts among them: some parts are empty then."""
+    """Also with fewer tokens than parts, when some parts are empty."""
     torch.manual_seed(0)
     plain = FeedForward(16, activation_fn="geglu")
     norm = nn.LayerNorm(16)

@@ -1,4 +1,4 @@
-"""Where half precision overflows in the plain layers, the rewritten ones give what fp32 gives.
+"""When half precision overflows in the plain layers, the rewritten ones give the result of fp32.
 
 Layers are run in fp16 as an engine may run them: every product and every tensor between is rounded to half. (torch's
 own attention on a CPU adds up in fp32, which hides the overflow; so the plain one is written out here, in the order of
@@ -44,7 +44,7 @@ def attention() -> Any:
 
 @pytest.mark.parametrize("size", [1.0, 300.0, 10000.0])
 def test_large_keys_of_small_queries(size: float, attention: Any, record_property: Any) -> None:
-    """Whose products half can hold: nothing is lost by making them smaller."""
+    """Their products fit into half precision: making them smaller loses nothing."""
     attention.to_k.weight.mul_(size)
     attention.to_q.weight.mul_(30 / size if size > 1 else 1)
     compare(attention, torch.randn(2, TOKENS, CHANNELS), 3e-2, overflows=False, record_property=record_property)
@@ -52,7 +52,7 @@ def test_large_keys_of_small_queries(size: float, attention: Any, record_propert
 
 @pytest.mark.parametrize("size", [128.0, 400.0, 1500.0])
 def test_large_keys(size: float, attention: Any, record_property: Any) -> None:
-    """Each token is its own key, by far: scores of 130,000 to 18,000,000, and attention is all its own."""
+    """Each token attends only to itself, with scores of 130,000 to 18,000,000."""
     for layer in (attention.to_q, attention.to_k):
         layer.weight.copy_(torch.eye(CHANNELS) * size)
     compare(attention, torch.randn(2, TOKENS, CHANNELS), 1e-2, overflows=True, record_property=record_property)
@@ -60,7 +60,7 @@ def test_large_keys(size: float, attention: Any, record_property: Any) -> None:
 
 @pytest.mark.parametrize("scores", [300.0, 1500.0, 6000.0])
 def test_large_scores_that_compete(scores: float, attention: Any, record_property: Any) -> None:
-    """All keys share a large part and what differs decides: half rounds off some of it, as in the plain layer."""
+    """All keys have a large common part; their small differences decide, and half precision rounds these."""
     hidden = torch.randn(2, TOKENS, CHANNELS)
     hidden[..., 0] = 1.0
     size = (scores / 8) ** 0.5  # of each of 64 products, over the root of 64
@@ -78,14 +78,14 @@ def test_large_scores_that_compete(scores: float, attention: Any, record_propert
 
 
 def test_zero_weights(attention: Any) -> None:
-    """An untrained layer: nothing to balance, and nothing to fail at."""
+    """An untrained layer has nothing to balance, which must not fail."""
     attention.to_q.weight.zero_()
     half = bounded(attention)
     assert torch.isfinite(half(torch.randn(1, TOKENS, CHANNELS).half())).all()
 
 
 def test_large_activations(attention: Any, record_property: Any) -> None:
-    """One token stands out by far, and queries look for it."""
+    """One token is much larger than the others, and the queries match it."""
     hidden = torch.randn(1, TOKENS, CHANNELS)
     hidden[:, 0] = 3000
     hidden[:, :, 0] = hidden[:, :, 0].abs() + 10
@@ -118,7 +118,7 @@ def compare(attention: Any, hidden: Tensor, bound: float, *, overflows: bool, re
 
 
 def test_large_gates(record_property: Any) -> None:
-    """Value times gate is infinite in half, and what the layer makes of it is not."""
+    """Value times gate is infinite in half precision, but the layer's output is finite."""
     torch.manual_seed(0)
     layer = FeedForward(CHANNELS, activation_fn="geglu").eval().requires_grad_(requires_grad=False)
     layer.net[2].weight.mul_(0.01)

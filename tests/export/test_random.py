@@ -1,4 +1,4 @@
-"""Random checkpoints: the published sizes, the same weights however they are asked for, and no two alike."""
+"""Random checkpoints: the published sizes, equal weights in memory and on disk, and no two equal parameters."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ COMPONENTS: list[Component] = list(dict.fromkeys(COMPONENT_OF.values()))
 @pytest.mark.parametrize("component", COMPONENTS)
 @pytest.mark.parametrize("preset", PRESETS)
 def test_sizes_are_as_stated(preset: str, component: Component) -> None:
-    """And, for the full sizes, as published: 1,524.6 M parameters in the UNet."""
+    """The full sizes are also those published: 1,524.6 M parameters in the UNet."""
     model = empty_model(component, configurations(PRESETS[preset])[component])
     assert sum(p.numel() for p in model.parameters()) == PRESETS[preset].parameters[component]
     assert all(p.is_meta for p in model.parameters()), "counting takes no memory"
@@ -63,7 +63,7 @@ def test_names() -> None:
 
 
 def test_blend_factors_differ() -> None:
-    """Equal ones would hide a mix-up between them."""
+    """Equal factors would hide that two are mixed up."""
     model = random_model("unet", PRESETS["tiny"], 0, torch.float32)
     factors = torch.cat([p.flatten() for n, p in model.named_parameters() if n.endswith("mix_factor")])
     assert len(factors) > 10

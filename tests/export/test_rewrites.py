@@ -1,4 +1,4 @@
-"""Every rewrite alone leaves a network's outputs as they were, in fp32, at odd frame counts and sizes too."""
+"""Each rewrite alone keeps a network's outputs in fp32, also at odd frame counts and sizes."""
 
 from __future__ import annotations
 
@@ -156,7 +156,7 @@ def test_what_is_changed(unet: Any, vae: Any) -> None:
 
 
 def test_chunks_follow_the_width(unet: Any) -> None:
-    """The widest tensors are cut most: a level with twice the channels and a quarter of the pixels gets half."""
+    """The widest tensors get the most chunks: a level with twice the channels and a quarter of the pixels gets half."""
     model = Denoiser(replace_upsamplers(copy.deepcopy(unet)))
     split_feed_forwards(model, chunks=4)
     widths = {m.out.out_features: m.chunks for m in model.modules() if type(m).__name__ == "SplitFeedForward"}

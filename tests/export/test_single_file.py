@@ -1,4 +1,4 @@
-"""Stability's single files: names against published ones, the trained miniature written under them and read back."""
+"""Stability's single files: names compared with published ones; the miniature written with them and read back."""
 
 from __future__ import annotations
 
@@ -101,12 +101,12 @@ def test_published_names(component: Component) -> None:
     places = places_of(component, names, found)
     for ours, theirs in PUBLISHED[component].items():
         assert places[ours].name == PREFIX[component] + theirs
-    # Every weight has a place of its own, but for CLIP's three in one.
+    # Every weight has its own tensor, except for the three of CLIP in one.
     assert len({(place.name, place.third) for place in places.values()}) == len(names)
 
 
 def write_single_file(folder: Path, path: Path) -> None:
-    """The folder's weights under Stability's names and in its shapes, with some that diffusers has no use for."""
+    """The folder's weights with Stability's names and shapes, and with some that diffusers does not use."""
     found = configurations_of(folder)
     tensors: dict[str, Any] = {"first_stage_model.encoder.conv_in.weight": torch.zeros(1)}
     for component in COMPONENTS:
@@ -193,7 +193,7 @@ def test_refusals(single_file: Path, tmp_path: Path) -> None:
 def test_a_tensor_of_another_shape_is_named(
     name: str, shape: tuple[int, ...] | None, words: str, single_file: Path, tmp_path: Path
 ) -> None:
-    """From the header, before anything is loaded, and though it has as many elements."""
+    """Found in the header, before anything is loaded, even if the number of elements is right."""
     tensors = safetensors.torch.load_file(single_file)
     key = f"model.diffusion_model.{name}"
     tensors[key] = tensors[key].transpose(0, 1).contiguous() if shape is None else torch.zeros(shape)
@@ -204,7 +204,7 @@ def test_a_tensor_of_another_shape_is_named(
 
 
 def test_configurations_are_part_of_what_is_built(single_file: Path, tmp_path: Path) -> None:
-    """The same file read as another model is another checkpoint, and is not up to date."""
+    """The same file with other configurations is another checkpoint, so a bundle of the first is not up to date."""
     other = shutil.copytree(MINIATURE, tmp_path / "config")
     settings = json.loads((other / "vae" / "config.json").read_text())
     (other / "vae" / "config.json").write_text(json.dumps(settings | {"scaling_factor": 0.5}))
@@ -236,7 +236,7 @@ def test_other_configurations_are_refused(
 
 
 def write_full_size_header(path: Path) -> None:
-    """A file of the published size with holes for weights: a byte each, none of them on disk."""
+    """A sparse file with the published names and shapes; each weight has one byte, and none takes space on disk."""
     found = configurations(PRESETS["svd"])
     header: dict[str, Any] = {}
     end = 0
@@ -258,7 +258,7 @@ def write_full_size_header(path: Path) -> None:
 
 
 def test_frames_follow_the_file_name(tmp_path: Path) -> None:
-    """SVD and SVD-XT have the same weights, 2,254 M of them; only the name tells them apart."""
+    """SVD and SVD-XT have the same names and shapes, of 2,254 M weights; only the file name differs."""
     for name, frames in (("svd.safetensors", 14), ("svd_xt_1_1.safetensors", 25)):
         write_full_size_header(tmp_path / name)
         checkpoint = open_checkpoint(str(tmp_path / name))
