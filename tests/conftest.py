@@ -21,7 +21,7 @@ from svd_trt.export.fidelity import draw_picture
 
 # Two test processes share two cores, so idle threads that spin in one would slow the other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# A cache of the developer's own would hide what a test wants to see built.
+# With the developer's cache, builds that the tests check would be skipped.
 os.environ.pop("SVD_TRT_CACHE", None)
 
 # The backend that builds the engines of all bundles here; `make gpu-test BACKEND=tensorrt` sets another one.
@@ -52,7 +52,7 @@ FIXED = BuildOptions(
 
 @pytest.fixture(scope="session")
 def shared(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
-    """A folder that all test processes of this run see."""
+    """A folder that all test processes of this run share."""
     base = tmp_path_factory.getbasetemp()
     return base if worker_id == "master" else base.parent
 
@@ -73,7 +73,7 @@ def once(shared: Path) -> Callable[[str, Callable[[Path], object]], Path]:
 
 @pytest.fixture(scope="session")
 def cache(shared: Path) -> Path:
-    """Networks and engines that bundles share; SVD_TRT_TEST_CACHE keeps them for the next run."""
+    """The cache of networks and engines for all bundles. SVD_TRT_TEST_CACHE names one that later runs reuse."""
     return Path(os.environ.get("SVD_TRT_TEST_CACHE") or shared / "cache")
 
 
