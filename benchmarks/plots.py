@@ -13,6 +13,7 @@ from svd_trt.benchmarks.report import describe
 from svd_trt.benchmarks.results import STAGES, ContenderResult, Curve, Result
 from svd_trt.errors import OutputError, ResultError
 from svd_trt.export.fidelity import IDENTICAL_DB
+from svd_trt.units import format_bytes
 
 __all__ = ["plot_result"]
 
@@ -79,7 +80,7 @@ def _speed(measured: list[ContenderResult]) -> Figure:
         axes.text(ratio.high, row, label, va="center", fontsize=9)
     axes.axvline(1.0, color="#333333", linewidth=0.8, linestyle=":")
     axes.set_xlim(0, max(c.spread.ratio_to_eager.high for c in measured if c.spread) * 1.45)
-    axes.set_xlabel("times as fast; whiskers: least and most of the rounds; dB: worst frame against fp32 eager")
+    axes.set_xlabel("eager's time over this time; whiskers: least and most of the rounds; dB: worst frame against fp32 eager")
     return figure
 
 
@@ -112,7 +113,7 @@ def _memory(measured: list[ContenderResult]) -> Figure:
                 continue
             at = row + (index - 0.5) * height if on_gpu else row
             axes.barh(at, size / 1e9, color=colour, height=height, label=("RAM", "VRAM")[index] if row == 0 else None)
-            axes.text(size / 1e9, at, f" {size / 1e9:.2f} GB", va="center", fontsize=9)
+            axes.text(size / 1e9, at, f" {format_bytes(size, round_up=True)}", va="center", fontsize=9)
     if on_gpu:
         axes.legend(frameon=False)
     axes.set_xlabel("GB of main memory" if not on_gpu else "GB")
