@@ -80,7 +80,7 @@ def _speed(measured: list[ContenderResult]) -> Figure:
         axes.text(ratio.high, row, label, va="center", fontsize=9)
     axes.axvline(1.0, color="#333333", linewidth=0.8, linestyle=":")
     axes.set_xlim(0, max(c.spread.ratio_to_eager.high for c in measured if c.spread) * 1.45)
-    axes.set_xlabel("eager's time over this time; whiskers: least and most of the rounds; dB: worst frame against fp32 eager")
+    axes.set_xlabel("eager's time over this time, least and most of the rounds; dB: worst frame against fp32 eager")
     return figure
 
 
