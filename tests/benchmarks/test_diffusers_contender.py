@@ -68,7 +68,7 @@ def runner_of(checkpoint: Path, tmp_path: Path) -> DiffusersRunner:
 
 
 def test_on_a_gpu_nothing_waits_before_the_end(checkpoint: Path, tmp_path: Path, events: type[LateEvent]) -> None:
-    """The whole pipeline on the CPU, with the clock of a GPU: every stage in the GPU's time, and one wait for all."""
+    """The pipeline runs on the CPU with the clock of a GPU: stages are timed by events, and the host waits once."""
     runner = runner_of(checkpoint, tmp_path)
     runner.clock = clock_for(gpu=True)
     assert isinstance(runner.clock, CudaClock)
@@ -84,6 +84,6 @@ def test_on_a_gpu_nothing_waits_before_the_end(checkpoint: Path, tmp_path: Path,
 
 
 def test_contenders_get_the_allocator_that_users_have() -> None:
-    """What makes a build thrifty makes eager torch slow: it would be measured with a handicap."""
+    """The allocator's settings for builds would slow eager torch down."""
     added = environment().keys() - os.environ.keys()
     assert added <= {"PYTHONPATH"}

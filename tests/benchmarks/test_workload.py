@@ -12,6 +12,8 @@ import pytest
 from svd_trt.benchmarks.results import Workload
 from svd_trt.benchmarks.workload import Bundles, count_flops, make_workload
 from svd_trt.errors import ArgumentError, OutputError
+from svd_trt.export import build
+from svd_trt.export.build import BuildResult, Stage
 from svd_trt.progress import ignore_progress
 
 
@@ -63,14 +65,18 @@ def bundles(small_checkpoint: Path, tmp_path: Path) -> Bundles:
     return Bundles(asked, tmp_path, None, ignore_progress)
 
 
-def test_a_bundle_is_built_once(bundles: Bundles) -> None:
+def test_the_seconds_of_a_full_build_are_kept(bundles: Bundles, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A build whose networks come from elsewhere has no seconds; a bundle that is up to date has those of its build."""
+    outcome = BuildResult(None, (Stage("denoiser", "onnx", 1.0, reused=False),), up_to_date=False)  # type: ignore[arg-type]
+    monkeypatch.setattr(build, "build_bundle", lambda *_: outcome)
     path, seconds = bundles.get("plain")
     assert seconds is not None
-    assert seconds > 0
-    manifest = path / "manifest.json"
-    built = manifest.stat().st_mtime_ns
-    assert bundles.get("plain") == (path, seconds), "from the record"
-    assert manifest.stat().st_mtime_ns == built
+    outcome = replace(outcome, stages=(), up_to_date=True)
+    assert bundles.get("plain") == (path, seconds)
+    outcome = replace(outcome, stages=(Stage("denoiser", "onnx", 0.0, reused=True),), up_to_date=False)
+    assert bundles.get("plain") == (path, None)
+    outcome = replace(outcome, stages=(), up_to_date=True)
+    assert bundles.get("plain") == (path, None)
 
 
 def test_a_folder_that_cannot_be_written(bundles: Bundles, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ import msgspec
 import platformdirs
 from rich.console import Console
 
+from svd_trt.cli.bundle_source import findable_source
 from svd_trt.cli.console import Bars, stderr, stdout
 from svd_trt.engine.bundle import Bundle
 from svd_trt.engine.manifest import sha256_of
@@ -165,22 +166,21 @@ def _bench(
         console.print(f"wrote {output}; `svd-trt bench plot {output}` draws it", style="dim")
 
 
-def _model_of(bundle: Path, model: str | None) -> str:
+def _model_of(path: Path, model: str | None) -> str:
     """The checkpoint that diffusers runs: it must have the weights of the bundle.
 
     Raises:
         UsageError: the bundle was built from a folder or a file, and ``model`` is None.
         ArgumentError: the bundle was built from other weights.
     """
-    source = Bundle.open(bundle, verify=False).manifest.source
+    bundle = Bundle.open(path, verify=False)
     if model is None:
-        if source.commit is None and not source.model.startswith("random:"):
-            raise click.UsageError(f"give --model: where the checkpoint of {bundle} ({source.model}) is now")
-        return source.model
+        return findable_source(bundle)
     from svd_trt.export.checkpoint_kinds import open_checkpoint
 
+    source = bundle.manifest.source
     if open_checkpoint(model).source.digests != source.digests:
-        raise ArgumentError(f"{bundle} was built from {source.model}, not from {model}; frames would not compare")
+        raise ArgumentError(f"{path} was built from {source.model}, not from {model}; frames would not compare")
     return model
 
 

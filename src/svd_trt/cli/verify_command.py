@@ -13,6 +13,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from svd_trt.cli.bundle_source import findable_source
 from svd_trt.cli.console import Bars, print_json, stderr, stdout
 from svd_trt.engine.bundle import Bundle
 from svd_trt.engine.spec import NETWORKS
@@ -92,7 +93,7 @@ def command(
     opened = Bundle.open(bundle)
     console = stderr(quiet=quiet)
     with VideoPipeline.open(opened, backend=backend, device=device, provider=provider) as pipe:
-        differences = _compare(pipe, model or _source_of(opened), console, **compared)
+        differences = _compare(pipe, model or findable_source(opened), console, **compared)
     failed = [d for d in differences if not d.ok]
     if as_json:
         print_json({"ok": not failed, "differences": [_plain(d) for d in differences]})
@@ -106,18 +107,6 @@ def command(
         )
         raise click.exceptions.Exit(1)
     console.print("all within tolerance")
-
-
-def _source_of(bundle: Bundle) -> str:
-    """The model that the bundle was built from, if it is a hub id or random weights, which any machine can find.
-
-    Raises:
-        UsageError: it was a folder or a file.
-    """
-    source = bundle.manifest.source
-    if source.commit is None and not source.model.startswith("random:"):
-        raise click.UsageError(f"give --model: where the checkpoint of {bundle.path} ({source.model}) is now")
-    return source.model
 
 
 def _compare(

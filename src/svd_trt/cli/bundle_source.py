@@ -1,0 +1,21 @@
+"""The checkpoint that a bundle was built from, for commands that need it again."""
+
+from __future__ import annotations
+
+import click
+
+from svd_trt.engine.bundle import Bundle
+
+__all__ = ["findable_source"]
+
+
+def findable_source(bundle: Bundle) -> str:
+    """The hub id or the random weights that ``bundle`` was built from, which any machine can find.
+
+    Raises:
+        UsageError: it was built from a folder or a file.
+    """
+    source = bundle.manifest.source
+    if source.commit is None and not source.model.startswith("random:"):
+        raise click.UsageError(f"give --model: where the checkpoint of {bundle.path} ({source.model}) is now")
+    return source.model
