@@ -103,7 +103,8 @@ def build_bundle(
         model: see `svd_trt.export.checkpoint_kinds.open_checkpoint`.
         output: the folder to write.
         options: what to build.
-        progress: called with stages such as ``denoiser: exporting to ONNX`` and ``denoiser: building the engine``.
+        progress: called with the stages ``reading the checkpoint``, ``denoiser: exporting to ONNX``, ``denoiser: building
+            the engine`` and so on.
 
     Raises:
         CheckpointError, ArgumentError: the checkpoint or an option is not usable.
@@ -146,7 +147,7 @@ class _Job:
 
 def _make_job(model: str, options: BuildOptions, progress: Progress) -> _Job:
     """Read the checkpoint and check the options, before anything is written."""
-    reading = f"reading {model}"
+    reading = "reading the checkpoint"
     progress(reading, 0, 0)
     checkpoint = open_checkpoint(
         model,
