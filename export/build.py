@@ -103,8 +103,8 @@ def build_bundle(
         model: see `svd_trt.export.checkpoint_kinds.open_checkpoint`.
         output: the folder to write.
         options: what to build.
-        progress: called with the stages ``reading the checkpoint``, ``denoiser: exporting to ONNX``, ``denoiser: building
-            the engine`` and so on.
+        progress: called with the stages ``reading the checkpoint``, ``denoiser: exporting to ONNX``,
+            ``denoiser: building the engine`` and so on.
 
     Raises:
         CheckpointError, ArgumentError: the checkpoint or an option is not usable.
