@@ -9,11 +9,11 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import PIL.Image
 import pytest
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from svd_trt import BuildOptions, Bundle, VideoPipeline, build_bundle
 from svd_trt.engine.spec import Range
@@ -26,8 +26,6 @@ os.environ.pop("SVD_TRT_CACHE", None)
 
 # The backend that builds the engines of all bundles here; `make gpu-test BACKEND=tensorrt` sets another one.
 BACKEND: Any = os.environ.get("SVD_TRT_TEST_BACKEND", "tensorrt-rtx")
-
-_EVERYTHING = 1000  # with fewer tests, a run is a selection and may not need the bundles
 
 TINY = Path(__file__).parent.parent / "examples" / "tiny"
 
@@ -50,6 +48,19 @@ FIXED = BuildOptions(
 )
 
 
+Once: TypeAlias = Callable[[str, Callable[[Path], object]], Path]
+
+# Tests that use one of these fixtures export networks and build engines.
+_BUNDLES = {"dynamic_bundle", "tiny_bundle", "fixed_bundle", "small_bundle", "cache"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that need networks or engines, which `make test-fast` leaves out."""
+    for item in items:
+        if _BUNDLES & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.bundles)
+
+
 @pytest.fixture(scope="session")
 def shared(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
     """A folder that all test processes of this run share."""
@@ -58,7 +69,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
 
 
 @pytest.fixture(scope="session")
-def once(shared: Path) -> Callable[[str, Callable[[Path], object]], Path]:
+def once(shared: Path) -> Once:
     """``once(name, make)``: the path ``name``. The first process that requests it calls ``make``."""
 
     def get(name: str, make: Callable[[Path], object]) -> Path:
@@ -72,9 +83,9 @@ def once(shared: Path) -> Callable[[str, Callable[[Path], object]], Path]:
 
 
 @pytest.fixture(scope="session")
-def cache(shared: Path) -> Path:
-    """The cache of networks and engines for all bundles. SVD_TRT_TEST_CACHE names one that later runs reuse."""
-    return Path(os.environ.get("SVD_TRT_TEST_CACHE") or shared / "cache")
+def cache(pytestconfig: pytest.Config) -> Path:
+    """Networks and engines of earlier runs; ``pytest --cache-clear`` removes them."""
+    return pytestconfig.cache.mkdir("networks")
 
 
 @pytest.fixture(scope="session")
@@ -121,41 +132,75 @@ def small_checkpoint(once: Any) -> Path:
     return once("small_checkpoint", make)
 
 
-@pytest.fixture(scope="session")
-def dynamic_bundle(once: Any, checkpoint: Path, cache: Path) -> Bundle:
-    """An fp32 bundle with dynamic frames, chunks, sizes and batch."""
-    return Bundle.open(once("dynamic", lambda path: build_bundle(checkpoint, path, replace(DYNAMIC, cache=cache))))
+def build_dynamic(once: Once, cache: Path, checkpoint: Path) -> Path:
+    """Build an fp32 bundle of ``checkpoint`` with dynamic frames, chunks, sizes and batch."""
+    return once("dynamic", lambda path: build_bundle(checkpoint, path, replace(DYNAMIC, cache=cache)))
 
 
-@pytest.fixture(scope="session")
-def fixed_bundle(once: Any, checkpoint: Path, cache: Path) -> Bundle:
-    """An fp16 bundle of one size with dynamic frames and chunks."""
-    return Bundle.open(once("fixed", lambda path: build_bundle(checkpoint, path, replace(FIXED, cache=cache))))
+def build_tiny(once: Once, cache: Path, precision: Any) -> Path:
+    """Build the trained miniature of examples/tiny: 2 to 8 frames of 32x32."""
+    options = BuildOptions(height=32, width=32, frames="2:8:8", precision=precision, backend=BACKEND, cache=cache)
+    return once(f"tiny-{precision}", lambda path: build_bundle(TINY / "checkpoint", path, options))
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _built_ahead(request: pytest.FixtureRequest, worker_id: str) -> None:
-    """Build two bundles at once in a full run, in which both processes would need the dynamic bundle first."""
-    if worker_id == "gw1" and len(request.session.items) > _EVERYTHING:
-        request.getfixturevalue("fixed_bundle")
+def build_fixed(once: Once, cache: Path, small_checkpoint: Path) -> Path:
+    """Build an fp16 bundle of the small checkpoint with one size, and dynamic frames and chunks."""
+    return once("fixed", lambda path: build_bundle(small_checkpoint, path, replace(FIXED, cache=cache)))
 
 
-@pytest.fixture(scope="session")
-def small_bundle(once: Any, small_checkpoint: Path, cache: Path) -> Path:
-    """A bundle that builds quickly; tests copy and damage it."""
+def build_small(once: Once, cache: Path, small_checkpoint: Path) -> Path:
+    """Build the bundle that builds fastest; tests copy and damage it."""
     options = BuildOptions(height=32, width=32, backend=BACKEND, cache=cache)
     return once("small", lambda path: build_bundle(small_checkpoint, path, options))
 
 
 @pytest.fixture(scope="session")
-def tiny_bundle(once: Any, cache: Path) -> Callable[[str], Bundle]:
-    """``tiny_bundle(precision)``: the trained miniature of examples/tiny, 2 to 8 frames of 32x32."""
+def dynamic_bundle(once: Once, cache: Path, checkpoint: Path) -> Bundle:
+    """An fp32 bundle with dynamic frames, chunks, sizes and batch. Its networks have all kinds of layers of SVD."""
+    return Bundle.open(build_dynamic(once, cache, checkpoint))
 
-    def get(precision: Any) -> Bundle:
-        options = BuildOptions(height=32, width=32, frames="2:8:8", precision=precision, backend=BACKEND, cache=cache)
-        return Bundle.open(once(f"tiny-{precision}", lambda path: build_bundle(TINY / "checkpoint", path, options)))
 
-    return get
+@pytest.fixture(scope="session")
+def tiny_bundle(once: Once, cache: Path) -> Bundle:
+    """The trained miniature in fp16: 2 to 8 frames of 32x32. Its networks have all kinds of layers of SVD."""
+    return Bundle.open(build_tiny(once, cache, "fp16"))
+
+
+@pytest.fixture(scope="session")
+def fixed_bundle(once: Once, cache: Path, small_checkpoint: Path) -> Bundle:
+    """A small fp16 bundle of one size with dynamic frames and chunks."""
+    return Bundle.open(build_fixed(once, cache, small_checkpoint))
+
+
+@pytest.fixture(scope="session")
+def small_bundle(once: Once, cache: Path, small_checkpoint: Path) -> Path:
+    """The bundle that builds fastest; tests copy and damage it."""
+    return build_small(once, cache, small_checkpoint)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _built_in_parallel(request: pytest.FixtureRequest, worker_id: str) -> None:
+    """Build the bundles that the tests will use, each in one process, before one process has to wait for the other."""
+    if worker_id == "master":
+        return
+    used = {name for item in request.session.items for name in getattr(item, "fixturenames", ())}
+    shared, cache = request.getfixturevalue("shared"), request.getfixturevalue("cache")
+
+    def once(name: str, make: Callable[[Path], object]) -> Path:
+        """Skip what the other process is building."""
+        with contextlib.suppress(Timeout), FileLock(shared / f"{name}.once", timeout=0):
+            if not (shared / name).exists():
+                make(shared / name)
+        return shared / name
+
+    if "dynamic_bundle" in used:
+        build_dynamic(once, cache, request.getfixturevalue("checkpoint"))
+    if "tiny_bundle" in used:
+        build_tiny(once, cache, "fp16")
+    if "fixed_bundle" in used:
+        build_fixed(once, cache, request.getfixturevalue("small_checkpoint"))
+    if "small_bundle" in used:
+        build_small(once, cache, request.getfixturevalue("small_checkpoint"))
 
 
 @pytest.fixture(scope="session")
@@ -172,6 +217,18 @@ def reference(checkpoint: Path) -> Any:
 
     torch.set_num_threads(1)
     pipe = StableVideoDiffusionPipeline.from_pretrained(checkpoint)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture(scope="session")
+def small_reference(small_checkpoint: Path) -> Any:
+    """The pipeline of diffusers with the small checkpoint, in fp32 on the CPU."""
+    import torch
+    from diffusers import StableVideoDiffusionPipeline
+
+    torch.set_num_threads(1)
+    pipe = StableVideoDiffusionPipeline.from_pretrained(small_checkpoint)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

@@ -19,8 +19,6 @@ from svd_trt import Bundle
 
 ROOT = Path(__file__).parent.parent
 
-pytestmark = pytest.mark.xdist_group("fixed")
-
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -23,8 +23,6 @@ from svd_trt.export.fidelity import draw_picture
 from svd_trt.progress import ignore_progress
 from tests.cli.conftest import invoke
 
-pytestmark = pytest.mark.xdist_group("dynamic")
-
 NAMES = ["svd-trt-onnxruntime", "svd-trt-onnxruntime-plain", "svd-trt-onnxruntime-cuda"]
 SMALL = ["--num-frames", "2", "--height", "64", "--width", "64", "--num-inference-steps", "2", "--threads", "1"]
 

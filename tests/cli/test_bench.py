@@ -12,8 +12,6 @@ from svd_trt import Bundle
 from svd_trt.benchmarks.results import read_result
 from tests.cli.conftest import invoke, start
 
-pytestmark = pytest.mark.xdist_group("dynamic")
-
 SMALL = ["--num-frames", "2", "--height", "64", "--width", "64", "--num-inference-steps", "2", "--threads", "1"]
 
 

@@ -25,8 +25,6 @@ from svd_trt.errors import BundleError, ResourceError
 from svd_trt.export.preflight import Work, check_resources, disk_needed, memory_needed
 from tests.cli.conftest import Run, assert_refused, invoke, start
 
-pytestmark = pytest.mark.xdist_group("small")
-
 SIZE = ("--height", "32", "--width", "32")
 RTX = (*SIZE, "--backend", "tensorrt-rtx")
 

@@ -20,8 +20,6 @@ from svd_trt.runtime.parameters import ParameterArguments, Parameters
 from svd_trt.runtime.video import read_metadata
 from tests.cli.conftest import Run, assert_refused, invoke, start
 
-pytestmark = pytest.mark.xdist_group("fixed")
-
 FAST = ("--num-inference-steps", "2", "--num-frames", "3", "--seed", "7")
 
 

@@ -18,8 +18,6 @@ from svd_trt.engine.memory import MemoryRequest, activation_bytes, compare_plans
 from svd_trt.engine.spec import NETWORKS
 from tests.cli.conftest import Run, invoke
 
-pytestmark = pytest.mark.xdist_group("small")
-
 
 def test_tables(run: Run, small_bundle: Path) -> None:
     result = run("inspect", small_bundle)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,10 +16,13 @@ TINY = Path(__file__).parent.parent.parent / "examples" / "tiny" / "checkpoint"
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_a_good_bundle_passes(precision: str, tiny_bundle: Callable[[str], Bundle], run: Run) -> None:
-    verify = run if precision == "fp32" else invoke  # once in a process of its own
-    path = tiny_bundle(precision).path
-    done = verify("verify", path, "--model", TINY, "--frames", "2", "--frames", "8", "--json")
+def test_a_good_bundle_passes(
+    precision: str, dynamic_bundle: Bundle, tiny_bundle: Bundle, checkpoint: Path, run: Run
+) -> None:
+    if precision == "fp32":  # in a process of its own
+        done = run("verify", dynamic_bundle.path, "--model", checkpoint, "--frames", "2", "--frames", "8", "--json")
+    else:
+        done = invoke("verify", tiny_bundle.path, "--model", TINY, "--frames", "2", "--frames", "8", "--json")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["ok"]
@@ -31,7 +33,6 @@ def test_a_good_bundle_passes(precision: str, tiny_bundle: Callable[[str], Bundl
     assert all(d["max_abs"] >= 0 for d in found["differences"])
 
 
-@pytest.mark.xdist_group("dynamic")
 def test_every_combination_of_sizes(dynamic_bundle: Bundle) -> None:
     with VideoPipeline.open(dynamic_bundle) as pipe:
         tried = sizes_to_try(pipe, [2, 9], [(40, 48), (136, 160)])
@@ -53,7 +54,6 @@ def test_every_combination_of_sizes(dynamic_bundle: Bundle) -> None:
         }
 
 
-@pytest.mark.xdist_group("dynamic")
 def test_another_checkpoint_fails(dynamic_bundle: Bundle) -> None:
     only = ("--only", "denoiser", "--only", "image_encoder")
     done = invoke("verify", dynamic_bundle.path, "--model", "random:tiny@7", "--size", "48x40", *only)
@@ -63,7 +63,6 @@ def test_another_checkpoint_fails(dynamic_bundle: Bundle) -> None:
     assert "FAILED" in done.stdout
 
 
-@pytest.mark.xdist_group("dynamic")
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [

@@ -15,8 +15,6 @@ from svd_trt.engine.manifest import SCHEMA_VERSION, read_manifest, write_manifes
 from svd_trt.engine.spec import NETWORKS, Range
 from svd_trt.errors import ArgumentError, BundleError
 
-pytestmark = pytest.mark.xdist_group("small")
-
 
 @pytest.fixture
 def bundle(small_bundle: Path, tmp_path: Path) -> Path:

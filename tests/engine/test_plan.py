@@ -28,14 +28,12 @@ def builder() -> tuple[Any, Any, Any]:
     return tensorrt, tensorrt.trt.Builder(logger), logger
 
 
-DYNAMIC, FIXED, SMALL = (pytest.mark.xdist_group(name) for name in ("dynamic", "fixed", "small"))
-
-
-@pytest.mark.parametrize(
-    "which", [pytest.param("dynamic_bundle", marks=DYNAMIC), pytest.param("fixed_bundle", marks=FIXED)]
-)
-def test_plans_are_built_and_described(which: str, request: pytest.FixtureRequest, builder: Any) -> None:
-    bundle: Bundle = request.getfixturevalue(which)
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_plans_are_built_and_described(
+    precision: str, dynamic_bundle: Bundle, tiny_bundle: Bundle, builder: Any
+) -> None:
+    bundle = {"fp32": dynamic_bundle, "fp16": tiny_bundle}[precision]
+    assert bundle.manifest.precision == precision
     tensorrt, trt_builder, logger = builder
     assert bundle.manifest.tensorrt is not None
     assert (bundle.manifest.tensorrt.name, bundle.manifest.tensorrt.version) == ("tensorrt-rtx", tensorrt.version)
@@ -54,7 +52,6 @@ def test_plans_are_built_and_described(which: str, request: pytest.FixtureReques
         assert network.num_layers == entry.plan.layers
 
 
-@DYNAMIC
 @pytest.mark.parametrize("name", NETWORKS)
 def test_profile_holds_the_ranges(name: Any, dynamic_bundle: Bundle, builder: Any) -> None:
     spec = dynamic_bundle.network(name).spec
@@ -69,7 +66,6 @@ def test_profile_holds_the_ranges(name: Any, dynamic_bundle: Bundle, builder: An
             ]
 
 
-@DYNAMIC
 def test_every_onnx_operator_is_taken(dynamic_bundle: Bundle, builder: Any) -> None:
     """The parser reports the operators that it does not support; there are none."""
     tensorrt, trt_builder, logger = builder
@@ -83,7 +79,6 @@ def test_every_onnx_operator_is_taken(dynamic_bundle: Bundle, builder: Any) -> N
         assert parser.num_subgraphs == 1
 
 
-@SMALL
 def test_a_refused_graph_is_named(small_bundle: Path, tmp_path: Path) -> None:
     bundle = Bundle.open(small_bundle)
     broken = tmp_path / "broken.onnx"
@@ -93,7 +88,6 @@ def test_a_refused_graph_is_named(small_bundle: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "p.plan").exists()
 
 
-@SMALL
 def test_a_graph_of_other_tensors_is_refused(small_bundle: Path, tmp_path: Path) -> None:
     bundle = Bundle.open(small_bundle)
     with pytest.raises(EngineBuildError, match="not what its manifest says"):
@@ -105,7 +99,6 @@ def test_a_graph_of_other_tensors_is_refused(small_bundle: Path, tmp_path: Path)
         )
 
 
-@SMALL
 def test_weight_streaming_is_a_flag_of_the_builder(small_bundle: Path, tmp_path: Path, builder: Any) -> None:
     bundle = Bundle.open(small_bundle)
     tensorrt, trt_builder, _ = builder
@@ -123,7 +116,6 @@ def test_weight_streaming_is_a_flag_of_the_builder(small_bundle: Path, tmp_path:
     assert report.weight_bytes == plain.weight_bytes
 
 
-@SMALL
 def test_progress_grows_to_the_end(small_bundle: Path, tmp_path: Path) -> None:
     bundle = Bundle.open(small_bundle)
     calls: list[tuple[str, float, float]] = []
@@ -144,9 +136,8 @@ def test_progress_grows_to_the_end(small_bundle: Path, tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["p.plan"]
 
 
-@FIXED
 @pytest.mark.parametrize("fraction", [0.05, 0.5])
-def test_ctrl_c_stops_the_builder(fraction: float, fixed_bundle: Bundle, tmp_path: Path) -> None:
+def test_ctrl_c_stops_the_builder(fraction: float, tiny_bundle: Bundle, tmp_path: Path) -> None:
     """SIGINT during TensorRT's short steps and during its longest one: no process and no file is left."""
 
     def progress(stage: str, done: float, total: float) -> None:
@@ -154,13 +145,12 @@ def test_ctrl_c_stops_the_builder(fraction: float, fixed_bundle: Bundle, tmp_pat
             signal.raise_signal(signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):
-        build_denoiser(fixed_bundle, tmp_path / "p.plan", progress)
+        build_denoiser(tiny_bundle, tmp_path / "p.plan", progress)
     assert list(tmp_path.iterdir()) == []
     assert builders() == []
 
 
-@FIXED
-def test_any_exception_ends_a_builder_that_does_not_answer(fixed_bundle: Bundle, tmp_path: Path) -> None:
+def test_any_exception_ends_a_builder_that_does_not_answer(tiny_bundle: Bundle, tmp_path: Path) -> None:
     """SIGTERM raises SystemExit while the child is in a step that cannot be interrupted."""
 
     def progress(stage: str, done: float, total: float) -> None:
@@ -169,13 +159,12 @@ def test_any_exception_ends_a_builder_that_does_not_answer(fixed_bundle: Bundle,
             raise SystemExit(143)
 
     with pytest.raises(SystemExit):
-        build_denoiser(fixed_bundle, tmp_path / "p.plan", progress)
+        build_denoiser(tiny_bundle, tmp_path / "p.plan", progress)
     assert list(tmp_path.iterdir()) == []
     assert builders() == []
 
 
-@FIXED
-def test_a_killed_builder_is_an_error(fixed_bundle: Bundle, tmp_path: Path) -> None:
+def test_a_killed_builder_is_an_error(tiny_bundle: Bundle, tmp_path: Path) -> None:
     """SIGKILL, as the kernel sends it when memory runs out."""
 
     def progress(stage: str, done: float, total: float) -> None:
@@ -183,7 +172,7 @@ def test_a_killed_builder_is_an_error(fixed_bundle: Bundle, tmp_path: Path) -> N
             os.kill(pid, signal.SIGKILL)
 
     with pytest.raises(EngineBuildError, match="memory ran out"):
-        build_denoiser(fixed_bundle, tmp_path / "p.plan", progress)
+        build_denoiser(tiny_bundle, tmp_path / "p.plan", progress)
     assert list(tmp_path.iterdir()) == []
 
 

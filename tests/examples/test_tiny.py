@@ -12,11 +12,10 @@ import PIL.Image
 import pytest
 
 from svd_trt.export.fidelity import psnr
+from tests.conftest import build_tiny
 
 TINY = Path(__file__).parent.parent.parent / "examples" / "tiny"
 PICTURES = 6
-
-pytestmark = pytest.mark.xdist_group("tiny")
 
 
 @pytest.fixture(scope="module")
@@ -31,9 +30,9 @@ def score() -> Any:
         sys.path.remove(str(TINY))
 
 
-@pytest.fixture(scope="module", params=["fp32", "fp16"])
-def bundle(request: pytest.FixtureRequest, tiny_bundle: Any) -> tuple[str, Path]:
-    return request.param, tiny_bundle(request.param).path
+@pytest.fixture(scope="module", params=[pytest.param("fp32", marks=pytest.mark.slow), "fp16"])
+def bundle(request: pytest.FixtureRequest, once: Any, cache: Path) -> tuple[str, Path]:
+    return request.param, build_tiny(once, cache, request.param)
 
 
 @pytest.fixture(scope="module")

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from svd_trt import Bundle, VideoPipeline
-from svd_trt.engine.spec import NETWORKS, NetworkName
+from svd_trt.engine.spec import NETWORKS, NetworkName, NetworkSpec
 from svd_trt.export.checkpoint_kinds import open_checkpoint
 from svd_trt.export.verify import verify_networks
+from tests.conftest import TINY
 
 # Largest difference allowed, by network and precision; frames are in levels of 255.
 TOLERANCE: dict[str, dict[NetworkName, float]] = {
@@ -20,9 +21,14 @@ TOLERANCE: dict[str, dict[NetworkName, float]] = {
 END = ("min", "opt", "max")
 
 
+def sizes_at(spec: NetworkSpec, end: str) -> dict[str, int]:
+    """Every symbol of the network at the ``end`` of its range."""
+    return {symbol: getattr(values, end) for symbol, values in spec.ranges.items()}
+
+
 def check_network(bundle: Bundle, name: NetworkName, end: str, checkpoint: Path, record_property: Any) -> None:
     """Compare the network ``name`` with every range at its ``end``, as `svd-trt verify` does."""
-    sizes = {symbol: getattr(values, end) for symbol, values in bundle.network(name).spec.ranges.items()}
+    sizes = sizes_at(bundle.network(name).spec, end)
     with VideoPipeline.open(bundle, backend="onnxruntime") as pipe:
         differences = list(verify_networks(pipe, open_checkpoint(str(checkpoint)), [sizes], [name]))
     largest = max(d.max_abs for d in differences)
@@ -34,7 +40,6 @@ def check_network(bundle: Bundle, name: NetworkName, end: str, checkpoint: Path,
 
 @pytest.mark.parametrize("end", END)
 @pytest.mark.parametrize("name", NETWORKS)
-@pytest.mark.xdist_group("dynamic")
 def test_fp32_network(
     name: NetworkName, end: str, dynamic_bundle: Bundle, checkpoint: Path, record_property: Any
 ) -> None:
@@ -43,20 +48,16 @@ def test_fp32_network(
 
 @pytest.mark.parametrize("end", END)
 @pytest.mark.parametrize("name", NETWORKS)
-@pytest.mark.xdist_group("fixed")
-def test_fp16_network(
-    name: NetworkName, end: str, fixed_bundle: Bundle, checkpoint: Path, record_property: Any
-) -> None:
-    check_network(fixed_bundle, name, end, checkpoint, record_property)
+def test_fp16_network(name: NetworkName, end: str, tiny_bundle: Bundle, record_property: Any) -> None:
+    check_network(tiny_bundle, name, end, TINY / "checkpoint", record_property)
 
 
-@pytest.mark.xdist_group("fixed")
-def test_half_precision_keeps_fp32_where_it_matters(fixed_bundle: Bundle) -> None:
+def test_half_precision_keeps_fp32_where_it_matters(tiny_bundle: Bundle) -> None:
     """Softmax and statistics of normalisation, in the rewritten networks of an fp16 bundle."""
     import onnx
 
     for name in ("denoiser", "vae_decoder"):
-        graph = onnx.load(fixed_bundle.onnx_path(name), load_external_data=False).graph  # type: ignore[arg-type]
+        graph = onnx.load(tiny_bundle.onnx_path(name), load_external_data=False).graph  # type: ignore[arg-type]
         made_by = {output: node for node in graph.node for output in node.output}
         kinds = [node.op_type for node in graph.node]
         assert "InstanceNormalization" not in kinds
@@ -72,13 +73,12 @@ def test_half_precision_keeps_fp32_where_it_matters(fixed_bundle: Bundle) -> Non
                 assert stash == onnx.TensorProto.FLOAT
 
 
-@pytest.mark.xdist_group("fixed")
-def test_precision_is_in_the_graph(fixed_bundle: Bundle) -> None:
+def test_precision_is_in_the_graph(tiny_bundle: Bundle) -> None:
     """Strongly typed: half weights in the fp16 networks, none in the VAE encoder."""
     import onnx
 
     for name in NETWORKS:
-        graph = onnx.load(fixed_bundle.onnx_path(name), load_external_data=False).graph
+        graph = onnx.load(tiny_bundle.onnx_path(name), load_external_data=False).graph
         halves = sum(t.data_type == onnx.TensorProto.FLOAT16 for t in graph.initializer)
         assert (halves == 0) == (name == "vae_encoder"), name
         assert not any(node.doc_string or node.metadata_props for node in graph.node), "stack traces left in the file"

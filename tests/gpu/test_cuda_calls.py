@@ -23,8 +23,6 @@ from tests.gpu.test_pipeline import FAST, STREAMED, largest_difference
 from tests.standin.cuda import StandInCuda
 from tests.standin.devices import CONTEXT_BYTES
 
-pytestmark = pytest.mark.xdist_group("dynamic")
-
 # The calls that a step may make after the first run: none allocates, frees, or waits for the whole stream.
 IN_A_STEP = {
     "cuCtxGetCurrent",

@@ -7,7 +7,6 @@ recorded.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -20,8 +19,6 @@ from svd_trt.export.fidelity import psnr
 from tests.conftest import TINY
 from tests.gpu.conftest import Rig
 
-pytestmark = pytest.mark.xdist_group("tiny")
-
 ROUNDS = 5
 REQUEST = MemoryRequest(frames=8, height=32, width=32)
 
@@ -32,7 +29,7 @@ def rocket() -> PIL.Image.Image:
 
 
 def test_fp16_frames_are_close_to_diffusers_in_fp16(
-    rig: Rig, tiny_bundle: Callable[[str], Bundle], rocket: PIL.Image.Image, record_property: Any
+    rig: Rig, tiny_bundle: Bundle, rocket: PIL.Image.Image, record_property: Any
 ) -> None:
     import torch
     from diffusers import StableVideoDiffusionPipeline
@@ -49,7 +46,7 @@ def test_fp16_frames_are_close_to_diffusers_in_fp16(
     reference = StableVideoDiffusionPipeline.from_pretrained(TINY / "checkpoint", dtype=torch.float16)
     reference.set_progress_bar_config(disable=True)
     theirs = reference(rocket, generator=torch.manual_seed(42), **arguments).frames
-    with rig.open(tiny_bundle("fp16")) as pipe:
+    with rig.open(tiny_bundle) as pipe:
         ours = pipe(rocket, seed=42, **arguments).frames
     worst = min(psnr(a, (b * 255).round().astype(np.uint8)) for a, b in zip(ours[0], theirs[0], strict=True))
     record_property("worst_frame_psnr_db", worst)
@@ -57,12 +54,12 @@ def test_fp16_frames_are_close_to_diffusers_in_fp16(
 
 
 def test_time_per_step_with_and_without_graphs(
-    rig: Rig, tiny_bundle: Callable[[str], Bundle], rocket: PIL.Image.Image, record_property: Any
+    rig: Rig, tiny_bundle: Bundle, rocket: PIL.Image.Image, record_property: Any
 ) -> None:
     """Seconds per step: call by call, with a graph per step (as the pipeline does), and with one graph of all steps."""
     steps = 10
     arguments: dict[str, Any] = {"num_inference_steps": steps, "seed": 1, "output_type": "latent"}
-    with rig.open(tiny_bundle("fp16")) as pipe:
+    with rig.open(tiny_bundle) as pipe:
         pipe(rocket, **arguments)
         device: Any = pipe.device
         assert pipe.executor._loop is not None
@@ -100,10 +97,10 @@ def test_time_per_step_with_and_without_graphs(
 
 
 def test_memory_is_within_the_plan(
-    rig: Rig, tiny_bundle: Callable[[str], Bundle], rocket: PIL.Image.Image, record_property: Any
+    rig: Rig, tiny_bundle: Bundle, rocket: PIL.Image.Image, record_property: Any
 ) -> None:
     """Memory in use according to the driver against the plan. On a real GPU, engines take more than reported."""
-    bundle = tiny_bundle("fp16")
+    bundle = tiny_bundle
     with rig.open(bundle) as pipe:
         before = rig.used()
         plan = pipe(rocket, num_inference_steps=4, seed=1).memory

@@ -18,8 +18,6 @@ from tests.gpu.conftest import Rig
 from tests.gpu.test_pipeline import FAST
 from tests.standin.cuda import StandInCuda
 
-pytestmark = pytest.mark.xdist_group("dynamic")
-
 
 def test_two_gpus_give_equal_frames(
     dynamic_bundle: Bundle, picture: PIL.Image.Image, monkeypatch: pytest.MonkeyPatch

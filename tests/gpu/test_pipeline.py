@@ -15,8 +15,6 @@ from svd_trt.errors import BackendError, BudgetError, DeviceMemoryError
 from tests.gpu.conftest import Rig
 from tests.standin.devices import CONTEXT_BYTES
 
-pytestmark = pytest.mark.xdist_group("dynamic")
-
 FAST: dict[str, Any] = {
     "num_frames": 4,
     "num_inference_steps": 5,

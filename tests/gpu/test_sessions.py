@@ -16,8 +16,6 @@ from svd_trt.runtime.device import Array, Device, download, upload
 from tests.gpu.conftest import Rig
 from tests.standin.network import Run
 
-pytestmark = pytest.mark.xdist_group("dynamic")
-
 
 def sizes_of(spec: NetworkSpec, end: str) -> dict[str, int]:
     return {symbol: getattr(r, end) for symbol, r in spec.ranges.items()}

@@ -21,8 +21,6 @@ from svd_trt.runtime.cpu_device import CpuBuffer, CpuDevice, CpuSession
 from svd_trt.runtime.decode import SLOTS, ChunkedDecode
 from svd_trt.runtime.device import Buffer, download, upload
 
-pytestmark = pytest.mark.xdist_group("small")
-
 TIMEOUT_S = 30.0
 
 

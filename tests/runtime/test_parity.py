@@ -12,8 +12,6 @@ import torch
 from svd_trt import Bundle, VideoPipeline
 from svd_trt.export.fidelity import psnr
 
-pytestmark = pytest.mark.xdist_group("dynamic")
-
 CASES: dict[str, dict[str, Any]] = {
     "defaults": {},
     "fewest-frames": {"num_frames": 2},
@@ -106,7 +104,11 @@ def test_callback_changes_latents_as_in_diffusers(
 
 @pytest.mark.parametrize("arguments", [{}, {"num_frames": 5, "decode_chunk_size": 2, "max_guidance_scale": 1.0}])
 def test_fp16_bundle_is_close_to_fp32_diffusers(
-    arguments: dict[str, Any], fixed_bundle: Bundle, reference: Any, picture: PIL.Image.Image, record_property: Any
+    arguments: dict[str, Any],
+    fixed_bundle: Bundle,
+    small_reference: Any,
+    picture: PIL.Image.Image,
+    record_property: Any,
 ) -> None:
     # An fp16 pipeline draws its noise in half precision and the reference in single, so the test passes latents.
     frames = arguments.get("num_frames", 4)
@@ -114,7 +116,7 @@ def test_fp16_bundle_is_close_to_fp32_diffusers(
     options: dict[str, Any] = {"num_frames": 4, "num_inference_steps": 6, "height": 72, "width": 96} | arguments
     with VideoPipeline.open(fixed_bundle) as pipe:
         ours = pipe(picture, latents=start, seed=3, output_type="np", **options).frames
-    theirs = reference(
+    theirs = small_reference(
         picture, latents=torch.from_numpy(start), generator=torch.manual_seed(3), output_type="np", **options
     ).frames
     value = psnr(ours, (theirs * 255).round().astype(np.uint8))
@@ -123,12 +125,12 @@ def test_fp16_bundle_is_close_to_fp32_diffusers(
 
 
 def test_fp16_bundle_draws_the_noise_of_an_fp16_pipeline(
-    fixed_bundle: Bundle, checkpoint: Any, picture: PIL.Image.Image, record_property: Any
+    fixed_bundle: Bundle, small_checkpoint: Any, picture: PIL.Image.Image, record_property: Any
 ) -> None:
     """Both sides draw in half precision from the same seed. Noise of another precision or order gives another video."""
     from diffusers import StableVideoDiffusionPipeline
 
-    half = StableVideoDiffusionPipeline.from_pretrained(checkpoint, dtype=torch.float16)
+    half = StableVideoDiffusionPipeline.from_pretrained(small_checkpoint, dtype=torch.float16)
     half.set_progress_bar_config(disable=True)
     with VideoPipeline.open(fixed_bundle) as pipe:
         ours, theirs = both(pipe, half, picture, num_frames=3)

@@ -15,8 +15,6 @@ from svd_trt.runtime.cpu_device import CpuBuffer, CpuDevice, CpuSession
 from svd_trt.runtime.device import Buffer, Device, Session, download, upload
 from svd_trt.runtime.parameters import ParameterArguments
 
-pytestmark = pytest.mark.xdist_group("dynamic")
-
 FAST: ParameterArguments = {"num_frames": 3, "num_inference_steps": 2, "height": 48, "width": 64, "seed": 1}
 
 

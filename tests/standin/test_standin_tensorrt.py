@@ -20,8 +20,6 @@ from tests.standin.helpers import THREAD_LOCAL, ok, status, with_context
 from tests.standin.rtx import real
 from tests.standin.tensorrt import ICudaEngine, RtxRuntime, StandInTensorRT
 
-pytestmark = pytest.mark.xdist_group("small")
-
 
 @pytest.mark.parametrize(
     ("ours", "theirs"),
