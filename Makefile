@@ -1,4 +1,4 @@
-# make setup | demo | test | test-full | gpu-test | bench | bench-build | docs | lint | clean
+# make setup | demo | test | test-fast | test-all | test-full | gpu-test | bench | bench-build | docs | lint | clean
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -11,7 +11,7 @@ BACKEND ?= tensorrt-rtx
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: setup demo test test-full gpu-test bench bench-build docs lint clean
+.PHONY: setup demo test test-fast test-all test-full gpu-test bench bench-build docs lint clean
 
 setup: $(READY)
 
@@ -24,8 +24,20 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)
 	$(BIN)/python examples/demo.py
 
+# Each finished test process takes waiting tests from the others, so that they end at the same time.
+PYTEST := $(BIN)/pytest -n $(JOBS) --dist worksteal
+
+# Builds the networks and engines that the tests use, or takes them from the cache of an earlier run.
 test: lint
-	$(BIN)/pytest -n $(JOBS) --dist loadgroup
+	$(PYTEST)
+
+# Leaves out the tests that export networks or build engines.
+test-fast: lint
+	$(PYTEST) -m 'not bundles and not slow'
+
+# Also runs what is slow, with full-size networks: needs 16 GB of memory.
+test-all: test test-full
+	$(PYTEST) -m slow --ignore tests/full
 
 # Compares full-size networks with torch: takes minutes and 16 GB of memory. Writes the figures.
 test-full: $(READY)
