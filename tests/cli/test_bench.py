@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import time
 from pathlib import Path
@@ -13,6 +14,20 @@ from svd_trt.benchmarks.results import read_result
 from tests.cli.conftest import invoke, start
 
 SMALL = ["--num-frames", "2", "--height", "64", "--width", "64", "--num-inference-steps", "2", "--threads", "1"]
+
+
+@pytest.mark.slow
+def test_a_curve_is_measured(dynamic_bundle: Bundle, checkpoint: Path, tmp_path: Path) -> None:
+    given = ["--bundle", dynamic_bundle.path, "--model", checkpoint, "--contender", "svd-trt-onnxruntime"]
+    found = invoke("bench", *given, *SMALL, "--rounds", "1", "--curve", "steps", "-o", tmp_path / "r.json", "--json")
+    assert found.returncode == 0, found.stderr
+    result = read_result(tmp_path / "r.json")
+    assert "--rounds 1 --curve steps --json" in result.command
+    assert json.loads(found.stdout)["contenders"][1]["psnr_db"] >= 50
+    assert [(c.contender, [p.at for p in c.points]) for c in result.curves] == [
+        ("diffusers-eager", [1, 2]),
+        ("svd-trt-onnxruntime", [1, 2]),
+    ]
 
 
 @pytest.mark.parametrize(
