@@ -38,20 +38,12 @@ DYNAMIC = BuildOptions(
     precision="fp32",
     backend=BACKEND,
 )
-FIXED = BuildOptions(
-    height=Range.parse("72"),
-    width=Range.parse("96"),
-    frames=Range(2, 4, 6),
-    decode_chunk=Range(1, 3, 6),
-    precision="fp16",
-    backend=BACKEND,
-)
-
+SMALL = BuildOptions(height=32, width=32, frames="2:3:6", decode_chunk="1:3:6", backend=BACKEND)
 
 Once: TypeAlias = Callable[[str, Callable[[Path], object]], Path]
 
 # Tests that use one of these fixtures export networks and build engines.
-_BUNDLES = {"dynamic_bundle", "tiny_bundle", "fixed_bundle", "small_bundle", "cache"}
+_BUNDLES = {"dynamic_bundle", "tiny_bundle", "small_bundle", "cache"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -143,15 +135,9 @@ def build_tiny(once: Once, cache: Path, precision: Any) -> Path:
     return once(f"tiny-{precision}", lambda path: build_bundle(TINY / "checkpoint", path, options))
 
 
-def build_fixed(once: Once, cache: Path, small_checkpoint: Path) -> Path:
-    """Build an fp16 bundle of the small checkpoint with one size, and dynamic frames and chunks."""
-    return once("fixed", lambda path: build_bundle(small_checkpoint, path, replace(FIXED, cache=cache)))
-
-
 def build_small(once: Once, cache: Path, small_checkpoint: Path) -> Path:
-    """Build the bundle that builds fastest; tests copy and damage it."""
-    options = BuildOptions(height=32, width=32, backend=BACKEND, cache=cache)
-    return once("small", lambda path: build_bundle(small_checkpoint, path, options))
+    """Build the bundle that builds fastest: fp16, one size, dynamic frames and chunks."""
+    return once("small", lambda path: build_bundle(small_checkpoint, path, replace(SMALL, cache=cache)))
 
 
 @pytest.fixture(scope="session")
@@ -167,14 +153,8 @@ def tiny_bundle(once: Once, cache: Path) -> Bundle:
 
 
 @pytest.fixture(scope="session")
-def fixed_bundle(once: Once, cache: Path, small_checkpoint: Path) -> Bundle:
-    """A small fp16 bundle of one size with dynamic frames and chunks."""
-    return Bundle.open(build_fixed(once, cache, small_checkpoint))
-
-
-@pytest.fixture(scope="session")
 def small_bundle(once: Once, cache: Path, small_checkpoint: Path) -> Path:
-    """The bundle that builds fastest; tests copy and damage it."""
+    """The bundle that builds fastest: fp16, 2 to 6 frames of 32x32. Tests copy and damage it."""
     return build_small(once, cache, small_checkpoint)
 
 
@@ -197,8 +177,6 @@ def _built_in_parallel(request: pytest.FixtureRequest, worker_id: str) -> None:
         build_dynamic(once, cache, request.getfixturevalue("checkpoint"))
     if "tiny_bundle" in used:
         build_tiny(once, cache, "fp16")
-    if "fixed_bundle" in used:
-        build_fixed(once, cache, request.getfixturevalue("small_checkpoint"))
     if "small_bundle" in used:
         build_small(once, cache, request.getfixturevalue("small_checkpoint"))
 

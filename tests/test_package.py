@@ -15,8 +15,6 @@ from typing import Any
 
 import pytest
 
-from svd_trt import Bundle
-
 ROOT = Path(__file__).parent.parent
 
 
@@ -66,7 +64,7 @@ main()
 
 
 def test_infer_runs_where_torch_is_not_installed(
-    wheel: Path, fixed_bundle: Bundle, picture_file: Path, tmp_path: Path
+    wheel: Path, small_bundle: Path, picture_file: Path, tmp_path: Path
 ) -> None:
     """Only the wheel and its dependencies are installed, and ``infer`` does not try to import anything else."""
     venv.create(tmp_path / "env", with_pip=True)
@@ -83,7 +81,7 @@ def test_infer_runs_where_torch_is_not_installed(
     fast = ["--num-inference-steps", "2", "--num-frames", "3"]
     for start in (["-m", "svd_trt.cli"], ["-c", PROBE]):
         done = subprocess.run(
-            [python, *start, "infer", fixed_bundle.path, picture_file, "-o", out, *fast],
+            [python, *start, "infer", small_bundle, picture_file, "-o", out, *fast],
             env=environment,
             cwd=tmp_path,
             capture_output=True,

@@ -26,7 +26,7 @@ from svd_trt.export.preflight import Work, check_resources, disk_needed, memory_
 from tests.cli.conftest import Run, assert_refused, invoke, start
 
 SIZE = ("--height", "32", "--width", "32")
-RTX = (*SIZE, "--backend", "tensorrt-rtx")
+RTX = (*SIZE, "--frames", "2:3:6", "--decode-chunk", "1:3:6", "--backend", "tensorrt-rtx")
 
 
 def copy(source: Path, to: Path) -> Path:

@@ -14,7 +14,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from svd_trt import Bundle, VideoPipeline
+from svd_trt import VideoPipeline
 from svd_trt.engine.driver import gpu_count
 from svd_trt.runtime.parameters import ParameterArguments, Parameters
 from svd_trt.runtime.video import read_metadata
@@ -24,21 +24,21 @@ FAST = ("--num-inference-steps", "2", "--num-frames", "3", "--seed", "7")
 
 
 @pytest.fixture(scope="module")
-def expected(fixed_bundle: Bundle, picture: PIL.Image.Image) -> np.ndarray:
-    with VideoPipeline.open(fixed_bundle) as pipe:
+def expected(small_bundle: Path, picture: PIL.Image.Image) -> np.ndarray:
+    with VideoPipeline.open(small_bundle) as pipe:
         return pipe(picture, num_inference_steps=2, num_frames=3, seed=7, output_type="np").frames[0]
 
 
 def test_mp4_has_the_frames_size_and_rate(
-    fixed_bundle: Bundle, picture_file: Path, tmp_path: Path, expected: np.ndarray
+    small_bundle: Path, picture_file: Path, tmp_path: Path, expected: np.ndarray
 ) -> None:
     out = tmp_path / "o.mp4"
-    result = invoke("infer", fixed_bundle.path, picture_file, "-o", out, *FAST, "--fps", "12", "--json")
+    result = invoke("infer", small_bundle, picture_file, "-o", out, *FAST, "--fps", "12", "--json")
     assert result.returncode == 0, result.stderr
     with av.open(str(out)) as file:
         stream = file.streams.video[0]
         assert (stream.codec.name, stream.pix_fmt) == ("h264", "yuv420p")
-        assert (stream.width, stream.height, stream.average_rate) == (96, 72, 12)
+        assert (stream.width, stream.height, stream.average_rate) == (32, 32, 12)
         frames = [f.to_ndarray(format="rgb24") for f in file.decode(video=0)]
     assert len(frames) == 3
     # fps is also a condition of the motion, so these are not the frames of 7 fps; only mean colours are compared.
@@ -55,11 +55,11 @@ def test_mp4_has_the_frames_size_and_rate(
 
 
 def test_npy_png_and_stdout_hold_the_exact_frames(
-    run: Run, fixed_bundle: Bundle, picture_file: Path, tmp_path: Path, expected: np.ndarray
+    run: Run, small_bundle: Path, picture_file: Path, tmp_path: Path, expected: np.ndarray
 ) -> None:
-    assert invoke("infer", fixed_bundle.path, picture_file, "-o", tmp_path / "o.npy", *FAST).returncode == 0
-    assert invoke("infer", fixed_bundle.path, picture_file, "-o", tmp_path / "frames", *FAST).returncode == 0
-    raw = run("infer", fixed_bundle.path, picture_file, "-o", "-", *FAST, text=False)
+    assert invoke("infer", small_bundle, picture_file, "-o", tmp_path / "o.npy", *FAST).returncode == 0
+    assert invoke("infer", small_bundle, picture_file, "-o", tmp_path / "frames", *FAST).returncode == 0
+    raw = run("infer", small_bundle, picture_file, "-o", "-", *FAST, text=False)
     np.testing.assert_array_equal(np.load(tmp_path / "o.npy"), expected)
     pngs = [np.asarray(PIL.Image.open(p).convert("RGB")) for p in sorted((tmp_path / "frames").iterdir())]
     np.testing.assert_array_equal(np.stack(pngs), expected)
@@ -67,31 +67,31 @@ def test_npy_png_and_stdout_hold_the_exact_frames(
     assert read_metadata(tmp_path / "frames")["num_inference_steps"] == 2
 
 
-def test_several_pictures_make_several_files(fixed_bundle: Bundle, picture_file: Path, tmp_path: Path) -> None:
-    result = invoke("infer", fixed_bundle.path, picture_file, picture_file, "-o", tmp_path / "o.gif", *FAST, "-q")
+def test_several_pictures_make_several_files(small_bundle: Path, picture_file: Path, tmp_path: Path) -> None:
+    result = invoke("infer", small_bundle, picture_file, picture_file, "-o", tmp_path / "o.gif", *FAST, "-q")
     assert result.returncode == 0, result.stderr
     assert result.stderr == ""
     assert sorted(p.name for p in tmp_path.iterdir()) == ["o-0.gif", "o-1.gif"]
     with PIL.Image.open(tmp_path / "o-1.gif") as gif:
-        assert (gif.n_frames, gif.size) == (3, (96, 72))
+        assert (gif.n_frames, gif.size) == (3, (32, 32))
 
 
-def test_progress_goes_to_standard_error(fixed_bundle: Bundle, picture_file: Path, tmp_path: Path) -> None:
-    result = invoke("infer", fixed_bundle.path, picture_file, "-o", tmp_path / "o.webp", *FAST)
+def test_progress_goes_to_standard_error(small_bundle: Path, picture_file: Path, tmp_path: Path) -> None:
+    result = invoke("infer", small_bundle, picture_file, "-o", tmp_path / "o.webp", *FAST)
     assert result.stdout == ""
     assert re.search(r"denoise.*2/2", result.stderr)
     assert re.search(r"decode.*3/3", result.stderr)
     assert "seed 7" in result.stderr
 
 
-def test_same_seed_same_video_and_random_seeds_differ(fixed_bundle: Bundle, picture_file: Path, tmp_path: Path) -> None:
+def test_same_seed_same_video_and_random_seeds_differ(small_bundle: Path, picture_file: Path, tmp_path: Path) -> None:
     fast = FAST[:-2]
     seeds = []
     for name in ("a.npy", "b.npy"):
-        result = invoke("infer", fixed_bundle.path, picture_file, "-o", tmp_path / name, *fast, "--json")
+        result = invoke("infer", small_bundle, picture_file, "-o", tmp_path / name, *fast, "--json")
         seeds.append(json.loads(result.stdout)["seed"])
     assert seeds[0] != seeds[1]
-    invoke("infer", fixed_bundle.path, picture_file, "-o", tmp_path / "c.npy", *fast, "--seed", str(seeds[0]))
+    invoke("infer", small_bundle, picture_file, "-o", tmp_path / "c.npy", *fast, "--seed", str(seeds[0]))
     np.testing.assert_array_equal(np.load(tmp_path / "a.npy"), np.load(tmp_path / "c.npy"))
     assert not np.array_equal(np.load(tmp_path / "a.npy"), np.load(tmp_path / "b.npy"))
 
@@ -103,7 +103,7 @@ def test_same_seed_same_video_and_random_seeds_differ(fixed_bundle: Bundle, pict
         (["--num-frames", "1"], 1, ["2 to 6"]),
         (["--num-frames", "0"], 2, ["--num-frames"]),
         (["--num-frames", "3.5"], 2, ["--num-frames"]),
-        (["--height", "80"], 1, ["height 80", "72"]),
+        (["--height", "80"], 1, ["height 80", "32"]),
         (["--width", "7"], 2, ["--width"]),
         (["--num-videos-per-prompt", "3", "--decode-chunk-size", "7"], 1, ["chunk of 7", "1 to 6"]),
         (["--num-inference-steps", "0"], 2, ["--num-inference-steps"]),
@@ -119,14 +119,14 @@ def test_same_seed_same_video_and_random_seeds_differ(fixed_bundle: Bundle, pict
     ],
 )
 def test_bad_arguments(
-    options: list[str], code: int, words: list[str], fixed_bundle: Bundle, picture_file: Path, tmp_path: Path
+    options: list[str], code: int, words: list[str], small_bundle: Path, picture_file: Path, tmp_path: Path
 ) -> None:
-    result = invoke("infer", fixed_bundle.path, picture_file, "-o", tmp_path / "o.mp4", *options, "-q")
+    result = invoke("infer", small_bundle, picture_file, "-o", tmp_path / "o.mp4", *options, "-q")
     assert_refused(result, *words, code=code)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_bad_pictures_and_places(fixed_bundle: Bundle, picture_file: Path, tmp_path: Path) -> None:
+def test_bad_pictures_and_places(small_bundle: Path, picture_file: Path, tmp_path: Path) -> None:
     text = tmp_path / "notes.png"
     text.write_text("not a picture")
     cut = tmp_path / "cut.png"
@@ -134,41 +134,41 @@ def test_bad_pictures_and_places(fixed_bundle: Bundle, picture_file: Path, tmp_p
     out = tmp_path / "out"
     out.mkdir()
     for image, word in ((text, "notes.png"), (cut, "cut.png"), (tmp_path / "none.png", "none.png")):
-        assert_refused(invoke("infer", fixed_bundle.path, image, "-o", out / "o.mp4", "-q"), word)
-    assert_refused(invoke("infer", fixed_bundle.path, picture_file, "-o", out / "o.avi"), ".mp4", ".gif")
-    assert_refused(invoke("infer", fixed_bundle.path, picture_file, "-o", tmp_path / "no" / "o.mp4"), "no")
-    assert_refused(invoke("infer", fixed_bundle.path, picture_file, "-o", text / "o.mp4"), "notes.png")
+        assert_refused(invoke("infer", small_bundle, image, "-o", out / "o.mp4", "-q"), word)
+    assert_refused(invoke("infer", small_bundle, picture_file, "-o", out / "o.avi"), ".mp4", ".gif")
+    assert_refused(invoke("infer", small_bundle, picture_file, "-o", tmp_path / "no" / "o.mp4"), "no")
+    assert_refused(invoke("infer", small_bundle, picture_file, "-o", text / "o.mp4"), "notes.png")
     assert list(out.iterdir()) == []
     mine = shutil.copy(picture_file, tmp_path / "mine.gif")
-    assert_refused(invoke("infer", fixed_bundle.path, mine, "-o", mine), "also an input")
+    assert_refused(invoke("infer", small_bundle, mine, "-o", mine), "also an input")
     assert Path(mine).read_bytes() == picture_file.read_bytes()
 
 
-def test_inputs_and_bundle_are_safe_from_outputs(fixed_bundle: Bundle, picture_file: Path, tmp_path: Path) -> None:
-    inside = fixed_bundle.path / "o.mp4"
-    assert_refused(invoke("infer", fixed_bundle.path, picture_file, "-o", inside, *FAST), "is inside the bundle")
+def test_inputs_and_bundle_are_safe_from_outputs(small_bundle: Path, picture_file: Path, tmp_path: Path) -> None:
+    inside = small_bundle / "o.mp4"
+    assert_refused(invoke("infer", small_bundle, picture_file, "-o", inside, *FAST), "is inside the bundle")
     frames = tmp_path / "frames"
-    assert invoke("infer", fixed_bundle.path, picture_file, "-o", frames, *FAST, "-q").returncode == 0
+    assert invoke("infer", small_bundle, picture_file, "-o", frames, *FAST, "-q").returncode == 0
     last = frames / "frame_0002.png"
-    assert_refused(invoke("infer", fixed_bundle.path, last, "-o", frames, *FAST), "contains one")
+    assert_refused(invoke("infer", small_bundle, last, "-o", frames, *FAST), "contains one")
     assert last.exists()
     assert_refused(invoke("infer", picture_file, picture_file, "-o", tmp_path / "o.mp4"), "is a file, not a bundle")
 
 
-def test_names_are_printed_as_they_are(run: Run, fixed_bundle: Bundle, picture_file: Path, tmp_path: Path) -> None:
+def test_names_are_printed_as_they_are(run: Run, small_bundle: Path, picture_file: Path, tmp_path: Path) -> None:
     """Brackets are not taken for markup, and long lines are not broken, so that they can be copied."""
     out = tmp_path / ("x" * 150) / "video [final] [b] ü.mp4"
     out.parent.mkdir()
-    result = run("infer", fixed_bundle.path, picture_file, "-o", out, *FAST, env={"COLUMNS": "80"})
+    result = run("infer", small_bundle, picture_file, "-o", out, *FAST, env={"COLUMNS": "80"})
     assert result.returncode == 0, result.stderr
     assert str(out) in result.stderr
     assert out.exists()
 
 
-def test_standard_output_that_is_full(fixed_bundle: Bundle, picture_file: Path, tmp_path: Path) -> None:
+def test_standard_output_that_is_full(small_bundle: Path, picture_file: Path, tmp_path: Path) -> None:
     with Path("/dev/full").open("w") as full:
         process = start(
-            "infer", fixed_bundle.path, picture_file, "-o", tmp_path / "o.mp4", *FAST, "--json", "-q", stdout=full
+            "infer", small_bundle, picture_file, "-o", tmp_path / "o.mp4", *FAST, "--json", "-q", stdout=full
         )
         _, err = process.communicate(timeout=60)
     assert process.returncode == 1
@@ -176,20 +176,20 @@ def test_standard_output_that_is_full(fixed_bundle: Bundle, picture_file: Path, 
     assert "Traceback" not in err
 
 
-def test_missing_arguments_are_usage_errors(fixed_bundle: Bundle) -> None:
-    assert invoke("infer", fixed_bundle.path).returncode == 2
+def test_missing_arguments_are_usage_errors(small_bundle: Path) -> None:
+    assert invoke("infer", small_bundle).returncode == 2
     assert invoke("infer").returncode == 2
     assert invoke("fly").returncode == 2
-    assert invoke("infer", fixed_bundle.path, "x.png", "-o", "-", "--json").returncode == 2
+    assert invoke("infer", small_bundle, "x.png", "-o", "-", "--json").returncode == 2
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_interrupt_leaves_no_partial_video(
-    number: signal.Signals, fixed_bundle: Bundle, picture_file: Path, tmp_path: Path
+    number: signal.Signals, small_bundle: Path, picture_file: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "o.mp4"
     process = start(
-        "infer", fixed_bundle.path, picture_file, "-o", out, "--num-inference-steps", "1000", "--num-frames", "6"
+        "infer", small_bundle, picture_file, "-o", out, "--num-inference-steps", "1000", "--num-frames", "6"
     )
     while not list(tmp_path.iterdir()):  # the writer's hidden file: the loop is running
         assert process.poll() is None, process.communicate()
@@ -220,11 +220,11 @@ def test_defaults_are_diffusers() -> None:
 
 
 def test_a_budget_chooses_how_to_run(
-    fixed_bundle: Bundle, picture_file: Path, tmp_path: Path, expected: np.ndarray
+    small_bundle: Path, picture_file: Path, tmp_path: Path, expected: np.ndarray
 ) -> None:
     """A CPU follows the same plan as a GPU, and every plan gives the same frames."""
     out = tmp_path / "o.npy"
-    asked = ("infer", fixed_bundle.path, picture_file, "-o", out, *FAST, "--decode-chunk-size", "3")
+    asked = ("infer", small_bundle, picture_file, "-o", out, *FAST, "--decode-chunk-size", "3")
     refused = invoke(*asked, "--vram-budget", "1MB")
     assert_refused(refused, "smallest budget that works is")
     smallest = re.search(r"works is ([0-9.]+ MB)", refused.stderr)
@@ -250,8 +250,8 @@ def test_a_budget_chooses_how_to_run(
 )
 @pytest.mark.skipif(gpu_count() > 0, reason="this machine has a GPU")
 def test_devices_that_are_not_here(
-    options: tuple[str, ...], problem: str, fixed_bundle: Bundle, picture_file: Path, tmp_path: Path
+    options: tuple[str, ...], problem: str, small_bundle: Path, picture_file: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "o.gif"
-    assert_refused(invoke("infer", fixed_bundle.path, picture_file, "-o", out, *FAST, *options), problem)
+    assert_refused(invoke("infer", small_bundle, picture_file, "-o", out, *FAST, *options), problem)
     assert list(tmp_path.iterdir()) == []

@@ -12,17 +12,21 @@ from svd_trt.engine.spec import NETWORKS
 from svd_trt.export.verify import sizes_to_try
 from tests.cli.conftest import Run, invoke
 
-TINY = Path(__file__).parent.parent.parent / "examples" / "tiny" / "checkpoint"
-
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_a_good_bundle_passes(
-    precision: str, dynamic_bundle: Bundle, tiny_bundle: Bundle, checkpoint: Path, run: Run
+    precision: str,
+    dynamic_bundle: Bundle,
+    small_bundle: Path,
+    checkpoint: Path,
+    small_checkpoint: Path,
+    run: Run,
 ) -> None:
+    frames = ("--frames", "2", "--frames", "6")
     if precision == "fp32":  # in a process of its own
-        done = run("verify", dynamic_bundle.path, "--model", checkpoint, "--frames", "2", "--frames", "8", "--json")
+        done = run("verify", dynamic_bundle.path, "--model", checkpoint, *frames, "--json")
     else:
-        done = invoke("verify", tiny_bundle.path, "--model", TINY, "--frames", "2", "--frames", "8", "--json")
+        done = invoke("verify", small_bundle, "--model", small_checkpoint, *frames, "--json")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["ok"]

@@ -30,9 +30,9 @@ def builder() -> tuple[Any, Any, Any]:
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_plans_are_built_and_described(
-    precision: str, dynamic_bundle: Bundle, tiny_bundle: Bundle, builder: Any
+    precision: str, dynamic_bundle: Bundle, small_bundle: Path, builder: Any
 ) -> None:
-    bundle = {"fp32": dynamic_bundle, "fp16": tiny_bundle}[precision]
+    bundle = {"fp32": dynamic_bundle, "fp16": Bundle.open(small_bundle)}[precision]
     assert bundle.manifest.precision == precision
     tensorrt, trt_builder, logger = builder
     assert bundle.manifest.tensorrt is not None
@@ -137,7 +137,7 @@ def test_progress_grows_to_the_end(small_bundle: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("fraction", [0.05, 0.5])
-def test_ctrl_c_stops_the_builder(fraction: float, tiny_bundle: Bundle, tmp_path: Path) -> None:
+def test_ctrl_c_stops_the_builder(fraction: float, dynamic_bundle: Bundle, tmp_path: Path) -> None:
     """SIGINT during TensorRT's short steps and during its longest one: no process and no file is left."""
 
     def progress(stage: str, done: float, total: float) -> None:
@@ -145,12 +145,12 @@ def test_ctrl_c_stops_the_builder(fraction: float, tiny_bundle: Bundle, tmp_path
             signal.raise_signal(signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):
-        build_denoiser(tiny_bundle, tmp_path / "p.plan", progress)
+        build_denoiser(dynamic_bundle, tmp_path / "p.plan", progress)
     assert list(tmp_path.iterdir()) == []
     assert builders() == []
 
 
-def test_any_exception_ends_a_builder_that_does_not_answer(tiny_bundle: Bundle, tmp_path: Path) -> None:
+def test_any_exception_ends_a_builder_that_does_not_answer(dynamic_bundle: Bundle, tmp_path: Path) -> None:
     """SIGTERM raises SystemExit while the child is in a step that cannot be interrupted."""
 
     def progress(stage: str, done: float, total: float) -> None:
@@ -159,12 +159,12 @@ def test_any_exception_ends_a_builder_that_does_not_answer(tiny_bundle: Bundle, 
             raise SystemExit(143)
 
     with pytest.raises(SystemExit):
-        build_denoiser(tiny_bundle, tmp_path / "p.plan", progress)
+        build_denoiser(dynamic_bundle, tmp_path / "p.plan", progress)
     assert list(tmp_path.iterdir()) == []
     assert builders() == []
 
 
-def test_a_killed_builder_is_an_error(tiny_bundle: Bundle, tmp_path: Path) -> None:
+def test_a_killed_builder_is_an_error(dynamic_bundle: Bundle, tmp_path: Path) -> None:
     """SIGKILL, as the kernel sends it when memory runs out."""
 
     def progress(stage: str, done: float, total: float) -> None:
@@ -172,7 +172,7 @@ def test_a_killed_builder_is_an_error(tiny_bundle: Bundle, tmp_path: Path) -> No
             os.kill(pid, signal.SIGKILL)
 
     with pytest.raises(EngineBuildError, match="memory ran out"):
-        build_denoiser(tiny_bundle, tmp_path / "p.plan", progress)
+        build_denoiser(dynamic_bundle, tmp_path / "p.plan", progress)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -17,6 +17,8 @@ from tests.conftest import build_tiny
 TINY = Path(__file__).parent.parent.parent / "examples" / "tiny"
 PICTURES = 6
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def score() -> Any:
@@ -30,7 +32,7 @@ def score() -> Any:
         sys.path.remove(str(TINY))
 
 
-@pytest.fixture(scope="module", params=[pytest.param("fp32", marks=pytest.mark.slow), "fp16"])
+@pytest.fixture(scope="module", params=["fp32", "fp16"])
 def bundle(request: pytest.FixtureRequest, once: Any, cache: Path) -> tuple[str, Path]:
     return request.param, build_tiny(once, cache, request.param)
 

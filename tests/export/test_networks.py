@@ -11,7 +11,6 @@ from svd_trt import Bundle, VideoPipeline
 from svd_trt.engine.spec import NETWORKS, NetworkName, NetworkSpec
 from svd_trt.export.checkpoint_kinds import open_checkpoint
 from svd_trt.export.verify import verify_networks
-from tests.conftest import TINY
 
 # Largest difference allowed, by network and precision; frames are in levels of 255.
 TOLERANCE: dict[str, dict[NetworkName, float]] = {
@@ -48,16 +47,18 @@ def test_fp32_network(
 
 @pytest.mark.parametrize("end", END)
 @pytest.mark.parametrize("name", NETWORKS)
-def test_fp16_network(name: NetworkName, end: str, tiny_bundle: Bundle, record_property: Any) -> None:
-    check_network(tiny_bundle, name, end, TINY / "checkpoint", record_property)
+def test_fp16_network(
+    name: NetworkName, end: str, small_bundle: Path, small_checkpoint: Path, record_property: Any
+) -> None:
+    check_network(Bundle.open(small_bundle), name, end, small_checkpoint, record_property)
 
 
-def test_half_precision_keeps_fp32_where_it_matters(tiny_bundle: Bundle) -> None:
+def test_half_precision_keeps_fp32_where_it_matters(small_bundle: Path) -> None:
     """Softmax and statistics of normalisation, in the rewritten networks of an fp16 bundle."""
     import onnx
 
     for name in ("denoiser", "vae_decoder"):
-        graph = onnx.load(tiny_bundle.onnx_path(name), load_external_data=False).graph  # type: ignore[arg-type]
+        graph = onnx.load(Bundle.open(small_bundle).onnx_path(name), load_external_data=False).graph  # type: ignore[arg-type]
         made_by = {output: node for node in graph.node for output in node.output}
         kinds = [node.op_type for node in graph.node]
         assert "InstanceNormalization" not in kinds
@@ -73,12 +74,12 @@ def test_half_precision_keeps_fp32_where_it_matters(tiny_bundle: Bundle) -> None
                 assert stash == onnx.TensorProto.FLOAT
 
 
-def test_precision_is_in_the_graph(tiny_bundle: Bundle) -> None:
+def test_precision_is_in_the_graph(small_bundle: Path) -> None:
     """Strongly typed: half weights in the fp16 networks, none in the VAE encoder."""
     import onnx
 
     for name in NETWORKS:
-        graph = onnx.load(tiny_bundle.onnx_path(name), load_external_data=False).graph
+        graph = onnx.load(Bundle.open(small_bundle).onnx_path(name), load_external_data=False).graph
         halves = sum(t.data_type == onnx.TensorProto.FLOAT16 for t in graph.initializer)
         assert (halves == 0) == (name == "vae_encoder"), name
         assert not any(node.doc_string or node.metadata_props for node in graph.node), "stack traces left in the file"

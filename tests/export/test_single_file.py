@@ -142,6 +142,7 @@ def test_weights_are_those_of_the_folder(component: Component, single_file: Path
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
 
 
+@pytest.mark.slow
 def test_the_video_is_that_of_the_folder(single_file: Path, picture_file: Path, cache: Path, tmp_path: Path) -> None:
     """Built from the file, without rewrites and without engines: the frames are those that diffusers makes."""
     from diffusers import StableVideoDiffusionPipeline

@@ -19,6 +19,8 @@ from svd_trt.export.fidelity import psnr
 from tests.conftest import TINY
 from tests.gpu.conftest import Rig
 
+pytestmark = pytest.mark.slow
+
 ROUNDS = 5
 REQUEST = MemoryRequest(frames=8, height=32, width=32)
 

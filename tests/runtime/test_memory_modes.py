@@ -14,6 +14,8 @@ from svd_trt import BuildOptions, Bundle, VideoPipeline, build_bundle
 from svd_trt.engine.memory import MemoryPlan, MemoryRequest, plan_footprint
 from svd_trt.engine.spec import Range
 
+pytestmark = pytest.mark.slow
+
 OPTIONS = BuildOptions(
     height=Range.parse("40"), width=Range.parse("48"), frames=Range(2, 3, 6), precision="fp32", backend="tensorrt-rtx"
 )
