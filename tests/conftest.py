@@ -47,10 +47,19 @@ _BUNDLES = {"dynamic_bundle", "tiny_bundle", "small_bundle", "cache"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests that need networks or engines, which `make test-fast` leaves out."""
+    """Mark the tests that need networks or engines, which `make test-fast` leaves out, and run them last.
+
+    Of two test processes the first begins with the tests that need no bundle, while the second builds the dynamic one.
+    """
+
+    def rank(item: pytest.Item) -> int:
+        fixtures = set(getattr(item, "fixturenames", ()))
+        return 2 if "dynamic_bundle" in fixtures else bool(_BUNDLES & fixtures)
+
     for item in items:
-        if _BUNDLES & set(getattr(item, "fixturenames", ())):
+        if rank(item):
             item.add_marker(pytest.mark.bundles)
+    items.sort(key=rank)
 
 
 @pytest.fixture(scope="session")
@@ -173,12 +182,15 @@ def _built_in_parallel(request: pytest.FixtureRequest, worker_id: str) -> None:
                 make(shared / name)
         return shared / name
 
-    if "dynamic_bundle" in used:
-        build_dynamic(once, cache, request.getfixturevalue("checkpoint"))
-    if "tiny_bundle" in used:
-        build_tiny(once, cache, "fp16")
-    if "small_bundle" in used:
-        build_small(once, cache, request.getfixturevalue("small_checkpoint"))
+    builds = {
+        "dynamic_bundle": lambda: build_dynamic(once, cache, request.getfixturevalue("checkpoint")),
+        "tiny_bundle": lambda: build_tiny(once, cache, "fp16"),
+        "small_bundle": lambda: build_small(once, cache, request.getfixturevalue("small_checkpoint")),
+    }
+    # The first process starts with the last one, which is done first, because its tests come first.
+    for name in reversed(builds) if worker_id == "gw0" else builds:
+        if name in used:
+            builds[name]()
 
 
 @pytest.fixture(scope="session")

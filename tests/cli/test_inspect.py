@@ -80,7 +80,7 @@ def test_memory_follows_frames_and_chunks(small_bundle: Path) -> None:
     whole = activation_bytes(denoiser, {})
     assert whole == denoiser.plan.activation_bytes
     assert activation_bytes(denoiser, {"branches": 1}) == pytest.approx(whole / 2, abs=1)
-    assert activation_bytes(denoiser, {"frames": 2}) == pytest.approx(whole * 2 / 3, abs=1)
+    assert activation_bytes(denoiser, {"frames": 2}) == pytest.approx(whole * 2 / 6, abs=1)
     needs = {
         (request.frames, plan.decode_chunk_size, plan.resident): plan.total_bytes or 0
         for request, plan in compare_plans(manifest)
@@ -92,7 +92,7 @@ def test_memory_follows_frames_and_chunks(small_bundle: Path) -> None:
 
 
 def whole_video(manifest: Manifest) -> MemoryRequest:
-    return MemoryRequest(manifest.ranges.frames.max, manifest.ranges.height.max, manifest.ranges.width.max)
+    return MemoryRequest(manifest.model.num_frames, manifest.ranges.height.max, manifest.ranges.width.max)
 
 
 def test_plan_within_a_budget(small_bundle: Path) -> None:
