@@ -180,9 +180,7 @@ class Bench:
                     processes.enter_context(opened.pop_all())
         except (ContenderError, SvdTrtError) as error:
             if contender.name == BASELINE:
-                raise BenchmarkError(
-                    f"{BASELINE} failed, and all else is measured against it: {error}{_hint(error)}"
-                ) from error
+                raise BenchmarkError(f"the baseline run, {BASELINE}, failed: {error}{_hint(error)}") from error
             self._skipped[contender.name] = str(error)
             return
         self._participants[contender.name] = _Participant(

@@ -27,10 +27,10 @@ __all__ = ["FREE_MEMORY_EARLY", "Answer", "ChildProcess", "connect_to_parent", "
 Answer = Callable[[bytes], None]
 """Sends one line, which holds no line break itself, to the parent."""
 
-FREE_MEMORY_EARLY = {"MALLOC_MMAP_THRESHOLD_": "1048576"}
+FREE_MEMORY_EARLY = {"MALLOC_MMAP_THRESHOLD_": os.environ.get("MALLOC_MMAP_THRESHOLD_", "1048576")}
 """Environment in which glibc returns blocks of more than 1 MB to the system as soon as they are freed.
 
-By default it comes to keep blocks of up to 32 MB, which is faster for programs that allocate them often. A build loads
+By default glibc keeps blocks of up to 32 MB, which is faster for programs that allocate them often. A build loads
 and frees gigabytes of weights; a benchmark has to run with the user's own settings.
 """
 

@@ -83,6 +83,12 @@ class FileEntry(msgspec.Struct, frozen=True):
         """The entry of the file ``path``, which is inside ``root``; reads the file to hash it."""
         return cls(path.relative_to(root).as_posix(), path.stat().st_size, sha256_of(path))
 
+    @property
+    def outside_bundle(self) -> bool:
+        """True if ``path`` would lead out of the folder that it is relative to."""
+        path = PurePosixPath(self.path)
+        return path.is_absolute() or ".." in path.parts
+
     def is_whole(self, root: Path) -> bool:
         """True if the file is under ``root`` with this size and content."""
         path = root / self.path
@@ -236,18 +242,13 @@ def read_manifest(directory: Path) -> Manifest:
         manifest = msgspec.convert(fields, Manifest)
     except (msgspec.MsgspecError, ValueError) as error:
         raise BundleError(f"{path} is not a bundle's manifest ({error}); {rebuild}") from error
-    if any(_escapes(file.path) for file in manifest.files):
+    if any(file.outside_bundle for file in manifest.files):
         raise BundleError(f"{path} names files outside the bundle; {rebuild}")
     return manifest
 
 
 def _digest(fields: dict[str, Any]) -> str:
     return hashlib.sha256(msgspec.json.encode(fields, order="sorted")).hexdigest()
-
-
-def _escapes(path: str) -> bool:
-    parts = PurePosixPath(path)
-    return parts.is_absolute() or ".." in parts.parts
 
 
 def _no_bundle(directory: Path) -> str:

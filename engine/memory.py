@@ -51,8 +51,8 @@ __all__ = [
 
 _ELEMENT_BYTES = {"float32": 4, "uint8": 1}
 _ALIGNMENT = 256  # bytes; TensorRT rounds the memory of a context up to it
-_STREAMING_SHARE = 8  # buffers for streamed weights are assumed to take one part in so many of the weights
-_LEAST_RESIDENT = 4  # at least one part in so many of the denoiser's weights stays on the device
+_STREAMING_SHARE = 8  # buffers for streamed weights are assumed to take an eighth of the weights
+_LEAST_RESIDENT = 4  # at least a quarter of the denoiser's weights stays on the device
 _LIGHT_FF_CHUNKS = 4
 
 

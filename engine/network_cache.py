@@ -1,12 +1,13 @@
-"""A folder of finished networks and engines, shared by all builds that are told to use it.
+"""A folder of finished networks and engines, shared by all builds that use it.
 
 An entry is named after its key, which is a digest of everything it depends on: weights, recipe, packages, and the code
 that writes it. So nothing in the cache is ever out of date; it only grows, until it is removed with ``rm -r``.
 
 For a key ``ab12`` the entry is the folder ``ab12``, with a record ``entry.json`` and the files under the paths that
 they have in a bundle. It appears by a rename, and its files are compared with the hashes in the record whenever it is
-used. Files are copied into and out of the cache, never linked: nothing that happens to a bundle's file changes the
-cache, nor the other way round. File systems that can share blocks between copies (Btrfs, XFS) do.
+used. Files are copied into and out of the cache, never linked: a change to a bundle's file does not change the
+cache, and a change to the cache does not change a bundle. File systems that can share blocks between copies do so
+(Btrfs, XFS).
 """
 
 from __future__ import annotations
@@ -58,12 +59,14 @@ class NetworkCache:
             entry = msgspec.json.decode((found / _RECORD).read_bytes(), type=kind)
         except (OSError, msgspec.MsgspecError):
             return None
+        if entry.key != key or any(file.outside_bundle for file in entry.files):
+            return None
         try:
             for file in entry.files:
                 _copy(found / file.path, target / file.path)
         except FileNotFoundError:
             return None
-        return entry if entry.key == key and entry.is_whole(target) else None
+        return entry if entry.is_whole(target) else None
 
     def store(self, entry: OnnxEntry | PlanEntry, source: Path) -> None:
         """Copy the files of ``entry`` from the folder ``source``; call it with the lock of the entry's key held.

@@ -21,6 +21,8 @@ from svd_trt.progress import Progress, ignore_progress
 
 __all__ = ["build_plan", "plan_stage"]
 
+_ALMOST_DONE = 0.999  # a stage has ended when it reports 1, and the plan is not in place before
+
 
 def build_plan(
     tensorrt: TensorRt,
@@ -73,7 +75,7 @@ def _run(job: Job, stage: str, progress: Progress) -> PlanReport:
             if message.error is not None:
                 raise EngineBuildError(message.error)
             if message.progress is not None:
-                progress(stage, message.progress, 1)
+                progress(stage, min(message.progress, _ALMOST_DONE), 1)
             if message.report is not None:
                 return message.report
         raise EngineBuildError(f"building {job.spec.name} failed: {child.describe_exit('TensorRT')}")

@@ -284,16 +284,14 @@ def _build_engine(job: _Job, name: NetworkName, staging: Staging, progress: Prog
     """Build the engine of one network, unless another build adds it to the cache first."""
     assert job.tensorrt is not None
     key, form, started = job.plan_keys[name], job.tensorrt.name, time.perf_counter()
-    stage = _stage_of(name, form)
-    progress(stage, 0, 1)
     with staging.making(key):
         reused = staging.reuse(name, key, PlanEntry)
         if reused is not None:
             entry = reused[0]
+            progress(_stage_of(name, form), 1, 1)
         else:
-            entry = _new_plan(job, name, staging, progress)
+            entry = _new_plan(job, name, staging, progress)  # reports its own progress
             staging.finish(name, entry)
-    progress(stage, 1, 1)
     return entry, Stage(name, form, time.perf_counter() - started, bool(reused), from_cache=bool(reused))
 
 

@@ -37,8 +37,8 @@ def open_checkpoint(
         revision: branch, tag or commit of a hub id.
         variant: weights to use, such as ``fp16``; by default the plain ones, or the only ones there are.
         local_files_only: never download (as HF_HUB_OFFLINE=1).
-        config: for a single file, a folder in diffusers format with its configurations; by default it is taken for
-            the published architecture.
+        config: for a single file, a folder in diffusers format with its configurations; by default the published
+            architecture is assumed.
 
     Raises:
         CheckpointError: it does not exist, is not SVD, is incomplete, or has a scheduler that is not supported.
@@ -63,4 +63,4 @@ def _refuse(model: str, **options: str | None) -> None:
     given = [name for name, value in options.items() if value is not None]
     if given:
         kind = "a single file" if given[0] == "config" else "a folder or a hub id"
-        raise CheckpointError(f"--{given[0]} belongs to {kind}, and {model} is none")
+        raise CheckpointError(f"--{given[0]} works only with {kind}, and {model} is something else; leave it out")

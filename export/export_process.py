@@ -60,7 +60,7 @@ class Exporter:
     Args:
         checkpoint: what to export.
         components: components to check before the first network is exported, so that damaged weights are found
-            before minutes have gone by.
+            early.
     """
 
     def __init__(self, checkpoint: AnyCheckpoint, components: Sequence[Component]) -> None:

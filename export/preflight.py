@@ -65,7 +65,7 @@ def check_resources(folder: Path, work: Work, cache: Path | None = None) -> None
         raise ResourceError(
             f"this build needs about {format_bytes(memory, round_up=True)} of memory and "
             f"{format_bytes(available)} are available; close other programs, raise the limit, use a larger "
-            "machine, or insist with --skip-checks"
+            "machine, or start anyway with --skip-checks"
         )
 
 
@@ -74,7 +74,7 @@ def _check_disk(folder: Path, size: float, option: str) -> None:
     if size > free:
         raise ResourceError(
             f"this build writes about {format_bytes(size, round_up=True)} and {folder.parent} has "
-            f"{format_bytes(free)} free; free space, choose another {option}, or insist with --skip-checks"
+            f"{format_bytes(free)} free; free space, choose another {option}, or start anyway with --skip-checks"
         )
 
 
@@ -88,12 +88,12 @@ def check_space(directory: Path, weights: float) -> None:
     free, available = shutil.disk_usage(existing).free, available_memory()
     if weights * _DISK_FACTOR > free:
         raise ResourceError(
-            f"this takes {format_bytes(weights, round_up=True)} of disk and {existing} has {format_bytes(free)} "
-            "free; choose another place"
+            f"the checkpoint needs {format_bytes(weights, round_up=True)} of disk and {existing} has "
+            f"{format_bytes(free)} free; choose another place"
         )
     if weights + _EXPORT_BASE > available:
         raise ResourceError(
-            f"this takes {format_bytes(weights + _EXPORT_BASE, round_up=True)} of memory and "
+            f"writing the checkpoint needs {format_bytes(weights + _EXPORT_BASE, round_up=True)} of memory and "
             f"{format_bytes(available)} are available"
         )
 

@@ -61,6 +61,6 @@ def make_recipe(spec: NetworkSpec, precision: Precision, graph: GraphEntry, upsa
 
 
 def _halves(spec: NetworkSpec, times: int) -> bool:
-    """True if height and width of the latents are fixed and can be halved so many times."""
+    """True if height and width of the latents are fixed and can be halved ``times`` times."""
     height, width = spec.tensor("latents").shape[-2:]
     return all(isinstance(axis, int) and axis % 2**times == 0 for axis in (height, width))

@@ -91,7 +91,8 @@ def diffusers_output(models: Any, name: NetworkName, inputs: Mapping[str, npt.ND
             return [output.numpy() for output in _outputs(models, name, tensors)]
     except (RuntimeError, ValueError) as error:
         raise CheckpointError(
-            f"the checkpoint's {name} does not take what the bundle's takes; is it another model?"
+            f"the checkpoint's {name} has other inputs than the bundle's; "
+            "pass the checkpoint that the bundle was built from"
         ) from error
 
 

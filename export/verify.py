@@ -159,7 +159,10 @@ def _run(
 
 def _difference(what: str, ours: npt.NDArray[Any], theirs: npt.NDArray[Any], least_db: float) -> Difference:
     if ours.shape != theirs.shape:
-        raise CheckpointError(f"{what} has shape {ours.shape}, and the checkpoint's {theirs.shape}; another model?")
+        raise CheckpointError(
+            f"{what} has shape {ours.shape} in the bundle and {theirs.shape} in the checkpoint; "
+            "pass the checkpoint that the bundle was built from"
+        )
     pair = [IterationResult(outputs={what: array.astype(np.float32)}) for array in (ours, theirs)]
     G_LOGGER.module_severity = G_LOGGER.CRITICAL  # it would print every statistic
     found = SimpleCompareFunc()(*pair)[what]

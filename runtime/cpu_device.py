@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from queue import SimpleQueue
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -64,7 +66,7 @@ class CpuSession(Session):
     def __init__(self, bundle: Bundle, network: NetworkName) -> None:
         self.spec = bundle.network(network).spec
         self._session: Any = load_onnx(bundle, network, ["CPUExecutionProvider"], plan_memory=False)
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=network)
+        self._worker = _Worker(network)
         self._running: Any = None
         self.run_seconds = 0.0
 
@@ -75,12 +77,12 @@ class CpuSession(Session):
         binding = self._bind(tensors)
         self._running = options = onnxruntime.RunOptions()
         try:
-            self._thread.submit(self._run, binding, options).result()
+            self._worker.submit(lambda: self._run(binding, options)).result()
         except (KeyboardInterrupt, SystemExit):
             options.terminate = True
-            # The run may still write to the caller's buffers. The thread works in order, so an empty call ends after
+            # The run may still write to the caller's buffers. The worker works in order, so an empty call ends after
             # it, even if the interrupt arrived before there was a future to wait for.
-            self._thread.submit(lambda: None).result()
+            self._worker.submit(lambda: None).result()
             raise
 
     def _run(self, binding: Any, options: Any) -> None:
@@ -103,8 +105,42 @@ class CpuSession(Session):
 
     def close(self) -> None:
         """Release the network."""
-        self._thread.shutdown()
+        self._worker.stop()
         self._session = None
+
+
+class _Worker:
+    """A thread that makes one call after the other.
+
+    Not a ``ThreadPoolExecutor``: its thread starts inside the first call, where an interrupt can lose it, and the
+    interpreter waits for it at exit, which takes minutes if a stream was not closed.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._calls: SimpleQueue[tuple[Callable[[], None], Future[None]] | None] = SimpleQueue()
+        self._thread = Thread(target=self._work, name=name, daemon=True)
+        self._thread.start()
+
+    def submit(self, call: Callable[[], None]) -> Future[None]:
+        """Make the call in the thread, after all earlier ones."""
+        future: Future[None] = Future()
+        self._calls.put((call, future))
+        return future
+
+    def stop(self) -> None:
+        """End the thread after all calls. Stopping twice is harmless."""
+        self._calls.put(None)
+        self._thread.join()
+
+    def _work(self) -> None:
+        while (item := self._calls.get()) is not None:
+            call, future = item
+            try:
+                call()
+                future.set_result(None)
+            except BaseException as error:  # raised again by `Future.result`
+                future.set_exception(error)
+            del item, call, future  # free the buffers that the call refers to before waiting for the next
 
 
 class CpuDevice(Device):

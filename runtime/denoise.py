@@ -55,11 +55,12 @@ class Conditions:
         return bool(self.guidance.max() > 1)
 
     def passes(self, most_branches: int) -> list[dict[str, Floats]]:
-        """Make the denoiser's inputs that stay the same in every step, for each pass over at most so many branches.
+        """Make the denoiser's inputs that stay the same in every step, for each pass over ``most_branches`` at most.
 
-        Classifier-free guidance is applied here, as weights that the denoiser multiplies its predictions with. With
-        guidance, the first branch is unconditional: its conditions are zeros and its weight is 1 - scale. The weight of
-        the second, conditional branch is the scale.
+        Classifier-free guidance is a sum of the branches' predictions, weighted in each frame. The denoiser computes
+        the sum (`svd_trt.export.networks.Denoiser`); the weights are made here. With guidance, the first branch is
+        unconditional: its conditions are zeros and its weight is 1 - scale. The weight of the second, conditional
+        branch is the scale.
         """
         embeds, latents = self.image_embeds[None], self.image_latents[None]  # [branches, B, ...]
         weights = np.ones((1, len(self.guidance)), np.float32)  # [branches, F]

@@ -51,15 +51,21 @@ class Executor(Closeable):
         self._loop: tuple[object, tuple[int, ...], Closeable] | None = None
         self._decodes: weakref.WeakSet[_Decode] = weakref.WeakSet()
 
+    def require_open(self) -> None:
+        """Refuse to run after `close`.
+
+        Raises:
+            BackendError: the executor is closed.
+        """
+        if self._closed:
+            raise BackendError(CLOSED)
+
     def plan(self, request: MemoryRequest) -> MemoryPlan:
         """Choose the fastest way to run ``request`` within the budget, or within the memory that is free.
 
         Raises:
             BudgetError: no plan needs so little memory.
-            BackendError: the executor is closed.
         """
-        if self._closed:
-            raise BackendError(CLOSED)
         manifest = self.bundle.manifest
         if self.vram_budget is not None:
             return plan_memory(manifest, request, self.vram_budget)

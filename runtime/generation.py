@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from dataclasses import dataclass, field
-from typing import Literal
 
 import numpy as np
 import PIL.Image
@@ -115,13 +114,25 @@ def encode(executor: Executor, job: Job, image_noise: Floats) -> Conditions:
         pixels = np.stack([clip_pixels(one, mean=model.image_mean, std=model.image_std) for one in job.pictures])
         images = np.stack([vae_image(one, settings.height, settings.width) for one in job.pictures])
         images += np.float32(settings.noise_aug_strength) * image_noise
-    count = len(job.pictures)
+    count, sizes = len(job.pictures), {"height": settings.height, "width": settings.width}
     groups = groups_of(count, ranges.pictures)
     job.progress("encode", 0, count)
-    embeds = [_run_encoder(executor, job, "image_encoder", pixels[group]) for group in groups]  # [P, 1, D]
+    with timed(job.timings, "load"):
+        executor.load("image_encoder")
+    embeds = []  # [P, 1, D]
+    for group in groups:
+        with timed(job.timings, "image_encoder"):
+            inputs = {"pixels": pixels[group]}
+            outputs = executor.run("image_encoder", inputs, {"pictures": len(pixels[group])})
+        embeds.append(outputs["image_embeds"])
+    with timed(job.timings, "load"):
+        executor.load("vae_encoder")
     latents = []  # [P, C, h, w]
     for group in groups:
-        latents.append(_run_encoder(executor, job, "vae_encoder", images[group]))
+        with timed(job.timings, "vae_encoder"):
+            inputs = {"image": images[group]}
+            outputs = executor.run("vae_encoder", inputs, sizes | {"pictures": len(images[group])})
+        latents.append(outputs["image_latents"])
         job.progress("encode", group.stop, count)
     repeats = settings.num_videos_per_prompt
     return Conditions(
@@ -132,18 +143,6 @@ def encode(executor: Executor, job: Job, image_noise: Floats) -> Conditions:
             settings.min_guidance_scale, settings.max_guidance_scale, settings.num_frames, dtype=np.float32
         ),
     )
-
-
-def _run_encoder(
-    executor: Executor, job: Job, network: Literal["image_encoder", "vae_encoder"], pictures: Floats
-) -> Floats:
-    with timed(job.timings, "load"):
-        executor.load(network)
-    spec = executor.bundle.network(network).spec
-    (source,), (result,) = spec.inputs, spec.outputs
-    sizes = {"pictures": len(pictures), "height": job.settings.height, "width": job.settings.width}
-    with timed(job.timings, network):
-        return executor.run(network, {source.name: pictures}, sizes)[result.name]
 
 
 def groups_of(count: int, span: Range) -> list[slice]:

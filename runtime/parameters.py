@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from typing import Any, TypedDict
 
 from svd_trt.engine.manifest import Manifest
@@ -56,7 +56,9 @@ class Parameters:
     )
     height: int | None = _option(None, "Frame height in pixels.  [default: the bundle's]", 8)
     width: int | None = _option(None, "Frame width in pixels.  [default: the bundle's]", 8)
-    sampler: str = field(default="euler", metadata={"help": "How to step.", "choices": tuple(SAMPLERS)})
+    sampler: str = field(
+        default="euler", metadata={"help": "Update rule of a denoising step.", "choices": tuple(SAMPLERS)}
+    )
 
     def __post_init__(self) -> None:
         for spec in dataclasses.fields(self):
@@ -107,13 +109,12 @@ class Settings:
 
     Attributes:
         sigmas: noise levels, ``[num_inference_steps + 1]``.
-        custom_sigmas: the caller chose the noise levels; otherwise they are the checkpoint's.
+        custom_sigmas: whether the caller chose the noise levels; if not, they are the checkpoint's.
     """
 
     num_frames: int
     num_inference_steps: int
     sigmas: tuple[float, ...]
-    custom_sigmas: bool
     min_guidance_scale: float
     max_guidance_scale: float
     fps: int
@@ -125,6 +126,11 @@ class Settings:
     height: int
     width: int
     sampler: str
+    custom_sigmas: InitVar[bool]
+    _custom_sigmas = False
+
+    def __post_init__(self, custom_sigmas: bool) -> None:
+        object.__setattr__(self, "_custom_sigmas", custom_sigmas)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON. With ``seed`` and these arguments the video can be generated again.
@@ -132,7 +138,7 @@ class Settings:
         ``sigmas`` is None if they are the checkpoint's.
         """
         fields = dataclasses.asdict(self)
-        fields["sigmas"] = list(self.sigmas) if fields.pop("custom_sigmas") else None
+        fields["sigmas"] = list(self.sigmas) if self._custom_sigmas else None
         return fields
 
 

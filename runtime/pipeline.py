@@ -104,7 +104,8 @@ class VideoPipeline(Closeable):
             latents: noise of unit variance to start from, ``[B, F, 4, h, w]``, instead of the seed's.
             callback_on_step_end: called as ``f(pipe, step, timestep, {"latents": array})`` after each step. It may
                 return ``{"latents": array}`` to continue with other latents. An exception in it ends the run.
-            progress: see `svd_trt.runtime.generation.Job`.
+            progress: called as ``progress(stage, done, total)`` with the stages ``encode`` (pictures), ``denoise``
+                (steps) and ``decode`` (frames).
             **parameters: see `svd_trt.runtime.parameters.Parameters`: names and defaults of diffusers.
 
         Raises:
@@ -194,6 +195,7 @@ class VideoPipeline(Closeable):
         progress: Progress | None,
     ) -> Job:
         """Check every argument, plan the memory, and load the pictures."""
+        self.executor.require_open()
         unknown = set(arguments) - set(Parameters.fields())
         if unknown:
             raise TypeError(f"unexpected keyword argument {unknown.pop()!r}")

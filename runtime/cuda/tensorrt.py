@@ -138,7 +138,7 @@ class TensorRtSession(Session):
         return engine
 
     def _stream_weights(self, streamed_bytes: int) -> None:
-        """Make TensorRT keep so many bytes of the weights in host memory. Call it before there is a context."""
+        """Make TensorRT keep ``streamed_bytes`` of the weights in host memory. Call it before there is a context."""
         streamable = int(self._engine.streamable_weights_size)
         if streamable:
             wanted = max(streamable - streamed_bytes, 0)

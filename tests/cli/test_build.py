@@ -464,7 +464,7 @@ def test_random_checkpoint_sees_too_little_memory(tmp_path: Path) -> None:
 
 def test_options_of_other_kinds_of_checkpoint_are_refused(tmp_path: Path) -> None:
     for options in (["--config", "x"], ["--variant", "fp16"], ["--revision", "main"]):
-        assert_refused(invoke("build", "random:tiny", "-o", tmp_path / "b", *options), options[0], "belongs to")
+        assert_refused(invoke("build", "random:tiny", "-o", tmp_path / "b", *options), options[0], "works only with")
     assert_refused(invoke("build", tmp_path / "no.safetensors", "-o", tmp_path / "b"), "there is no file")
     assert_refused(invoke("build", "random:tiny@", "-o", tmp_path / "b"), "seed")
 

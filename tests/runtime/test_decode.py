@@ -249,13 +249,13 @@ def test_onnxruntime_can_be_cancelled_from_another_thread(small_bundle: Path) ->
     ):
         session.cancel()
         session.enqueue({"latents": given, "frames": frames})
-        original = session._thread.submit
+        original = session._worker.submit
 
         def submit(*call: Any) -> Any:
             session.cancel()  # after the options of the run are made and before it runs
             return original(*call)
 
-        session._thread.submit = submit  # type: ignore[method-assign, assignment]
+        session._worker.submit = submit  # type: ignore[method-assign, assignment]
         with pytest.raises(BackendError, match="vae_decoder"):
             session.enqueue({"latents": given, "frames": frames})
 

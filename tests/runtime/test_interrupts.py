@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +74,7 @@ def test_a_run_works_after_an_interrupted_submit(
     session: CpuSession, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = run()
-    interrupt_calls(monkeypatch, ThreadPoolExecutor, "submit", after=False, times=1)
+    interrupt_calls(monkeypatch, cpu_device._Worker, "submit", after=False, times=1)
     with pytest.raises(KeyboardInterrupt):
         run()
     np.testing.assert_array_equal(run(), expected)

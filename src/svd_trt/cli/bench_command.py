@@ -150,10 +150,11 @@ def _bench(
             model = _model_of(bundle, model)
             options |= _options_of(bundle, options)
         _run(console, keep, model=model or "random:mid", **options)
-    except BaseException:
+    except BaseException as error:
         if completed:
+            what = "Interrupted" if isinstance(error, KeyboardInterrupt | SystemExit) else "Failed"
             where = f"in {output}" if written else "below; -o FILE.json keeps them"
-            console.print(f"Interrupted. Completed rounds are {where}")
+            console.print(f"{what}. Completed rounds are {where}")
             if not written:
                 _print(completed[-1], as_json=as_json)
         raise

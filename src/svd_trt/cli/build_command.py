@@ -170,7 +170,7 @@ def command(model: str, output: Path, quiet: bool, as_json: bool, **options: Any
 
 
 def _show(console: Console, bars: Bars) -> Progress:
-    """Draw a bar for each stage on a terminal; print a line for each that took a second, or was reused, to a log."""
+    """Draw a bar for each stage on a terminal; print a line for each finished stage to a log."""
     tasks: dict[str, TaskID] = {}
     started: dict[str, float] = {}
 
@@ -182,7 +182,7 @@ def _show(console: Console, bars: Bars) -> Progress:
             if stage not in tasks:
                 tasks[stage] = bars.add(stage, total=None)
             bars.update(tasks[stage], done, total=total or None, note=note)
-        elif ended and (note or seconds >= 1):
+        elif ended and not stage.startswith("reading "):
             console.print(f"{stage}: {note or format_seconds(seconds)}")
 
     return show

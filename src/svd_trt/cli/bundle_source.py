@@ -17,5 +17,7 @@ def findable_source(bundle: Bundle) -> str:
     """
     source = bundle.manifest.source
     if source.commit is None and not source.model.startswith("random:"):
-        raise click.UsageError(f"give --model: where the checkpoint of {bundle.path} ({source.model}) is now")
+        raise click.UsageError(
+            f"give --model, the path of the checkpoint that {bundle.path} was built from ({source.model})"
+        )
     return source.model
