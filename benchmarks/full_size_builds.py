@@ -36,6 +36,7 @@ from svd_trt.export.checkpoint import COMPONENT_OF, Checkpoint
 from svd_trt.export.checkpoint_kinds import open_checkpoint
 from svd_trt.export.rewrites import REWRITES
 from svd_trt.export.rewrites.feed_forward import split_feed_forwards
+from svd_trt.units import format_bytes
 
 VARIANTS = {
     "plain": ["--no-rewrites"],
@@ -92,9 +93,10 @@ def cost(model: str, output: Path, names: tuple[str, ...], work: Path | None) ->
     for name, figures in variants.items():
         denoiser = figures["networks"]["denoiser"]
         click.echo(
-            f"{name:12} {figures['seconds']:6.1f} s  {figures['peak_rss_bytes'] / 1e9:5.2f} GB peak RSS  denoiser: "
+            f"{name:12} {figures['seconds']:6.1f} s  {format_bytes(figures['peak_rss_bytes'])} peak RSS  denoiser: "
             f"{denoiser['flops'] / 1e12 * figures['passes']:.1f} TFLOP a step, {denoiser['nodes']} nodes, "
-            f"{denoiser['activation_bytes'] / 1e9:.2f} GB activations, {denoiser['weight_bytes'] / 1e9:.2f} GB weights"
+            f"{format_bytes(denoiser['activation_bytes'])} activations, "
+            f"{format_bytes(denoiser['weight_bytes'])} weights"
         )
 
 

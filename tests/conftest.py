@@ -35,6 +35,7 @@ DYNAMIC = BuildOptions(
     frames=Range(2, 4, 9),
     decode_chunk=Range(1, 4, 9),
     batch=Range(1, 1, 2),
+    ff_chunks=1,  # fewer nodes, which export faster; the small bundle has the default
     precision="fp32",
     backend=BACKEND,
 )
@@ -89,48 +90,49 @@ def cache(pytestconfig: pytest.Config) -> Path:
     return pytestconfig.cache.mkdir("networks")
 
 
-@pytest.fixture(scope="session")
-def checkpoint(once: Any) -> Path:
-    """A small SVD checkpoint with random weights, in diffusers format."""
+def write_checkpoint(path: Path, unet: tuple[int, ...], vae: tuple[int, ...], frames: int, seed: int = 0) -> None:
+    """Write a random checkpoint with the channels of each level of the UNet and of the VAE, one layer a level."""
+    from svd_trt.export.presets import PRESETS
     from svd_trt.export.random_checkpoint import write_random_checkpoint
 
-    return once("checkpoint", write_random_checkpoint)
+    changes: dict[str, Any] = {
+        "parameters": {},
+        "unet_channels": unet,
+        "unet_heads": tuple(channels // 16 for channels in unet),
+        "vae_channels": vae,
+        "num_frames": frames,
+    }
+    PRESETS["for tests"] = replace(PRESETS["tiny"], **changes)
+    try:
+        write_random_checkpoint(path, "for tests", seed)
+    finally:
+        del PRESETS["for tests"]
 
 
 @pytest.fixture(scope="session")
-def small_checkpoint(once: Any) -> Path:
-    """A checkpoint whose networks export in seconds, for tests of the build and not of numbers."""
-    from svd_trt.export.presets import PRESETS, Preset
+def checkpoint(once: Once) -> Path:
+    """A checkpoint with random weights. Its UNet has two levels, and its VAE four, as published."""
+    return once("checkpoint", lambda path: write_checkpoint(path, (32, 64), (32,) * 4, 14))
+
+
+@pytest.fixture(scope="session")
+def other_checkpoint(once: Once) -> Path:
+    """The same architecture as ``checkpoint`` with other weights."""
+    return once("other_checkpoint", lambda path: write_checkpoint(path, (32, 64), (32,) * 4, 14, seed=7))
+
+
+@pytest.fixture(scope="session")
+def small_checkpoint(once: Once) -> Path:
+    """A checkpoint whose networks export fastest, for tests of the build and not of numbers."""
+    return once("small_checkpoint", lambda path: write_checkpoint(path, (32, 32), (32, 32), 3))
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(once: Once) -> Path:
+    """The preset ``tiny`` in files. Its UNet has three levels."""
     from svd_trt.export.random_checkpoint import write_random_checkpoint
 
-    smallest = Preset(
-        summary="for tests",
-        parameters={},
-        unet_channels=(32, 32),
-        unet_heads=(2, 2),
-        layers_per_block=1,
-        vae_channels=(32, 32),
-        vae_layers_per_block=1,
-        embed_dim=32,
-        clip_layers=1,
-        clip_heads=2,
-        clip_patch=32,
-        clip_intermediate=32,
-        clip_hidden=32,
-        clip_activation="quick_gelu",
-        addition_time_embed_dim=32,
-        num_frames=3,
-        sample_size=16,
-    )
-
-    def make(path: Path) -> None:
-        PRESETS["smallest"] = smallest
-        try:
-            write_random_checkpoint(path, "smallest")
-        finally:
-            del PRESETS["smallest"]
-
-    return once("small_checkpoint", make)
+    return once("tiny_checkpoint", write_random_checkpoint)
 
 
 def build_dynamic(once: Once, cache: Path, checkpoint: Path) -> Path:

@@ -22,15 +22,20 @@ from svd_trt.errors import ArgumentError, BenchmarkError
 from svd_trt.export.fidelity import draw_picture
 from svd_trt.progress import ignore_progress
 from tests.cli.conftest import invoke
+from tests.conftest import Once
 
 NAMES = ["svd-trt-onnxruntime", "svd-trt-onnxruntime-plain", "svd-trt-onnxruntime-cuda"]
 SMALL = ["--num-frames", "2", "--height", "64", "--width", "64", "--num-inference-steps", "2", "--threads", "1"]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path, dynamic_bundle: Bundle) -> Path:
+def folder(once: Once, checkpoint: Path, dynamic_bundle: Bundle) -> Path:
     """What a run of two rounds wrote: diffusers, svd-trt, a contender with a damaged bundle, one that cannot run."""
-    work = tmp_path_factory.mktemp("bench")
+    return once("bench", lambda work: run_bench(work, checkpoint, dynamic_bundle))
+
+
+def run_bench(work: Path, checkpoint: Path, dynamic_bundle: Bundle) -> None:
+    work.mkdir()
     damaged = work / "damaged"
     shutil.copytree(dynamic_bundle.path, damaged)
     (damaged / "onnx" / "denoiser.onnx").write_bytes(b"x")
@@ -49,7 +54,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path, dynamic_b
         found = invoke("bench", *given, *names, "--rounds", "2", *files, "--json")
     assert found.returncode == 0, found.stderr
     (work / "printed.json").write_text(found.stdout)
-    return work
 
 
 @pytest.fixture(scope="module")

@@ -38,12 +38,12 @@ def test_sizes_of_presets_and_refusals() -> None:
         workload(height=100)
 
 
-def test_a_checkpoint_is_counted_like_its_preset(checkpoint: Path) -> None:
+def test_a_checkpoint_is_counted_like_its_preset(tiny_checkpoint: Path) -> None:
     """It has the networks of the preset "tiny" in files."""
     sizes: dict[str, Any] = {"frames": 2, "height": 64, "width": 64, "steps": 1, "decode_chunk_size": None}
     counted = [
         count_flops(make_workload(model, seed=0, precision="fp32", **sizes))
-        for model in (str(checkpoint), "random:tiny")
+        for model in (str(tiny_checkpoint), "random:tiny")
     ]
     assert [reason for _, reason in counted] == [None, None]
     assert counted[0][0].step_flops == counted[1][0].step_flops is not None

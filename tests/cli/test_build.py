@@ -81,6 +81,12 @@ def test_weight_streaming_is_the_denoisers_plan_alone(
     manifest = read_manifest(bundle)
     streamed = [name for name, entry in manifest.networks.items() if entry.plan and entry.plan.weight_streaming]
     assert streamed == ["denoiser"]
+    plain, plan = (read_manifest(b).networks["denoiser"].plan for b in (small_bundle, bundle))
+    assert plain is not None
+    assert plan is not None
+    # How much is streamed is decided when the engine is loaded, so the builder reports the same memory.
+    figures = ("layers", "activation_bytes", "weight_bytes")
+    assert [getattr(plan, name) for name in figures] == [getattr(plain, name) for name in figures]
     again = invoke("build", small_checkpoint, "-o", bundle, *RTX, "--weight-streaming", "--json")
     assert json.loads(again.stdout)["up_to_date"]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -109,16 +110,16 @@ def test_plan_within_a_budget(small_bundle: Path) -> None:
 
 def test_the_smallest_budget_works(small_bundle: Path) -> None:
     manifest = Bundle.open(small_bundle).manifest
-    request = whole_video(manifest)
+    request = replace(whole_video(manifest), frames=6)
     smallest = smallest_budget(manifest, request)
     assert smallest is not None
-    result = invoke("inspect", small_bundle, "--vram-budget", f"{smallest} B")
+    result = invoke("inspect", small_bundle, "--vram-budget", f"{smallest} B", "--num-frames", "6")
     assert result.returncode == 0, result.stderr
     for words in ("loaded one at a time", "one at a time, two runs a step", "left over +0 bytes"):
         assert re.search(words, result.stdout), result.stdout
-    result = invoke("inspect", small_bundle, "--vram-budget", f"{smallest - 1}B")
+    result = invoke("inspect", small_bundle, "--vram-budget", f"{smallest - 1}B", "--num-frames", "6")
     assert result.returncode == 1
-    assert "is not enough for 3 frames of 32x32: the smallest budget that works is" in result.stderr
+    assert "is not enough for 6 frames of 32x32: the smallest budget that works is" in result.stderr
     assert "--split-guidance --ff-chunks 4" in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
     assert not result.stdout

