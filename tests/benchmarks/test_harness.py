@@ -186,7 +186,9 @@ def test_a_baseline_that_fails_ends_the_run(tmp_path: Path, small_bundle: Path) 
         raise ContenderError("out of memory")
 
     bench = bench_of(tmp_path, workload_of(tmp_path), small_bundle, start)
-    with pytest.raises(BenchmarkError, match=r"diffusers-eager failed.*out of memory; --decode-chunk-size 4"):
+    with pytest.raises(
+        BenchmarkError, match="the baseline run, diffusers-eager, failed: out of memory; --decode-chunk"
+    ):
         bench.run(lambda _: None)
 
 

@@ -452,6 +452,7 @@ def test_the_rewritten_network_and_missing_engines_are_what_counts() -> None:
     assert disk_needed(whole) == pytest.approx(2 * disk_needed(replace(whole, engines=[])))
 
 
+@pytest.mark.slow
 def test_random_checkpoint_sees_too_little_memory(tmp_path: Path) -> None:
     limit = 4_000_000_000
     process = start(

@@ -23,8 +23,9 @@ def test_a_good_bundle_passes(
     run: Run,
 ) -> None:
     frames = ("--frames", "2", "--frames", "6")
+    size = ("--size", "48x40")
     if precision == "fp32":  # in a process of its own
-        done = run("verify", dynamic_bundle.path, "--model", checkpoint, *frames, "--json")
+        done = run("verify", dynamic_bundle.path, "--model", checkpoint, *frames, *size, "--json")
     else:
         done = invoke("verify", small_bundle, "--model", small_checkpoint, *frames, "--json")
     assert done.returncode == 0, done.stderr

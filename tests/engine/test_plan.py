@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 from pathlib import Path
@@ -11,11 +12,10 @@ import psutil
 import pytest
 
 from svd_trt import Bundle
-from svd_trt.engine.driver import gpu_count
 from svd_trt.engine.plan import build_plan
 from svd_trt.engine.spec import NETWORKS
 from svd_trt.engine.tensorrt_build import MappedWeights, make_config, make_profile, parse_network
-from svd_trt.engine.tensorrt_import import find_tensorrt, select_tensorrt
+from svd_trt.engine.tensorrt_import import find_tensorrt
 from svd_trt.errors import EngineBuildError
 
 pytest.importorskip("onnxruntime_ep_nv_tensorrt_rtx", reason="TensorRT for RTX is not installed (svd-trt[rtx])")
@@ -176,14 +176,10 @@ def build_denoiser(bundle: Bundle, target: Path, progress: Any) -> None:
 
 
 def builders() -> list[int]:
-    """Child processes that build engines."""
-    children = [p for p in psutil.Process().children(recursive=True) if p.status() != psutil.STATUS_ZOMBIE]
-    return [p.pid for p in children if "svd_trt.engine.tensorrt_build" in p.cmdline()]
-
-
-def test_auto_builds_for_rtx_without_a_gpu() -> None:
-    tensorrt = select_tensorrt("auto")
-    assert tensorrt is not None
-    if gpu_count() == 0:
-        assert tensorrt.name == "tensorrt-rtx"
-    assert select_tensorrt("onnxruntime") is None
+    """Process ids of the running engine builders that this process started."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):  # also raised for a zombie
+            if "svd_trt.engine.tensorrt_build" in process.cmdline():
+                found.append(process.pid)
+    return found

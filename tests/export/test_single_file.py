@@ -257,9 +257,8 @@ def write_full_size_header(path: Path) -> None:
         file.truncate(8 + len(text) + end)
 
 
-@pytest.mark.parametrize(
-    ("name", "frames"), [pytest.param("svd.safetensors", 14, marks=pytest.mark.slow), ("svd_xt_1_1.safetensors", 25)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "frames"), [("svd.safetensors", 14), ("svd_xt_1_1.safetensors", 25)])
 def test_frames_follow_the_file_name(name: str, frames: int, tmp_path: Path) -> None:
     """SVD and SVD-XT have the same names and shapes, of 2,254 M weights; only the file name differs."""
     write_full_size_header(tmp_path / name)

@@ -341,7 +341,7 @@ def test_weights_are_streamed_if_nothing_else_fits(
     assert largest_difference(made.frames, theirs) <= 1
 
 
-@pytest.mark.parametrize("counts", [(9, 2), (2, 9, 2), (9, 4, 9)])
+@pytest.mark.parametrize("counts", [(9, 2), *(pytest.param(c, marks=pytest.mark.slow) for c in ((2, 9, 2), (9, 4, 9)))])
 def test_videos_of_different_lengths_stay_within_the_budget(
     counts: tuple[int, ...],
     standin: Rig,
