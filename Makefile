@@ -26,14 +26,17 @@ demo: $(READY)
 
 # Each finished test process takes waiting tests from the others, so that they end at the same time.
 PYTEST := $(BIN)/pytest -n $(JOBS) --dist worksteal
+# Lint runs beside the tests, whose processes wait for one another now and then.
+WITH_LINT = @$(MAKE) --no-print-directory lint & lint=$$!; $(1); tests=$$?; \
+	wait $$lint || { echo 'make lint failed, see above'; exit 1; }; exit $$tests
 
 # Builds the networks and engines that the tests use, or takes them from the cache of an earlier run.
-test: lint
-	$(PYTEST)
+test: $(READY)
+	$(call WITH_LINT,$(PYTEST))
 
 # Leaves out the tests that export networks or build engines.
-test-fast: lint
-	$(PYTEST) -m 'not bundles and not slow'
+test-fast: $(READY)
+	$(call WITH_LINT,$(PYTEST) -m 'not bundles and not slow')
 
 # Also runs what is slow, with full-size networks: needs 16 GB of memory.
 test-all: test test-full

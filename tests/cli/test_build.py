@@ -21,7 +21,8 @@ import pytest
 from svd_trt import Bundle, VideoPipeline
 from svd_trt.engine.manifest import read_manifest
 from svd_trt.engine.staging import Staging
-from svd_trt.errors import BundleError, ResourceError
+from svd_trt.errors import BundleError, CheckpointError, ResourceError
+from svd_trt.export.checkpoint_kinds import open_checkpoint
 from svd_trt.export.preflight import Work, check_resources, disk_needed, memory_needed
 from tests.cli.conftest import Run, assert_refused, invoke, start
 
@@ -410,9 +411,13 @@ def test_weights_damaged_under_a_whole_header(small_checkpoint: Path, tmp_path: 
     assert_refused(result, "unet", "lacks", "weights that SVD has")
     assert not (tmp_path / "bundle").exists()
     assert not list(tmp_path.rglob("*.onnx"))
-    edit(checkpoint / "unet" / "config.json", layers_per_block=1, down_block_types=["Foo", "Foo"])
-    result = invoke("build", checkpoint, "-o", tmp_path / "bundle", *SIZE, "-q")
-    assert_refused(result, "configuration of the unet", "Foo")
+
+
+def test_a_configuration_that_diffusers_does_not_know(small_checkpoint: Path, tmp_path: Path) -> None:
+    checkpoint = copy(small_checkpoint, tmp_path / "checkpoint")
+    edit(checkpoint / "unet" / "config.json", down_block_types=["Foo", "Foo"])
+    with pytest.raises(CheckpointError, match="configuration of the unet.*Foo"):
+        open_checkpoint(str(checkpoint)).check("unet")
 
 
 def test_too_little_memory_is_seen_at_once(tmp_path: Path) -> None:
