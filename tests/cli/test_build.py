@@ -416,7 +416,7 @@ def test_weights_damaged_under_a_whole_header(small_checkpoint: Path, tmp_path: 
 def test_a_configuration_that_diffusers_does_not_know(small_checkpoint: Path, tmp_path: Path) -> None:
     checkpoint = copy(small_checkpoint, tmp_path / "checkpoint")
     edit(checkpoint / "unet" / "config.json", down_block_types=["Foo", "Foo"])
-    with pytest.raises(CheckpointError, match="configuration of the unet.*Foo"):
+    with pytest.raises(CheckpointError, match=r"configuration of the unet.*Foo"):
         open_checkpoint(str(checkpoint)).check("unet")
 
 
