@@ -1,7 +1,7 @@
 """A contender in a process of its own: `ContenderProcess` is the harness's side, `main` the process itself.
 
 The process gets a `Job`, loads, and answers with `Loaded`; then it makes a video for each `VideoRequest` and answers
-with a `Measurement`. It answers with a `Failure` if it cannot go on.
+with a `Measurement`. It answers with a `Failure` if it has to stop.
 """
 
 from __future__ import annotations
@@ -145,7 +145,7 @@ def main() -> None:
     pin_threads(job.threads)
     try:
         _serve(job, requests, answer)
-    except Exception as error:  # a contender may fail in any way; the harness records it and goes on
+    except Exception as error:  # a contender may fail in any way; the harness records it and continues
         answer(msgspec.json.encode(Failure(f"{type(error).__name__}: {first_line(error)}")))
 
 

@@ -36,7 +36,7 @@ _SCHEDULER: dict[str, object] = {
 
 
 class Description(msgspec.Struct, frozen=True):
-    """What the configuration of a checkpoint says of it."""
+    """The description of a checkpoint in its configuration files."""
 
     model: ModelInfo
     sampler: SamplerInfo

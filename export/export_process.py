@@ -106,7 +106,7 @@ def _make_error(kind: str, text: str) -> SvdTrtError:
 
 
 def main() -> None:
-    """The child's side: export what is asked until the parent ends this process."""
+    """The child's side: export the requested networks until the parent ends this process."""
     requests, answer = connect_to_parent()
     job = msgspec.json.decode(next(requests), type=_Job)
     for number, line in enumerate(requests):

@@ -12,7 +12,7 @@ _BYTES = ((10**9, "GB"), (10**6, "MB"), (10**3, "kB"), (1, "bytes"))
 def format_bytes(size: float | None, *, round_up: bool = False) -> str:
     """``8 GB``, ``4.93 GB``, ``800 MB``: at most two decimals, rounded down unless ``round_up``; ``-`` for None.
 
-    A size that the reader is told to provide is rounded up, so that the figure shown is enough.
+    A size that the reader has to provide is rounded up, so that the figure shown is enough.
     """
     if size is None:
         return "-"
