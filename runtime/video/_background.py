@@ -79,7 +79,7 @@ class BackgroundWriter:
         must not change until the block ends.
 
         Raises:
-            ArgumentError: another shape or dtype, or the writer is not inside its ``with`` block. The writer can still be used.
+            ArgumentError: another shape or dtype, or the writer is not inside its ``with`` block. Nothing was written.
             OutputError: frames of an earlier call could not be written. Any other exception of the writer is raised
                 in the same way. No later call writes anything: each raises the exception again, and so does the end
                 of the block.
