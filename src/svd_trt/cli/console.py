@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Mapping
 from typing import Any, Self
@@ -13,7 +14,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TaskProgre
 
 from svd_trt.errors import OutputError
 
-__all__ = ["Bars", "print_json", "stderr", "stdout"]
+__all__ = ["Bars", "discard_stdout", "print_json", "stderr", "stdout"]
 
 _WIDTH_OF_FILES = 140
 
@@ -74,4 +75,10 @@ def print_json(fields: Mapping[str, Any]) -> None:
         click.echo(json.dumps(fields, indent=1))
         sys.stdout.flush()
     except OSError as error:
+        discard_stdout()
         raise OutputError(f"cannot write to standard output: {error.strerror}") from error
+
+
+def discard_stdout() -> None:
+    """Send what is still buffered for standard output nowhere; otherwise the flush at exit may fail with code 120."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

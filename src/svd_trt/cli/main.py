@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import signal
 import sys
 from importlib import import_module
@@ -74,7 +73,9 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EPIPE):
             raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # otherwise the flush at exit fails as well
+        from svd_trt.cli.console import discard_stdout
+
+        discard_stdout()
         click.echo(f"svd-trt: cannot write to standard output: {error.strerror}", err=True)
         sys.exit(1)
     sys.exit(code if isinstance(code, int) else 0)
