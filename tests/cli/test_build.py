@@ -59,25 +59,29 @@ def test_second_build_does_nothing_and_says_so(small_checkpoint: Path, small_bun
     assert {p: p.stat().st_mtime_ns for p in bundle.rglob("*")} == before
 
 
-def test_other_ranges_keep_the_export(small_checkpoint: Path, small_bundle: Path, tmp_path: Path) -> None:
+def test_other_ranges_keep_the_export(small_checkpoint: Path, small_bundle: Path, cache: Path, tmp_path: Path) -> None:
     """Frame ranges are in the profile, not in the graph: the denoiser's ONNX is reused, its plan is built again."""
     bundle = copy(small_bundle, tmp_path / "bundle")
     stages = stages_of(
-        invoke("build", small_checkpoint, "-o", bundle, *RTX, "--frames", "2:4:6", "--decode-chunk", "1:2:3", "--json")
+        invoke(
+            *("build", small_checkpoint, "-o", bundle, *RTX, "--frames", "2:4:6", "--decode-chunk", "1:2:3"),
+            *("--cache", cache, "--json"),
+        )
     )
     assert stages["denoiser", "onnx"] == "reused"
-    assert stages["denoiser", "tensorrt-rtx"] == "built"
+    assert stages["denoiser", "tensorrt-rtx"] in ("built", "cache"), "not that of the bundle; an earlier run's may do"
     assert stages["image_encoder", "tensorrt-rtx"] == "reused"
     assert Bundle.open(bundle).manifest.ranges.frames.max == 6
     assert [p.name for p in tmp_path.iterdir() if p.name not in ("bundle", ".bundle.lock")] == []
 
 
 def test_weight_streaming_is_the_denoisers_plan_alone(
-    small_checkpoint: Path, small_bundle: Path, tmp_path: Path
+    small_checkpoint: Path, small_bundle: Path, cache: Path, tmp_path: Path
 ) -> None:
     bundle = copy(small_bundle, tmp_path / "bundle")
     assert not any(entry.plan and entry.plan.weight_streaming for entry in read_manifest(bundle).networks.values())
-    stages = stages_of(invoke("build", small_checkpoint, "-o", bundle, *RTX, "--weight-streaming", "--json"))
+    options = (*RTX, "--weight-streaming", "--cache", cache)
+    stages = stages_of(invoke("build", small_checkpoint, "-o", bundle, *options, "--json"))
     assert [stage for stage, how in stages.items() if how != "reused"] == [("denoiser", "tensorrt-rtx")]
     manifest = read_manifest(bundle)
     streamed = [name for name, entry in manifest.networks.items() if entry.plan and entry.plan.weight_streaming]
