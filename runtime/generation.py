@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -30,7 +30,6 @@ class Job:
     """Checked arguments of one generation.
 
     Attributes:
-        pictures: RGB.
         settings: everything decided.
         request: what the plan is for.
         plan: how device memory is used.
@@ -44,7 +43,6 @@ class Job:
         timings: filled in while the generation runs.
     """
 
-    pictures: list[PIL.Image.Image]
     settings: Settings
     request: MemoryRequest
     plan: MemoryPlan
@@ -57,8 +55,10 @@ class Job:
     timings: Timings = field(default_factory=Timings)
 
 
-def generate(executor: Executor, job: Job, *, latents_only: bool = False) -> Generator[Frames | Floats]:
-    """Generate the videos of ``job``.
+def generate(
+    executor: Executor, job: Job, pictures: Sequence[PIL.Image.Image], *, latents_only: bool = False
+) -> Generator[Frames | Floats]:
+    """Generate the videos of ``job`` from RGB pictures.
 
     Yields:
         Chunks of frames, uint8 ``[n, H, W, 3]``, all of the first video, then of the next. With ``latents_only``, the
@@ -68,7 +68,7 @@ def generate(executor: Executor, job: Job, *, latents_only: bool = False) -> Gen
     with executor.running(job.request, job.plan, job.latent_shape):
         # 1. Draw noise: the pictures' first, then the latents', as diffusers does.
         noise = TorchGenerator(settings.seed)
-        image_noise = noise.randn((len(job.pictures), 3, settings.height, settings.width))
+        image_noise = noise.randn((len(pictures), 3, settings.height, settings.width))
         # An fp16 pipeline draws in half precision, which rounds and, for some lengths, orders the draws differently.
         half = manifest.precision == "fp16"
         start = (
@@ -81,7 +81,7 @@ def generate(executor: Executor, job: Job, *, latents_only: bool = False) -> Gen
         latents = start.astype(np.float32) * initial_std(manifest.sampler, sigmas)
 
         # 3. Encode the pictures into what the videos are conditioned on.
-        conditions = encode(executor, job, image_noise)
+        conditions = encode(executor, job, pictures, image_noise)
 
         # 4. Denoise.
         latents = denoise(
@@ -104,17 +104,17 @@ def generate(executor: Executor, job: Job, *, latents_only: bool = False) -> Gen
         yield from decode(executor, latents, chunks=job.chunks, size=size, progress=job.progress, timings=job.timings)
 
 
-def encode(executor: Executor, job: Job, image_noise: Floats) -> Conditions:
+def encode(executor: Executor, job: Job, pictures: Sequence[PIL.Image.Image], image_noise: Floats) -> Conditions:
     """Run both encoders on every picture; return the conditions of every video.
 
     ``image_noise`` is ``[P, 3, H, W]`` for P pictures, and is added with the strength ``noise_aug_strength``.
     """
     settings, model, ranges = job.settings, executor.bundle.manifest.model, executor.bundle.manifest.ranges
     with timed(job.timings, "preprocess"):
-        pixels = np.stack([clip_pixels(one, mean=model.image_mean, std=model.image_std) for one in job.pictures])
-        images = np.stack([vae_image(one, settings.height, settings.width) for one in job.pictures])
+        pixels = np.stack([clip_pixels(one, mean=model.image_mean, std=model.image_std) for one in pictures])
+        images = np.stack([vae_image(one, settings.height, settings.width) for one in pictures])
         images += np.float32(settings.noise_aug_strength) * image_noise
-    count, sizes = len(job.pictures), {"height": settings.height, "width": settings.width}
+    count, sizes = len(pictures), {"height": settings.height, "width": settings.width}
     groups = groups_of(count, ranges.pictures)
     job.progress("encode", 0, count)
     with timed(job.timings, "load"):

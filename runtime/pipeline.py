@@ -114,8 +114,10 @@ class VideoPipeline(Closeable):
         """
         if output_type not in ("pil", "np", "latent"):
             raise ArgumentError(f"output_type must be pil, np or latent, not {output_type!r}")
-        job = self._prepare(image, parameters, latents, callback_on_step_end, progress)
-        generated = list(generate(self.executor, job, latents_only=output_type == "latent"))
+        images = _as_list(image)
+        job = self._prepare(len(images), parameters, latents, callback_on_step_end, progress)
+        pictures = [load_image(one) for one in images]
+        generated = list(generate(self.executor, job, pictures, latents_only=output_type == "latent"))
         frames: Any = np.concatenate(generated)
         if output_type != "latent":
             frames = frames.reshape(*job.latent_shape[:2], *frames.shape[1:])  # [B, F, H, W, 3]
@@ -136,9 +138,11 @@ class VideoPipeline(Closeable):
 
         Arguments are checked at once. The work starts when the first frame is requested.
         """
-        job = self._prepare(image, parameters, latents, callback_on_step_end, progress)
+        images = _as_list(image)
+        job = self._prepare(len(images), parameters, latents, callback_on_step_end, progress)
+        pictures = [load_image(one) for one in images]
         return VideoStream(
-            cast("Generator[Frames]", generate(self.executor, job)),
+            cast("Generator[Frames]", generate(self.executor, job, pictures)),
             parameters=job.settings,
             num_videos=job.request.videos,
             backend=self.device.name,
@@ -188,24 +192,23 @@ class VideoPipeline(Closeable):
 
     def _prepare(
         self,
-        image: ImageInput | Sequence[ImageInput],
+        pictures: int,
         arguments: ParameterArguments,
         latents: npt.ArrayLike | None,
         callback: StepCallback | None,
         progress: Progress | None,
     ) -> Job:
-        """Check every argument, plan the memory, and load the pictures."""
+        """Check every argument and plan the memory for that number of pictures."""
         self.executor.require_open()
         unknown = set(arguments) - set(Parameters.fields())
         if unknown:
             raise TypeError(f"unexpected keyword argument {unknown.pop()!r}")
-        images: list[ImageInput] = [*image] if isinstance(image, list | tuple) else [cast("ImageInput", image)]
-        if not images:
+        if not pictures:
             raise ArgumentError("no picture was given")
         on_step_end = bind_callback(callback, self)
         parameters = Parameters(**arguments)  # type: ignore[arg-type]  # sigmas may be a list
         manifest = self.bundle.manifest
-        request = memory_request(parameters, manifest, len(images))
+        request = memory_request(parameters, manifest, pictures)
         plan = self.executor.plan(request)
         settings = resolve(parameters, manifest, request, plan, seed=secrets.randbits(32))
         factor = manifest.model.vae_scale_factor
@@ -214,9 +217,7 @@ class VideoPipeline(Closeable):
         groups = groups_of(request.videos, manifest.ranges.batch)
         chunks = chunk_sizes(request.videos * request.frames, settings.decode_chunk_size, manifest.ranges.chunk)
         start = _checked_latents(latents, shape)
-        pictures = [load_image(one) for one in images]
         return Job(
-            pictures,
             settings,
             request,
             plan,
@@ -237,6 +238,10 @@ class VideoPipeline(Closeable):
             "backend": self.device.name,
             **job.settings.as_dict(),
         }
+
+
+def _as_list(image: ImageInput | Sequence[ImageInput]) -> list[ImageInput]:
+    return [*image] if isinstance(image, list | tuple) else [cast("ImageInput", image)]
 
 
 def _checked_latents(latents: npt.ArrayLike | None, shape: tuple[int, ...]) -> Floats | None:
