@@ -42,6 +42,10 @@ class NetworkCache:
     def __init__(self, folder: Path) -> None:
         self.folder = folder.absolute()
         with self._writing():
+            if self.folder.exists() and not self.folder.is_dir():
+                raise OutputError(
+                    f"cannot write to the cache {self.folder}: it is not a folder; choose another --cache"
+                )
             self.folder.mkdir(parents=True, exist_ok=True)
             if not os.access(self.folder, os.W_OK):
                 raise PermissionError(None, "permission denied")

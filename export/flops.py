@@ -29,6 +29,7 @@ def count_flops(onnx_path: Path, spec: NetworkSpec) -> int:
     """
     sizes = {symbol: r.max for symbol, r in spec.ranges.items()}
     model = ir.load(onnx_path)
+    _allow_hard_links(model, onnx_path.parent)
     for value, tensor in zip(model.graph.inputs, spec.inputs, strict=True):
         value.shape = ir.Shape(tensor.resolve(sizes))
     for node in model.graph:
@@ -41,6 +42,24 @@ def count_flops(onnx_path: Path, spec: NetworkSpec) -> int:
     with silence_libraries():
         optimizer.fold_constants(model, onnx_shape_inference=True)  # with sizes as numbers, all shapes become numbers
     return sum(_operations(node) for node in model.graph)
+
+
+def _allow_hard_links(model: ir.Model, folder: Path) -> None:
+    """Name external data by its absolute path, for which onnx_ir does not refuse files with several hard links.
+
+    A network that a build reuses is a hard link to the file of the older bundle.
+    """
+    for value in model.graph.initializers.values():
+        data = value.const_value
+        if isinstance(data, ir.ExternalTensor):
+            value.const_value = ir.ExternalTensor(
+                str(folder.absolute() / data.location),
+                data.offset,
+                data.length,
+                data.dtype,
+                shape=ir.Shape(data.shape),
+                name=data.name or "",
+            )
 
 
 def _operations(node: ir.Node) -> int:

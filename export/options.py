@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
 
 from svd_trt.engine.manifest import GraphEntry, Operators, Precision
 from svd_trt.engine.spec import LARGEST_COUNT, LARGEST_SIDE, ModelInfo, Range, Ranges
@@ -77,6 +77,14 @@ class BuildOptions:
         for name in ("height", "width", "frames", "decode_chunk", "batch"):
             if (value := getattr(self, name)) is not None:
                 object.__setattr__(self, name, _range(value))
+        choices: dict[str, tuple[str, ...]] = {
+            "precision": get_args(Precision),
+            "backend": get_args(BuildBackend),
+            "operators": ("auto", "onnx"),
+        }
+        for name, allowed in choices.items():
+            if (value := getattr(self, name)) not in allowed:
+                raise ArgumentError(f"{name} must be one of {', '.join(allowed)}, not {value!r}")
 
     @property
     def graph(self) -> GraphEntry:
