@@ -44,7 +44,7 @@ class NetworkCache:
         with self._writing():
             if self.folder.exists() and not self.folder.is_dir():
                 raise OutputError(
-                    f"cannot write to the cache {self.folder}: it is not a folder; choose another --cache"
+                    f"cannot write to the cache {self.folder}: it is not a folder; choose another folder with --cache"
                 )
             self.folder.mkdir(parents=True, exist_ok=True)
             if not os.access(self.folder, os.W_OK):
