@@ -11,15 +11,15 @@ import pytest
 
 from svd_trt import Bundle
 from svd_trt.benchmarks.results import read_result
-from tests.cli.conftest import invoke, start
+from tests.cli.conftest import Run, invoke, start
 
 SMALL = ["--num-frames", "2", "--height", "64", "--width", "64", "--num-inference-steps", "2", "--threads", "1"]
 
 
 @pytest.mark.slow
-def test_a_curve_is_measured(dynamic_bundle: Bundle, checkpoint: Path, tmp_path: Path) -> None:
+def test_a_curve_is_measured(run: Run, dynamic_bundle: Bundle, checkpoint: Path, tmp_path: Path) -> None:
     given = ["--bundle", dynamic_bundle.path, "--model", checkpoint, "--contender", "svd-trt-onnxruntime"]
-    found = invoke("bench", *given, *SMALL, "--rounds", "1", "--curve", "steps", "-o", tmp_path / "r.json", "--json")
+    found = run("bench", *given, *SMALL, "--rounds", "1", "--curve", "steps", "-o", tmp_path / "r.json", "--json")
     assert found.returncode == 0, found.stderr
     result = read_result(tmp_path / "r.json")
     assert "--rounds 1 --curve steps --json" in result.command
