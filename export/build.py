@@ -8,8 +8,9 @@ import importlib.util
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar
 
@@ -225,9 +226,12 @@ def _build(job: _Job, staging: Staging, progress: Progress) -> BuildResult:
     _check_resources(job, to_export, to_build, staging.path)
     with Exporter(job.checkpoint, list(dict.fromkeys(COMPONENT_OF[name] for name in to_export))) as exporter:
         for name in to_export:
-            onnx[name] = _export(job, name, exporter, staging, progress)
+            new = partial(_new_network, job, name, exporter, staging, progress)
+            onnx[name] = _make(name, job.onnx_keys[name], OnnxEntry, "onnx", new, staging, progress)
     for name in to_build:
-        plans[name] = _build_engine(job, name, staging, progress)
+        assert job.tensorrt is not None
+        new_plan = partial(_new_plan, job, name, staging, progress)
+        plans[name] = _make(name, job.plan_keys[name], PlanEntry, job.tensorrt.name, new_plan, staging, progress)
     networks = {
         name: NetworkEntry(spec, onnx[name][0], plans[name][0] if plans else None, _flops(staging, spec))
         for name, spec in job.specs.items()
@@ -261,38 +265,35 @@ def _check_resources(job: _Job, to_export: list[NetworkName], to_build: list[Net
     check_resources(folder, Work(to_export, to_build, parameters, precision, rewrites), _cache_folder(job.options))
 
 
-def _export(
-    job: _Job, name: NetworkName, exporter: Exporter, staging: Staging, progress: Progress
-) -> tuple[OnnxEntry, Stage]:
-    """Export one network, unless another build adds it to the cache first."""
-    key, stage, started = job.onnx_keys[name], _stage_of(name, "onnx"), time.perf_counter()
-    progress(stage, 0, 0)
+def _make(
+    name: NetworkName,
+    key: str,
+    kind: type[_Entry],
+    form: _Form,
+    new: Callable[[], _Entry],
+    staging: Staging,
+    progress: Progress,
+) -> tuple[_Entry, Stage]:
+    """Make one network or engine with ``new``, unless another build adds it to the cache first."""
+    started = time.perf_counter()
     with staging.making(key):
-        reused = staging.reuse(name, key, OnnxEntry)
-        if reused is not None:
-            entry = reused[0]
-        else:
-            done = exporter.export(job.recipes[name], _onnx_path(staging, name))
-            files = tuple(FileEntry.of(staging.path, Path(file)) for file in done.files)
-            entry = OnnxEntry(key=key, files=files, nodes=done.nodes, parameters=done.parameters)
-            staging.finish(name, entry)
-    progress(stage, 1, 1)
-    return entry, Stage(name, "onnx", time.perf_counter() - started, bool(reused), from_cache=bool(reused))
-
-
-def _build_engine(job: _Job, name: NetworkName, staging: Staging, progress: Progress) -> tuple[PlanEntry, Stage]:
-    """Build the engine of one network, unless another build adds it to the cache first."""
-    assert job.tensorrt is not None
-    key, form, started = job.plan_keys[name], job.tensorrt.name, time.perf_counter()
-    with staging.making(key):
-        reused = staging.reuse(name, key, PlanEntry)
+        reused = staging.reuse(name, key, kind)
         if reused is not None:
             entry = reused[0]
             progress(_stage_of(name, form), 1, 1)
         else:
-            entry = _new_plan(job, name, staging, progress)  # reports its own progress
+            entry = new()
             staging.finish(name, entry)
     return entry, Stage(name, form, time.perf_counter() - started, bool(reused), from_cache=bool(reused))
+
+
+def _new_network(job: _Job, name: NetworkName, exporter: Exporter, staging: Staging, progress: Progress) -> OnnxEntry:
+    stage = _stage_of(name, "onnx")
+    progress(stage, 0, 0)
+    done = exporter.export(job.recipes[name], _onnx_path(staging, name))
+    files = tuple(FileEntry.of(staging.path, Path(file)) for file in done.files)
+    progress(stage, 1, 1)
+    return OnnxEntry(key=job.onnx_keys[name], files=files, nodes=done.nodes, parameters=done.parameters)
 
 
 def _new_plan(job: _Job, name: NetworkName, staging: Staging, progress: Progress) -> PlanEntry:

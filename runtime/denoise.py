@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeAlias
 
@@ -24,6 +24,8 @@ from svd_trt.runtime.timings import Timings, timed
 __all__ = ["Conditions", "Floats", "Loop", "denoise"]
 
 Floats: TypeAlias = npt.NDArray[np.float32]
+_Hold: TypeAlias = Callable[[], AbstractContextManager[Session]]
+"""Holds the denoiser while one step is enqueued."""
 
 _C_NOISE = COEFFICIENTS.index("c_noise")
 _C_SKIP = COEFFICIENTS.index("c_skip")
@@ -38,21 +40,18 @@ class Conditions:
         image_latents: ``[B, C, h, w]``, the VAE's latents of each picture with noise.
         added_time_ids: ``[3]``: fps - 1, motion_bucket_id and noise_aug_strength, the same for all videos.
         guidance: ``[F]``, the scale of classifier-free guidance in each frame.
+        guided: whether there is an unconditional branch; see `svd_trt.engine.memory.MemoryRequest`.
     """
 
     image_embeds: Floats
     image_latents: Floats
     added_time_ids: Floats
     guidance: Floats
+    guided: bool
 
     def of(self, videos: slice) -> Conditions:
         """Select the conditions of some of the videos."""
-        return Conditions(self.image_embeds[videos], self.image_latents[videos], self.added_time_ids, self.guidance)
-
-    @property
-    def guided(self) -> bool:
-        """As in diffusers: a scale of 1 or less in every frame is the conditional prediction alone."""
-        return bool(self.guidance.max() > 1)
+        return replace(self, image_embeds=self.image_embeds[videos], image_latents=self.image_latents[videos])
 
     def passes(self, most_branches: int) -> list[dict[str, Floats]]:
         """Make the denoiser's inputs that stay the same in every step, for each pass over ``most_branches`` at most.
@@ -185,7 +184,7 @@ class Loop(Closeable):
 
     def run(
         self,
-        denoiser: Callable[[], AbstractContextManager[Session]],
+        denoiser: _Hold,
         latents: Floats,
         conditions: list[dict[str, Floats]],
         table: Floats,
@@ -241,9 +240,7 @@ class Loop(Closeable):
         host.array[...] = array
         self._device.send(host, buffer)
 
-    def _finished_steps(
-        self, denoiser: Callable[[], AbstractContextManager[Session]], steps: int, *, fetch: bool
-    ) -> Iterator[int]:
+    def _finished_steps(self, denoiser: _Hold, steps: int, *, fetch: bool) -> Iterator[int]:
         """Enqueue every step, and yield each when it is done, while up to ``steps_in_flight`` are enqueued."""
         in_flight: deque[int] = deque()
         for step in range(steps):
@@ -256,7 +253,7 @@ class Loop(Closeable):
             self._ends[step % 3].wait()
             yield step
 
-    def _enqueue(self, denoiser: Callable[[], AbstractContextManager[Session]], step: int, *, fetch: bool) -> None:
+    def _enqueue(self, denoiser: _Hold, step: int, *, fetch: bool) -> None:
         for table, coefficients in zip(self._tables, self._coefficients, strict=True):
             self._device.copy(table.rows(step, step + 1), coefficients)
         with denoiser() as self._session:
@@ -294,9 +291,7 @@ class Loop(Closeable):
     def _fetch(self, step: int) -> None:
         self._device.fetch(self._latents[(step + 1) % 2], self._host[step % 2], self._fetched[step % 2])
 
-    def _replace(
-        self, denoiser: Callable[[], AbstractContextManager[Session]], latents: Floats, step: int, steps: int
-    ) -> None:
+    def _replace(self, denoiser: _Hold, latents: Floats, step: int, steps: int) -> None:
         """Continue from other latents after ``step``. If the next step is already enqueued, enqueue it again.
 
         The next step read the latents and wrote to the other pair of buffers, so what it started from is still there.

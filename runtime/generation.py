@@ -70,10 +70,8 @@ def generate(
         noise = TorchGenerator(settings.seed)
         image_noise = noise.randn((len(pictures), 3, settings.height, settings.width))
         # An fp16 pipeline draws in half precision, which rounds and, for some lengths, orders the draws differently.
-        half = manifest.precision == "fp16"
-        start = (
-            job.start if job.start is not None else noise.randn(job.latent_shape, np.float16 if half else np.float32)
-        )
+        dtype = np.float16 if manifest.precision == "fp16" else np.float32
+        start = noise.randn(job.latent_shape, dtype) if job.start is None else job.start
 
         # 2. Make the schedule: the sampler's coefficients, a row for each step.
         sigmas = np.asarray(settings.sigmas, np.float32)
@@ -142,6 +140,7 @@ def encode(executor: Executor, job: Job, pictures: Sequence[PIL.Image.Image], im
         guidance=np.linspace(
             settings.min_guidance_scale, settings.max_guidance_scale, settings.num_frames, dtype=np.float32
         ),
+        guided=job.request.guided,
     )
 
 

@@ -201,28 +201,27 @@ def dynamic_pipe(dynamic_bundle: Bundle) -> Iterator[VideoPipeline]:
         yield pipe
 
 
-@pytest.fixture(scope="session")
-def reference(checkpoint: Path) -> Any:
-    """The pipeline of diffusers with the same checkpoint, in fp32 on the CPU."""
+def load_diffusers(checkpoint: Path, **options: Any) -> Any:
+    """Load the pipeline of diffusers on the CPU, without progress bars, by diffusers' own code."""
     import torch
     from diffusers import StableVideoDiffusionPipeline
 
     torch.set_num_threads(1)
-    pipe = StableVideoDiffusionPipeline.from_pretrained(checkpoint)
+    pipe = StableVideoDiffusionPipeline.from_pretrained(checkpoint, **options)
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+@pytest.fixture(scope="session")
+def reference(checkpoint: Path) -> Any:
+    """The pipeline of diffusers with the same checkpoint, in fp32."""
+    return load_diffusers(checkpoint)
 
 
 @pytest.fixture(scope="session")
 def small_reference(small_checkpoint: Path) -> Any:
-    """The pipeline of diffusers with the small checkpoint, in fp32 on the CPU."""
-    import torch
-    from diffusers import StableVideoDiffusionPipeline
-
-    torch.set_num_threads(1)
-    pipe = StableVideoDiffusionPipeline.from_pretrained(small_checkpoint)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
+    """The pipeline of diffusers with the small checkpoint, in fp32."""
+    return load_diffusers(small_checkpoint)
 
 
 @pytest.fixture(scope="session")

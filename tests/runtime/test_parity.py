@@ -12,6 +12,7 @@ import torch
 
 from svd_trt import VideoPipeline
 from svd_trt.export.fidelity import psnr
+from tests.conftest import load_diffusers
 
 CASES: dict[str, dict[str, Any]] = {
     "defaults": {},
@@ -106,11 +107,7 @@ def test_callback_changes_latents_as_in_diffusers(
 @pytest.fixture(scope="module")
 def half_reference(small_checkpoint: Path) -> Any:
     """The pipeline of diffusers with the small checkpoint, in fp16 on the CPU."""
-    from diffusers import StableVideoDiffusionPipeline
-
-    pipe = StableVideoDiffusionPipeline.from_pretrained(small_checkpoint, dtype=torch.float16)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
+    return load_diffusers(small_checkpoint, dtype=torch.float16)
 
 
 @pytest.mark.parametrize("arguments", [{}, {"num_frames": 5, "decode_chunk_size": 2, "max_guidance_scale": 1.0}])

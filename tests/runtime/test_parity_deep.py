@@ -9,11 +9,10 @@ from typing import Any
 
 import PIL.Image
 import pytest
-from diffusers import StableVideoDiffusionPipeline
 
 from svd_trt import VideoPipeline, build_bundle
 from svd_trt.export.fidelity import psnr
-from tests.conftest import DYNAMIC, Once
+from tests.conftest import DYNAMIC, Once, load_diffusers
 from tests.runtime.test_parity import CASES, both
 
 pytestmark = pytest.mark.slow
@@ -28,9 +27,7 @@ def deep_pipe(once: Once, tiny_checkpoint: Path, cache: Path) -> Iterator[VideoP
 
 @pytest.fixture(scope="module")
 def deep_reference(tiny_checkpoint: Path) -> Any:
-    pipe = StableVideoDiffusionPipeline.from_pretrained(tiny_checkpoint)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
+    return load_diffusers(tiny_checkpoint)
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -133,13 +133,12 @@ def _bench(
     except ImportError as error:
         raise MissingDependencyError("svd-trt bench", "export,bench") from error
     console = stderr(quiet=quiet)
-    completed: list[Result] = []
+    latest: Result | None = None
     written = False
 
     def keep(result: Result) -> None:
-        nonlocal written
-        completed.append(result)
-        written = False
+        nonlocal latest, written
+        latest, written = result, False
         if output is not None:
             write_result(output, result)
             written = True
@@ -151,16 +150,16 @@ def _bench(
             options |= _options_of(bundle, options)
         _run(console, keep, model=model or "random:mid", **options)
     except BaseException as error:
-        if completed:
+        if latest is not None:
             what = "Interrupted" if isinstance(error, KeyboardInterrupt | SystemExit) else "Failed"
             where = f"in {output}" if written else "below; -o FILE.json keeps them"
             console.print(f"{what}. Completed rounds are {where}")
             if not written:
-                _print(completed[-1], as_json=as_json)
+                _print(latest, as_json=as_json)
         raise
-    result = completed[-1]
-    _print(result, as_json=as_json)
-    _write_markdown(markdown, result)
+    assert latest is not None, "a run that ends has at least one round"
+    _print(latest, as_json=as_json)
+    _write_markdown(markdown, latest)
     if output is None:
         console.print("the result was not saved: -o FILE.json saves it, to plot and compare", style="dim")
     else:
