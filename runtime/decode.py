@@ -18,6 +18,7 @@ from svd_trt.runtime.closeable import Closeable
 from svd_trt.runtime.device import Device, Session
 from svd_trt.runtime.executor import Executor
 from svd_trt.runtime.timings import Timings, timed
+from svd_trt.runtime.tracing import traced
 
 __all__ = ["SLOTS", "ChunkedDecode", "Frames", "decode"]
 
@@ -113,7 +114,7 @@ class ChunkedDecode(Closeable, Iterator[Frames]):
             for index in range(slots):
                 self._free.put(index)
             # A daemon thread, so that a stream that was not closed does not keep the interpreter from exiting.
-            threading.Thread(target=self._decode_all, name="decode", daemon=True).start()
+            threading.Thread(target=self._work, name="decode", daemon=True).start()
             self._held = stack.pop_all()
 
     def __next__(self) -> Frames:
@@ -148,6 +149,10 @@ class ChunkedDecode(Closeable, Iterator[Frames]):
             self._device.synchronize()
         self._held.close()
 
+    def _work(self) -> None:
+        with traced("decode"):
+            self._decode_all()
+
     def _decode_all(self) -> None:
         try:
             done = 0
@@ -155,7 +160,8 @@ class ChunkedDecode(Closeable, Iterator[Frames]):
                 index = self._free.get()
                 if self._stop.is_set():
                     return
-                self._decode(self._slots[index], self._latents[done : done + size])
+                with traced(f"frames {done} to {done + size - 1}"):
+                    self._decode(self._slots[index], self._latents[done : done + size])
                 done += size
                 self._ready.put(index)
             self._ready.put(None)

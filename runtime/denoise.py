@@ -20,6 +20,7 @@ from svd_trt.runtime.closeable import Closeable
 from svd_trt.runtime.device import Array, Buffer, Device, HostBuffer, Session, synchronized_on_error
 from svd_trt.runtime.executor import Executor
 from svd_trt.runtime.timings import Timings, timed
+from svd_trt.runtime.tracing import traced
 
 __all__ = ["Conditions", "Floats", "Loop", "denoise"]
 
@@ -244,7 +245,8 @@ class Loop(Closeable):
         """Enqueue every step, and yield each when it is done, while up to ``steps_in_flight`` are enqueued."""
         in_flight: deque[int] = deque()
         for step in range(steps):
-            self._enqueue(denoiser, step, fetch=fetch)
+            with traced(f"step {step}"):
+                self._enqueue(denoiser, step, fetch=fetch)
             in_flight.append(step)
             if len(in_flight) >= self._device.steps_in_flight:
                 self._ends[in_flight[0] % 3].wait()
@@ -302,4 +304,5 @@ class Loop(Closeable):
         following = step + 1
         if following < steps and self._device.steps_in_flight > 1:
             self._device.wait_for(self._fetched[following % 2])  # it may still be copying what is written next
-            self._enqueue(denoiser, following, fetch=True)
+            with traced(f"step {following} again"):
+                self._enqueue(denoiser, following, fetch=True)

@@ -21,6 +21,7 @@ from svd_trt.runtime.parameters import Settings
 from svd_trt.runtime.preprocess import clip_pixels, vae_image
 from svd_trt.runtime.samplers import SAMPLERS, initial_std
 from svd_trt.runtime.timings import Timings, timed
+from svd_trt.runtime.tracing import traced
 
 __all__ = ["Job", "encode", "generate", "groups_of"]
 
@@ -79,20 +80,22 @@ def generate(
         latents = start.astype(np.float32) * initial_std(manifest.sampler, sigmas)
 
         # 3. Encode the pictures into what the videos are conditioned on.
-        conditions = encode(executor, job, pictures, image_noise)
+        with traced("encode"):
+            conditions = encode(executor, job, pictures, image_noise)
 
         # 4. Denoise.
-        latents = denoise(
-            executor,
-            latents,
-            conditions,
-            table,
-            groups=job.groups,
-            split_guidance=job.plan.split_guidance,
-            on_step_end=job.on_step_end,
-            progress=job.progress,
-            timings=job.timings,
-        )
+        with traced("denoise"):
+            latents = denoise(
+                executor,
+                latents,
+                conditions,
+                table,
+                groups=job.groups,
+                split_guidance=job.plan.split_guidance,
+                on_step_end=job.on_step_end,
+                progress=job.progress,
+                timings=job.timings,
+            )
         if latents_only:
             yield latents
             return
