@@ -14,7 +14,8 @@ from svd_trt.errors import CudaError, DeviceMemoryError, MissingDependencyError,
 
 __all__ = ["Driver", "Gpu", "gpu_count", "list_gpus", "load_driver"]
 
-_NO_GPU = ("CUDA_ERROR_NO_DEVICE", "CUDA_ERROR_STUB_LIBRARY", "CUDA_ERROR_SYSTEM_DRIVER_MISMATCH")
+_NO_GPU = ("CUDA_ERROR_NO_DEVICE", "CUDA_ERROR_STUB_LIBRARY")
+_MISMATCH = "CUDA_ERROR_SYSTEM_DRIVER_MISMATCH"
 
 
 class Driver:
@@ -89,6 +90,9 @@ def load_driver() -> Driver:
     except CudaError as error:
         if error.status in _NO_GPU:
             raise NoGpuError(f"the NVIDIA driver shows no GPU ({error.status})") from error
+        if error.status == _MISMATCH:  # there is a GPU, and the CPU would take hours for a video
+            reason = "the NVIDIA driver was updated while its old kernel module is still loaded; restart the machine"
+            raise CudaError("cuInit", "", None, _MISMATCH, reason) from error
         raise
     return driver
 

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 import venv
 import zipfile
 from collections import Counter
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parent.parent
 
@@ -46,6 +48,14 @@ def test_wheel_holds_every_module_once(wheel: Path) -> None:
     expected |= {f"svd_trt/{p.relative_to(ROOT / 'src/svd_trt')}" for p in (ROOT / "src/svd_trt").glob("*.py")}
     expected |= {f"svd_trt/cli/{p.name}" for p in (ROOT / "src/svd_trt/cli").glob("*.py")} | {"svd_trt/py.typed"}
     assert sorted(names) == sorted(expected)
+
+
+def test_no_extra_takes_the_cuda_python_that_holds_the_gil_while_it_waits() -> None:
+    """With 12.9.0, the thread that decodes and the one that writes the video would take turns."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    wanted = [Requirement(line) for lines in extras.values() for line in lines if line.startswith("cuda-python")]
+    assert len(wanted) >= 3
+    assert not any(one.specifier.contains("12.9.0") for one in wanted)
 
 
 PROBE = """

@@ -130,6 +130,16 @@ def test_a_broken_driver_is_an_error(standin: Rig, dynamic_bundle: Bundle) -> No
         VideoPipeline.open(dynamic_bundle)
 
 
+@pytest.mark.parametrize("device", [None, "cuda"])
+def test_a_driver_that_was_updated_without_a_restart_is_an_error(
+    device: str | None, standin: Rig, dynamic_bundle: Bundle
+) -> None:
+    """The GPU is there, so the CPU is no substitute."""
+    standin.cuda.fail("cuInit", standin.cuda.CUresult.CUDA_ERROR_SYSTEM_DRIVER_MISMATCH)
+    with pytest.raises(CudaError, match="SYSTEM_DRIVER_MISMATCH.* restart the machine"):
+        VideoPipeline.open(dynamic_bundle, device=device)
+
+
 def test_a_gpu_without_cuda_python_is_an_error(
     dynamic_bundle: Bundle, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
