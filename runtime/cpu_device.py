@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
+from pathlib import Path
 from queue import SimpleQueue
+from tempfile import TemporaryDirectory
 from threading import Thread
 from typing import Any
 
@@ -19,10 +22,12 @@ from svd_trt.engine.spec import NetworkName
 from svd_trt.errors import BackendError, first_line
 from svd_trt.runtime.closeable import closed_error
 from svd_trt.runtime.device import Array, Buffer, Device, Event, HostBuffer, Session
+from svd_trt.runtime.layer_times import LayerTimes, add_layer_time
 
 __all__ = ["CpuBuffer", "CpuDevice", "CpuEvent", "CpuSession", "load_onnx", "run_bound", "usable_processors"]
 
 _ERRORS_ONLY = 3  # ONNX Runtime's log level: its warnings are about graph details that no user can act on
+_OF_NODES = "_kernel_time"  # ends the names of the events that are computations of nodes
 
 
 class CpuBuffer(Buffer, HostBuffer):
@@ -63,9 +68,15 @@ class CpuSession(Session):
         run_seconds: how long ONNX Runtime has computed in all runs.
     """
 
-    def __init__(self, bundle: Bundle, network: NetworkName) -> None:
+    def __init__(self, bundle: Bundle, network: NetworkName, times: LayerTimes | None = None) -> None:
+        """With ``times``, closing the session adds the time of every node to them."""
         self.spec = bundle.network(network).spec
-        self._session: Any = load_onnx(bundle, network, ["CPUExecutionProvider"], plan_memory=False)
+        self._times = times
+        self._folder = None if times is None else TemporaryDirectory(prefix="svd-trt-")
+        prefix = None if self._folder is None else str(Path(self._folder.name, network))
+        self._session: Any = load_onnx(
+            bundle, network, ["CPUExecutionProvider"], plan_memory=False, profile_prefix=prefix
+        )
         self._worker = _Worker(network)
         self._running: Any = None
         self.run_seconds = 0.0
@@ -106,7 +117,10 @@ class CpuSession(Session):
     def close(self) -> None:
         """Release the network."""
         self._worker.stop()
-        self._session = None
+        session, self._session = self._session, None
+        if session is not None and self._folder is not None and self._times is not None:
+            with self._folder:
+                _add_profile(self._times, self.spec.name, Path(session.end_profiling()))
 
 
 class _Worker:
@@ -148,9 +162,16 @@ class CpuDevice(Device):
 
     name = "onnxruntime (CPU)"
 
+    def __init__(self) -> None:
+        self._times: LayerTimes | None = None
+
     def open(self, bundle: Bundle, network: NetworkName, *, streamed_bytes: int = 0) -> CpuSession:  # noqa: ARG002
         """Load the ONNX form of one network. Weights are in host memory in any case."""
-        return CpuSession(bundle, network)
+        return CpuSession(bundle, network, self._times)
+
+    def measure_layers(self, times: LayerTimes) -> None:
+        """Make ONNX Runtime profile the nodes of networks that are opened from now on."""
+        self._times = times
 
     def empty(self, shape: Sequence[int], dtype: npt.DTypeLike, name: str) -> CpuBuffer:  # noqa: ARG002
         """Allocate an array with undefined content."""
@@ -187,6 +208,7 @@ def load_onnx(
     provider_options: Sequence[Any] | None = None,
     *,
     plan_memory: bool = True,
+    profile_prefix: str | None = None,
 ) -> Any:
     """Make an ONNX Runtime session of one network.
 
@@ -198,6 +220,8 @@ def load_onnx(
         plan_memory: whether the first run notes the place of every tensor so that later runs allocate all of them as
             one block. On a CPU this costs more than it saves: the block is allocated beside what the first run left in
             the arena, so memory doubles, and the second run touches the whole block for the first time.
+        profile_prefix: where the path of the file begins that gets the time of every node; None measures none. The
+            session's ``end_profiling`` completes the file and returns its path.
 
     Raises:
         BackendError: ONNX Runtime refuses the network.
@@ -206,11 +230,33 @@ def load_onnx(
     options.log_severity_level = _ERRORS_ONLY
     options.enable_mem_pattern = plan_memory
     options.intra_op_num_threads = usable_processors()
+    if profile_prefix is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = profile_prefix
     path = bundle.onnx_path(network)
     try:
         return onnxruntime.InferenceSession(path, options, providers=providers, provider_options=provider_options)
     except Exception as error:  # onnxruntime's exceptions share no base class
         raise BackendError(f"onnxruntime cannot load {path}: {first_line(error)}") from error
+
+
+def _add_profile(times: LayerTimes, network: NetworkName, path: Path) -> None:
+    """Add the nodes of ONNX Runtime's profile ``path`` to ``times``.
+
+    Raises:
+        BackendError: the profile is cut short.
+    """
+    try:
+        events = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise BackendError(
+            f"the times of {network}'s nodes were lost, because onnxruntime could not write them to {path.parent}; "
+            "free space there, or set TMPDIR to another folder"
+        ) from error
+    for event in events:
+        if event.get("cat") == "Node" and event["name"].endswith(_OF_NODES):
+            name = f"{event['name'].removesuffix(_OF_NODES)} ({event['args']['op_name']})"
+            add_layer_time(times, network, name, event["dur"] / 1e3)  # dur is in microseconds
 
 
 def usable_processors() -> int:

@@ -22,8 +22,9 @@ import numpy.typing as npt
 
 from svd_trt.engine.bundle import Bundle
 from svd_trt.engine.spec import NetworkName, NetworkSpec
-from svd_trt.errors import BackendError
+from svd_trt.errors import ArgumentError, BackendError
 from svd_trt.runtime.closeable import Closeable
+from svd_trt.runtime.layer_times import LayerTimes
 
 __all__ = [
     "Array",
@@ -171,6 +172,19 @@ class Device(Closeable, ABC):
     def capture(self, work: Callable[[], None]) -> Graph:
         """Make a graph of what ``work`` enqueues: networks only, and the same buffers every time."""
         return Graph(work)
+
+    def measure_layers(self, times: LayerTimes) -> None:  # noqa: ARG002
+        """Add the time of every layer to ``times``, of networks that are opened from now on; complete once they close.
+
+        Runs are slower while layers are measured, and their work is not captured.
+
+        Raises:
+            ArgumentError: this device does not report such times.
+        """
+        raise ArgumentError(
+            f"{self.name} does not report the times of layers; TensorRT does, "
+            "and so does ONNX Runtime on the CPU (--device cpu)"
+        )
 
     def synchronize(self) -> None:
         """Wait until all work is done."""

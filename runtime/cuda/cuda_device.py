@@ -17,6 +17,7 @@ from svd_trt.runtime.cuda.buffers import CudaBuffer, DeviceMemory, PinnedBuffer,
 from svd_trt.runtime.cuda.context import Context
 from svd_trt.runtime.cuda.streams import CapturedGraph, CudaEvent, Stream
 from svd_trt.runtime.device import Buffer, Device, Event, Graph, HostBuffer, Session
+from svd_trt.runtime.layer_times import LayerTimes
 
 __all__ = ["ActivationBlock", "CudaDevice", "CudaGraph", "GpuBackend"]
 
@@ -26,9 +27,11 @@ class GpuBackend(Closeable, ABC):
 
     Attributes:
         uses_block: networks compute in the device's activation block. Otherwise the backend allocates by itself.
+        reports_layers: networks add to the device's `CudaDevice.layer_times`.
     """
 
     uses_block = False
+    reports_layers = False
 
     @property
     @abstractmethod
@@ -49,6 +52,7 @@ class CudaDevice(Device):
         activations: the block that all networks compute in, one after another.
         use_graphs: replay captured work as CUDA graphs; False enqueues every call by itself.
         refusals: why captured work is enqueued call by call, if it is.
+        layer_times: gets the time of every layer; None if layers are not measured.
     """
 
     kind = "cuda"
@@ -68,6 +72,7 @@ class CudaDevice(Device):
         self.capturing = False
         self.use_graphs = True
         self.refusals: list[str] = []
+        self.layer_times: LayerTimes | None = None
         self._graphs: weakref.WeakSet[CudaGraph] = weakref.WeakSet()
 
     @property
@@ -125,6 +130,14 @@ class CudaDevice(Device):
         graph = CudaGraph(self, work)
         self._graphs.add(graph)
         return graph
+
+    def measure_layers(self, times: LayerTimes) -> None:
+        """Measure the layers of networks that are opened from now on, without graphs: launches report no layers."""
+        if not self._backend.reports_layers:
+            super().measure_layers(times)
+        self.layer_times = times
+        self.use_graphs = False
+        self.refusals.append("the times of layers are measured")
 
     def drop_graphs(self) -> None:
         """Drop every captured graph, because an engine or the memory that it computes in is about to be freed."""

@@ -18,6 +18,7 @@ from svd_trt.runtime.cuda.buffers import CudaBuffer, as_cuda
 from svd_trt.runtime.cuda.cuda_device import CudaDevice, GpuBackend
 from svd_trt.runtime.cuda.tensorrt_runtime import Runtime, RuntimeCache, make_runtime, refuse_invalid
 from svd_trt.runtime.device import Buffer, Session
+from svd_trt.runtime.layer_times import LayerTimes, add_layer_time
 
 __all__ = ["TensorRtBackend", "TensorRtSession"]
 
@@ -33,6 +34,7 @@ class TensorRtBackend(GpuBackend):
     """
 
     uses_block = True
+    reports_layers = True
 
     def __init__(self, tensorrt: TensorRt, gpu: Gpu, bundle: Bundle) -> None:
         self._tensorrt = tensorrt
@@ -156,6 +158,9 @@ class TensorRtSession(Session):
         context = self._engine.create_execution_context(config)
         if context is None:
             raise self._failure("making a context", "TensorRT makes no context for {name}: {reason}")
+        if self._device.layer_times is not None:
+            # While a profiler is set, `execute_async_v3` waits for the run and reports its layers.
+            context.profiler = _profiler(self._runtime.trt, self.spec.name, self._device.layer_times)
         return context
 
     def _require_capturable(self, stream: int) -> None:
@@ -226,6 +231,19 @@ class TensorRtSession(Session):
     def _reason(self) -> str:
         errors = _logger(self._runtime.trt).errors
         return errors[-1].strip() if errors else "it gives no reason"
+
+
+def _profiler(trt: Any, network: NetworkName, times: LayerTimes) -> Any:
+    class Profiler(trt.IProfiler):  # type: ignore[misc]  # the base class comes from a module found at run time
+        """Adds what TensorRT reports after each run to ``times``."""
+
+        def __init__(self) -> None:
+            trt.IProfiler.__init__(self)
+
+        def report_layer_time(self, layer_name: str, ms: float) -> None:
+            add_layer_time(times, network, layer_name, float(ms))
+
+    return Profiler()
 
 
 @lru_cache

@@ -36,7 +36,9 @@ COMMON = {
         "infer_shapes",
         "update_device_memory_size_for_shapes",
         "set_device_memory",
+        "profiler",
     ],
+    "IProfiler": ["report_layer_time"],
     "ILogger": ["ERROR", "INTERNAL_ERROR"],
 }
 RTX = {

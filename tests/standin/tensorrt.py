@@ -31,6 +31,7 @@ class StandInTensorRT(Module):
     """
 
     ILogger = real.ILogger
+    IProfiler = real.IProfiler
     Logger = real.Logger
     Dims = real.Dims
     DataType = real.DataType

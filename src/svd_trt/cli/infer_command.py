@@ -13,10 +13,12 @@ from rich.console import Console
 from rich.progress import TaskID
 
 from svd_trt.cli.console import Bars, print_json, stderr
+from svd_trt.cli.layer_profile import check_profile, print_slowest_layers, write_profile
 from svd_trt.cli.sizes import ByteSize
 from svd_trt.errors import OutputError
 from svd_trt.progress import Progress
 from svd_trt.runtime.backends import PROVIDERS, RUN_BACKENDS, Provider, RunBackend
+from svd_trt.runtime.layer_times import LayerTimes
 from svd_trt.runtime.output import VideoStream
 from svd_trt.runtime.parameters import Parameters
 from svd_trt.runtime.pipeline import VideoPipeline
@@ -111,6 +113,13 @@ def _formats() -> str:
     help="Most device memory to use, such as 8GB; `svd-trt inspect BUNDLE --vram-budget 8GB` shows the plan.  "
     "[default: 95 % of what is free]",
 )
+@click.option(
+    "--profile",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Write the time of every layer to FILE as JSON, and print the slowest. On a GPU, TensorRT measures them; the "
+    "host then waits for each run and CUDA graphs are off, so a video takes longer. On the CPU, ONNX Runtime does.",
+)
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
 @click.option("--json", "as_json", is_flag=True, help="Print timings, seed, parameters and backend as JSON.")
 def command(
@@ -121,6 +130,7 @@ def command(
     device: str | None,
     provider: Provider | None,
     vram_budget: int | None,
+    profile: Path | None,
     quiet: bool,
     as_json: bool,
     **parameters: Any,
@@ -132,9 +142,14 @@ def command(
     count = len(images) * Parameters(**parameters).num_videos_per_prompt
     paths = [numbered(output, index, count) for index in range(count)]
     _check_outputs(paths, images, bundle)
+    if profile is not None:
+        check_profile(profile, [*paths, *images], bundle)
     console = stderr(quiet=quiet)
+    layers: LayerTimes = {}
     chosen = {"backend": backend, "device": device, "provider": provider}
     with VideoPipeline.open(bundle, vram_budget=vram_budget, **chosen) as pipe:  # type: ignore[arg-type]
+        if profile is not None:
+            pipe.device.measure_layers(layers)
         opened = time.perf_counter() - started
         with Bars(console) as bars:
             stream = pipe.stream(list(images), progress=_show_stages(bars), **parameters)
@@ -145,8 +160,12 @@ def command(
         console.print(_memory_note(stream), style="dim", soft_wrap=True)
     for note in pipe.device.notes:
         console.print(note, style="dim", soft_wrap=True)
+    result = _as_dict(pipe, stream, paths, timings)
+    if profile is not None:
+        write_profile(profile, layers, result)
+        print_slowest_layers(console, layers)
     if as_json:
-        print_json(_as_dict(pipe, stream, paths, timings))
+        print_json(result)
 
 
 def _show_stages(bars: Bars) -> Progress:
