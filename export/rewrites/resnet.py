@@ -97,7 +97,8 @@ class VideoResnet(nn.Module):
         videos, frames = image_only_indicator.shape
         hidden = self.spatial(hidden_states, temb, frames)
         size = tuple(hidden.shape[2:])
-        video = hidden.unflatten(0, (videos, frames)).transpose(1, 2).flatten(3)  # [V, C, F, h*w]
+        # Pixels become one axis before the transpose: TensorRT does not find the normalisation after the other order.
+        video = hidden.flatten(2).unflatten(0, (videos, frames)).transpose(1, 2)  # [V, C, F, h*w]
         change = self.conv1(F.silu(self.norm1(video)))
         if temb is not None:
             change = change + self.time_emb_proj(F.silu(temb))[:, :, None, None]

@@ -64,11 +64,12 @@ class TemporalBlock(nn.Module):
 
     def forward(self, hidden: Tensor, embeds: Tensor) -> Tensor:
         """``[V, h*w, F, C]`` and ``[V, 1, D]`` to ``[V, h*w, F, C]``."""
-        hidden = self.feed_in(hidden)
         videos, pixels = hidden.shape[:2]
-        attended = self.attn1(self.norm1(hidden.flatten(0, 1))).unflatten(0, (videos, pixels))
-        hidden = hidden + attended + self.values(embeds).unsqueeze(1)
-        return cast(Tensor, self.feed_forward(hidden))
+        # Three axes for the feed-forwards: TensorRT fuses gelu into the product only then.
+        tokens = self.feed_in(hidden.flatten(0, 1))  # [V*h*w, F, C]
+        tokens = tokens + self.attn1(self.norm1(tokens))
+        tokens = tokens.unflatten(0, (videos, pixels)) + self.values(embeds).unsqueeze(1)
+        return cast(Tensor, self.feed_forward(tokens.flatten(0, 1)).unflatten(0, (videos, pixels)))
 
 
 class FramePositions(nn.Module):
