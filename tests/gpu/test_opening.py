@@ -136,7 +136,7 @@ def test_a_driver_that_was_updated_without_a_restart_is_an_error(
 ) -> None:
     """The GPU is there, so the CPU is no substitute."""
     standin.cuda.fail("cuInit", standin.cuda.CUresult.CUDA_ERROR_SYSTEM_DRIVER_MISMATCH)
-    with pytest.raises(CudaError, match="SYSTEM_DRIVER_MISMATCH.* restart the machine"):
+    with pytest.raises(CudaError, match=r"SYSTEM_DRIVER_MISMATCH.* restart the machine"):
         VideoPipeline.open(dynamic_bundle, device=device)
 
 
