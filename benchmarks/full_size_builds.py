@@ -230,7 +230,7 @@ def _measure_network(checkpoint: Checkpoint, name: NetworkName, row: Row) -> dic
             "nodes": report.nodes,
             "parameters": report.parameters,
             "flops": count_flops(path, spec),
-            "activation_bytes": plan.activation_bytes,
+            "activation_bytes": plan.activation_bytes[-1],
             "weight_bytes": plan.weight_bytes,
             "layers": plan.layers,
             "export_seconds": round(exported, 1),

@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeAlias
 
 import msgspec
 
-from svd_trt.engine.spec import ModelInfo, NetworkName, NetworkSpec, Ranges
+from svd_trt.engine.spec import ModelInfo, NetworkName, NetworkSpec, Range, Ranges
 from svd_trt.errors import BundleError
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "Operators",
     "PlanEntry",
     "Precision",
+    "ProfileEntry",
     "SamplerInfo",
     "SourceInfo",
     "TensorRtEntry",
@@ -36,7 +37,7 @@ __all__ = [
     "write_manifest",
 ]
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 MANIFEST_NAME = "manifest.json"
 
 Precision: TypeAlias = Literal["fp16", "fp32"]
@@ -112,25 +113,44 @@ class OnnxEntry(msgspec.Struct, frozen=True):
         return all(file.is_whole(root) for file in self.files)
 
 
+class ProfileEntry(msgspec.Struct, frozen=True):
+    """One optimisation profile of a plan."""
+
+    ranges: dict[str, Range]
+    """The range of each symbol of the network; all are fixed in an exact profile."""
+    activation_bytes: int | None
+    """What the builder, or the engine on a GPU, reports for the largest sizes of the ranges."""
+
+
 class PlanEntry(msgspec.Struct, frozen=True):
-    """A TensorRT plan. Memory is the builder's report, in bytes, for the largest sizes of the ranges."""
+    """A TensorRT plan. Memory is in bytes."""
 
     key: str
     file: FileEntry
+    kernels: FileEntry | None
+    """The list of compiled kernels, see `svd_trt.engine.kernels`; None if the builder printed none."""
+    profiles: tuple[ProfileEntry, ...]
+    """In TensorRT's order, so that an index here is an index there: exact ones, then the whole range."""
     layers: int
-    activation_bytes: int | None
     weight_bytes: int | None
     weight_streaming: bool = False
     """The engine can run with a part of its weights in host memory."""
 
     @property
+    def activation_bytes(self) -> int | None:
+        """The most that one of the profiles needs; None if it is not known of one."""
+        needs = [profile.activation_bytes for profile in self.profiles]
+        known = [need for need in needs if need is not None]
+        return max(known) if len(known) == len(needs) else None
+
+    @property
     def files(self) -> tuple[FileEntry, ...]:
-        """The plan."""
-        return (self.file,)
+        """The plan and its list of kernels."""
+        return (self.file,) if self.kernels is None else (self.file, self.kernels)
 
     def is_whole(self, root: Path) -> bool:
-        """True if the plan is under ``root`` as it was written."""
-        return self.file.is_whole(root)
+        """True if the files are under ``root`` as they were written."""
+        return all(file.is_whole(root) for file in self.files)
 
 
 class NetworkEntry(msgspec.Struct, frozen=True):
@@ -168,6 +188,12 @@ class TensorRtEntry(msgspec.Struct, frozen=True):
     name: TensorRtName
     version: str
     target: str
+    """Compute capabilities, as ``sm90`` or ``sm89,sm120``; empty if the engines run on several kinds."""
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """``target`` as a list."""
+        return tuple(self.target.split(",")) if self.target else ()
 
 
 class Manifest(msgspec.Struct, frozen=True, rename={"tensorrt": "flavour"}):

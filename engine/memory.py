@@ -2,16 +2,17 @@
 
 Both are computed from the manifest, which holds what the engine builder reported; no engine is loaded.
 
-The builder's report is for the largest sizes of an engine's ranges. Activations are proportional to the number of
-frames that run together (measured for full-size SVD: to 0.1 % from 14 to 25 frames, and for decode chunks of 1 to 25),
-so the activations of smaller sizes follow from the report. The same is assumed for pictures, branches and pixels.
+The builder's report is for the largest sizes of each profile of an engine. An exact profile needs what it says.
+In the range, activations are proportional to the number of frames that run together (measured for full-size SVD: to
+0.1 % from 14 to 25 frames, and for decode chunks of 1 to 25), so the activations of smaller sizes follow from the
+report. The same is assumed for pictures, branches and pixels.
 
 To fit a budget, the planner changes these settings in this order. Of two plans the one that changes the last of them
 less is the faster one:
 
-1. the decode chunk, at most all frames of a video, as in diffusers: smaller chunks are the same work in more runs.
-   A frame is decoded in the context of its chunk, so the size changes the seams between chunks a little; a size that
-   the caller chose is therefore never changed;
+1. the decode chunk, from the default of `svd_trt.engine.decode_chunks` down: smaller chunks are the same work in more
+   runs. A frame is decoded in the context of its chunk, so the size changes the seams between chunks a little; a size
+   that the caller chose is therefore never changed;
 2. both guidance branches together: running them one after the other starts twice as many kernels, each over half of
    the work;
 3. resident engines: loading gigabytes of them again costs seconds for every video;
@@ -26,14 +27,14 @@ from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from typing import Any
 
+from svd_trt.engine.decode_chunks import chunk_choices, chunk_sizes, largest_chunk
 from svd_trt.engine.manifest import Manifest, NetworkEntry
+from svd_trt.engine.profiles import choose_profile
 from svd_trt.engine.spec import (
     LARGEST_STEPS,
     NETWORKS,
     NetworkSpec,
     Range,
-    chunk_choices,
-    chunk_sizes,
 )
 from svd_trt.errors import ArgumentError, BudgetError
 from svd_trt.units import format_bytes, round_up_bytes
@@ -178,7 +179,7 @@ def compare_plans(manifest: Manifest) -> list[tuple[MemoryRequest, MemoryPlan]]:
     """Plans for one guided video of the largest size that show what a bundle needs at most and at least.
 
     They are for the frame counts that SVD was trained for, if the bundle takes them, with resident engines and
-    without, and with a decode chunk of all frames, of 8 and of the smallest size.
+    without, and with the default decode chunk and the smallest.
     """
     ranges = manifest.ranges
     counts = [n for n in (14, 25) if n in ranges.frames] or sorted({ranges.frames.min, ranges.frames.max})
@@ -187,11 +188,9 @@ def compare_plans(manifest: Manifest) -> list[tuple[MemoryRequest, MemoryPlan]]:
     for resident in (True, False):
         for n in counts:
             request = MemoryRequest(n, ranges.height.max, ranges.width.max)
-            chunks = {ranges.chunk.clamp(n), ranges.chunk.clamp(8), ranges.chunk.min}
-            for chunk in sorted(chunks, reverse=True):
-                if chunk <= n:
-                    plan = MemoryPlan(resident, split, chunk)
-                    found.append((request, _with_figures(manifest, request, plan)))
+            for chunk in dict.fromkeys((_chunks(manifest, request)[0], ranges.chunk.min)):
+                plan = MemoryPlan(resident, split, chunk)
+                found.append((request, _with_figures(manifest, request, plan)))
     return found
 
 
@@ -204,7 +203,7 @@ def plan_footprint(manifest: Manifest, request: MemoryRequest, plan: MemoryPlan)
     needs: list[tuple[int, int]] = []
     for name in NETWORKS:
         entry = manifest.networks[name]
-        activations = activation_bytes(entry, sizes)
+        activations = _most_activations(entry, sizes, request)
         if entry.plan is None or entry.plan.weight_bytes is None or activations is None:
             return None
         weights = entry.plan.weight_bytes
@@ -219,14 +218,27 @@ def plan_footprint(manifest: Manifest, request: MemoryRequest, plan: MemoryPlan)
 
 
 def activation_bytes(entry: NetworkEntry, sizes: Mapping[str, int]) -> int | None:
-    """Activations of one engine at ``sizes`` of its symbols; symbols that are not in ``sizes`` are at their largest.
+    """Activations of one engine at ``sizes`` of its symbols, in the profile that a run with these takes.
 
-    None if the network has no engine, or if its builder did not report them.
+    Symbols that are not in ``sizes`` are at their largest. None if the network has no engine, or if its builder did
+    not report them.
     """
-    if entry.plan is None or entry.plan.activation_bytes is None:
+    if entry.plan is None:
         return None
-    share = math.prod(Fraction(sizes.get(symbol, r.max), r.max) for symbol, r in entry.spec.ranges.items())
-    return math.ceil(entry.plan.activation_bytes * share)
+    sizes = {symbol: sizes.get(symbol, r.max) for symbol, r in entry.spec.ranges.items()}
+    profile = entry.plan.profiles[choose_profile([p.ranges for p in entry.plan.profiles], sizes)]
+    if profile.activation_bytes is None:
+        return None
+    share = math.prod(Fraction(sizes[symbol], r.max) for symbol, r in profile.ranges.items())
+    return math.ceil(profile.activation_bytes * share)
+
+
+def _most_activations(entry: NetworkEntry, sizes: Mapping[str, int], request: MemoryRequest) -> int | None:
+    """What one network needs for a video: its shorter last chunk may be in a profile that needs more."""
+    chunks = {sizes["chunk"], request.frames * request.videos % sizes["chunk"] or sizes["chunk"]}
+    needs = [activation_bytes(entry, {**sizes, "chunk": chunk}) for chunk in chunks]
+    known = [need for need in needs if need is not None]
+    return max(known) if len(known) == len(needs) else None
 
 
 def _candidates(manifest: Manifest, request: MemoryRequest) -> Iterator[MemoryPlan]:
@@ -256,11 +268,16 @@ def _chunks(manifest: Manifest, request: MemoryRequest) -> list[int]:
         ArgumentError: there is none, or the caller's size leaves a last chunk that the bundle does not take.
     """
     span = manifest.ranges.chunk
-    if request.decode_chunk_size is None and (found := list(chunk_choices(request.frames, request.videos, span))):
+    if request.decode_chunk_size is None and (found := _default_chunks(manifest, request)):
         return found
     chunk = request.decode_chunk_size or min(request.frames, span.max)
     chunk_sizes(request.frames * request.videos, chunk, span)
     return [chunk]
+
+
+def _default_chunks(manifest: Manifest, request: MemoryRequest) -> list[int]:
+    largest = largest_chunk(manifest.model, request.height, request.width)
+    return chunk_choices(request.frames, request.videos, manifest.ranges.chunk, largest)
 
 
 def _with_figures(manifest: Manifest, request: MemoryRequest, plan: MemoryPlan, streamed: int = 0) -> MemoryPlan:
@@ -389,7 +406,7 @@ def _too_small(manifest: Manifest, request: MemoryRequest, budget: int) -> str:
 
 def _smaller_chunk(manifest: Manifest, request: MemoryRequest, budget: int, smallest: int) -> list[str]:
     """Advice to take another decode chunk than the caller's, if that needs less than ``smallest``."""
-    choices = chunk_choices(request.frames, request.videos, manifest.ranges.chunk)
+    choices = _default_chunks(manifest, request)
     given = request.decode_chunk_size
     if given is None or not any(chunk < given for chunk in choices):
         return []

@@ -8,13 +8,15 @@ when it is done, and its death becomes an error message.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 
 from svd_trt.engine.child_process import FREE_MEMORY_EARLY, ChildProcess
+from svd_trt.engine.profiles import Profile, profiles_of
 from svd_trt.engine.spec import NetworkName, NetworkSpec
-from svd_trt.engine.tensorrt_build import Job, Message, PlanReport
+from svd_trt.engine.tensorrt_build import EngineOptions, Job, Message, PlanReport
 from svd_trt.engine.tensorrt_import import TensorRt
 from svd_trt.errors import EngineBuildError
 from svd_trt.progress import Progress, ignore_progress
@@ -29,14 +31,14 @@ def build_plan(
     onnx_path: Path,
     spec: NetworkSpec,
     plan_path: Path,
+    profiles: Sequence[Profile] | None = None,
+    options: EngineOptions | None = None,
     progress: Progress = ignore_progress,
-    *,
-    weight_streaming: bool = False,
 ) -> PlanReport:
     """Build the engine of ``spec`` from ``onnx_path`` and write it to ``plan_path``.
 
-    The progress of `plan_stage` is a fraction of 1. Any exception while waiting, including one that ``progress`` raises
-    and Ctrl-C, stops the build at once. With ``weight_streaming`` the engine's weights may stay in host memory.
+    Its profiles are ``profiles``, by default the whole range alone. The progress of `plan_stage` is a fraction of 1.
+    Any exception while waiting, including one that ``progress`` raises and Ctrl-C, stops the build at once.
 
     Raises:
         EngineBuildError: a node was refused, the tensors are not those of ``spec``, or the build failed or died.
@@ -49,7 +51,8 @@ def build_plan(
         onnx_path=str(onnx_path),
         plan_path=str(partial),
         spec=spec,
-        weight_streaming=weight_streaming,
+        profiles=tuple(profiles or profiles_of(spec, ())),
+        options=options or EngineOptions(),
     )
     stage = plan_stage(spec.name)
     progress(stage, 0, 1)

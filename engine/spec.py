@@ -10,7 +10,7 @@ as that integer, because the graph gets smaller and the engine faster.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Literal, TypeAlias
 
 import msgspec
@@ -30,8 +30,6 @@ __all__ = [
     "Range",
     "Ranges",
     "TensorSpec",
-    "chunk_choices",
-    "chunk_sizes",
     "network_specs",
 ]
 
@@ -158,33 +156,6 @@ class Ranges(msgspec.Struct, frozen=True):
         return value
 
 
-def chunk_sizes(total: int, chunk: int, span: Range) -> list[int]:
-    """Sizes of the decode chunks of ``total`` frames: equal ones, then the rest, as in diffusers.
-
-    Raises:
-        ArgumentError: one of them is outside ``span``, the range that the bundle was built for.
-    """
-    sizes = [min(chunk, total - start) for start in range(0, total, chunk)]
-    for size in sizes:
-        if size not in span:
-            raise ArgumentError(
-                f"decoding {total} frames by {chunk} needs a chunk of {size}, and this bundle decodes {span.words} "
-                "frames at a time; choose another decode_chunk_size, or build with another --decode-chunk"
-            )
-    return sizes
-
-
-def chunk_choices(frames: int, videos: int, span: Range) -> Iterator[int]:
-    """Chunk sizes, largest first, that split ``videos`` times ``frames`` frames into chunks within ``span``.
-
-    None is larger than one video.
-    """
-    for size in range(min(frames, span.max), span.min - 1, -1):
-        rest = frames * videos % size
-        if rest == 0 or rest in span:
-            yield size
-
-
 class ModelInfo(msgspec.Struct, frozen=True):
     """Facts about a checkpoint that the specifications and the runtime need."""
 
@@ -196,6 +167,8 @@ class ModelInfo(msgspec.Struct, frozen=True):
     image_std: tuple[float, float, float]
     num_frames: int
     """Frames that the checkpoint was trained for: 14 for SVD, 25 for SVD-XT."""
+    decoder_channels: int
+    """Channels of the decoder's largest tensor, which has the height and width of a frame: 256 for SVD."""
 
 
 class TensorSpec(msgspec.Struct, frozen=True):
@@ -236,11 +209,14 @@ class NetworkSpec(msgspec.Struct, frozen=True):
                 return tensor
         raise KeyError(name)
 
-    def profile(self, tensor: TensorSpec) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
-        """Shapes of ``tensor`` at the minimum, optimum and maximum of its ranges."""
-        low = {symbol: r.min for symbol, r in self.ranges.items()}
-        best = {symbol: r.opt for symbol, r in self.ranges.items()}
-        high = {symbol: r.max for symbol, r in self.ranges.items()}
+    def profile(
+        self, tensor: TensorSpec, ranges: Mapping[str, Range] | None = None
+    ) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+        """Shapes of ``tensor`` at the minimum, optimum and maximum of ``ranges``, by default the network's own."""
+        ranges = self.ranges if ranges is None else ranges
+        low = {symbol: r.min for symbol, r in ranges.items()}
+        best = {symbol: r.opt for symbol, r in ranges.items()}
+        high = {symbol: r.max for symbol, r in ranges.items()}
         return tensor.resolve(low), tensor.resolve(best), tensor.resolve(high)
 
     @property

@@ -12,7 +12,7 @@ import os
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,13 @@ import numpy as np
 
 from svd_trt.engine.child_process import Answer, connect_to_parent
 from svd_trt.engine.manifest import TensorRtName
+from svd_trt.engine.profiles import Profile
 from svd_trt.engine.spec import NetworkSpec
 from svd_trt.engine.tensorrt_import import TensorRt, find_tensorrt
 from svd_trt.errors import EngineBuildError, SvdTrtError
 
 __all__ = [
+    "EngineOptions",
     "Job",
     "MappedWeights",
     "Message",
@@ -37,10 +39,8 @@ __all__ = [
 ]
 
 # The builder logs these at INFO; without loading the engine there are no other figures of its memory.
-_MEMORY = {
-    "activation_bytes": re.compile(r"Total Activation Memory: (\d+) bytes"),
-    "weight_bytes": re.compile(r"Total Weights Memory: (\d+) bytes"),
-}
+_ACTIVATIONS = re.compile(r"Total Activation Memory: (\d+) bytes")  # once for each profile, in their order
+_WEIGHTS = re.compile(r"Total Weights Memory: (\d+) bytes")
 # TensorRT only warns of a profile that it cannot satisfy at one of its ends; users would get a bundle that fails at
 # frame counts it was built for.
 _BROKEN_PROFILE = "not self-consistent"
@@ -50,14 +50,22 @@ _UNREPORTED = "Static Tensor Allocation failed"
 
 
 class PlanReport(msgspec.Struct, frozen=True):
-    """The builder's report on an engine; bytes are at the profile's maximum."""
+    """The builder's report on an engine."""
 
-    activation_bytes: int | None
+    activation_bytes: tuple[int | None, ...]
+    """Of each profile, at its maximum."""
     weight_bytes: int | None
     layers: int
     seconds: float
     weight_streaming: bool = False
     """The builder's flag: weights may stay in host memory."""
+
+
+class EngineOptions(msgspec.Struct, frozen=True):
+    """How one engine is built, besides its network and profiles. All of it is in the plan's key."""
+
+    weight_streaming: bool = False
+    """Weights may stay in host memory and be copied in as they are used."""
 
 
 class Job(msgspec.Struct, frozen=True):
@@ -67,7 +75,8 @@ class Job(msgspec.Struct, frozen=True):
     onnx_path: str
     plan_path: str
     spec: NetworkSpec
-    weight_streaming: bool = False
+    profiles: tuple[Profile, ...]
+    options: EngineOptions
 
 
 class Message(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -83,14 +92,13 @@ def build(
     onnx_path: Path,
     spec: NetworkSpec,
     plan_path: Path,
+    profiles: Sequence[Profile],
+    options: EngineOptions,
     report_fraction: Callable[[float], object],
-    *,
-    weight_streaming: bool = False,
 ) -> PlanReport:
     """Build the engine of ``spec`` from ``onnx_path`` and write it to ``plan_path``, in this process.
 
-    ``report_fraction`` is called with the fraction done, from 0 to 1, from threads of the builder. With
-    ``weight_streaming`` the engine's weights may stay in host memory and be copied in as they are used.
+    ``report_fraction`` is called with the fraction done, from 0 to 1, from threads of the builder.
 
     Raises:
         EngineBuildError: a node was refused, the tensors are not those of ``spec``, or the build failed.
@@ -102,7 +110,8 @@ def build(
     builder = trt.Builder(logger)
     weights = MappedWeights(onnx_path)  # so must these, which the network points to
     network, _parser = parse_network(tensorrt, builder, logger, onnx_path, spec, weights)
-    config = make_config(tensorrt, builder, spec, monitor, weight_streaming=weight_streaming)
+    config = make_config(tensorrt, builder, spec, profiles, options)
+    config.progress_monitor = monitor
     report = _compile(tensorrt, builder, logger, network, config, spec, plan_path, weights)
     return msgspec.structs.replace(report, seconds=time.perf_counter() - started)
 
@@ -123,9 +132,11 @@ def _compile(
     reason = logger.broken_profile or (logger.errors[-1] if logger.errors else "no reason given")
     if not built or logger.broken_profile:
         raise EngineBuildError(f"{tensorrt.name} {tensorrt.version} cannot build {spec.name}: {reason}")
+    count = max(config.num_optimization_profiles, 1)
+    known = len(logger.activation_bytes) == count and not logger.unreported
     return PlanReport(
-        activation_bytes=None if logger.unreported else logger.memory.get("activation_bytes"),
-        weight_bytes=logger.memory.get("weight_bytes"),
+        activation_bytes=tuple(logger.activation_bytes) if known else (None,) * count,
+        weight_bytes=logger.weight_bytes,
         layers=layers,
         seconds=0.0,
         weight_streaming=config.get_flag(tensorrt.trt.BuilderFlag.WEIGHT_STREAMING),
@@ -163,29 +174,33 @@ def _parse(parser: Any, onnx_path: Path, weights: MappedWeights) -> bool:
     )
 
 
-def make_config(tensorrt: TensorRt, builder: Any, spec: NetworkSpec, monitor: Any, *, weight_streaming: bool) -> Any:
-    """The builder's configuration: the progress monitor, the profile of ``spec``, and the flags about memory."""
+def make_config(
+    tensorrt: TensorRt, builder: Any, spec: NetworkSpec, profiles: Sequence[Profile], options: EngineOptions
+) -> Any:
+    """The builder's configuration: the profiles, and the flags about precision, memory and reports."""
+    flags = tensorrt.trt.BuilderFlag
     config = builder.create_builder_config()
-    config.progress_monitor = monitor
-    profile = make_profile(builder, spec)
-    if profile:
-        config.add_optimization_profile(profile)
-    if weight_streaming:
+    config.profiling_verbosity = tensorrt.trt.ProfilingVerbosity.DETAILED  # makes the builder list its kernels
+    config.clear_flag(flags.TF32)  # it rounds products of fp32 tensors to 10 bits, and fp32 is asked for to be exact
+    for ranges in profiles:
+        if ranges:  # a network of fixed sizes has no profile of its own
+            config.add_optimization_profile(make_profile(builder, spec, ranges))
+    if options.weight_streaming:
         # TensorRT 10 accepts it for strongly typed networks only; these are strongly typed.
-        config.set_flag(tensorrt.trt.BuilderFlag.WEIGHT_STREAMING)
-    elif hasattr(tensorrt.trt.BuilderFlag, "REQUIRE_USER_ALLOCATION"):
+        config.set_flag(flags.WEIGHT_STREAMING)
+    elif hasattr(flags, "REQUIRE_USER_ALLOCATION"):
         # Without it TensorRT for RTX may allocate while it runs, which a CUDA graph cannot capture. With both flags the
         # builder needs a CUDA driver (seen with 1.7.1), and streamed weights are slow anyway.
-        config.set_flag(tensorrt.trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
+        config.set_flag(flags.REQUIRE_USER_ALLOCATION)
     return config
 
 
-def make_profile(builder: Any, spec: NetworkSpec) -> Any:
-    """The optimisation profile of ``spec``: minimum, optimum and maximum shape of every dynamic input."""
+def make_profile(builder: Any, spec: NetworkSpec, ranges: Profile) -> Any:
+    """The optimisation profile of ``ranges``: minimum, optimum and maximum shape of every dynamic input."""
     profile = builder.create_optimization_profile()
     for tensor in spec.inputs:
         if tensor.dynamic:
-            profile.set_shape(tensor.name, *spec.profile(tensor))
+            profile.set_shape(tensor.name, *spec.profile(tensor, ranges))
     return profile
 
 
@@ -307,7 +322,9 @@ def _make_logger(trt: Any) -> Any:
 
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
-            self.memory: dict[str, int] = {}
+            self.activation_bytes: list[int] = []
+            self.weight_bytes: int | None = None
+            self.kernels: list[str] = []
             self.errors: list[str] = []
             self.broken_profile = ""
             self.unreported = False
@@ -319,10 +336,12 @@ def _make_logger(trt: Any) -> Any:
                 self.broken_profile = message.strip()
             elif _UNREPORTED in message:
                 self.unreported = True
-            elif severity == trt.ILogger.INFO:
-                for key, pattern in _MEMORY.items():
-                    if match := pattern.search(message):
-                        self.memory[key] = int(match[1])
+            elif "LayerType:" in message:
+                self.kernels.append(message)
+            elif match := _ACTIVATIONS.search(message):
+                self.activation_bytes.append(int(match[1]))
+            elif match := _WEIGHTS.search(message):
+                self.weight_bytes = int(match[1])
 
     return Logger()
 
@@ -386,8 +405,9 @@ def _work(line: bytes, answer: Answer) -> None:
             Path(job.onnx_path),
             job.spec,
             Path(job.plan_path),
+            job.profiles,
+            job.options,
             progress,
-            weight_streaming=job.weight_streaming,
         )
     except SvdTrtError as error:
         say(Message(error=str(error)))

@@ -24,18 +24,21 @@ from svd_trt.engine.manifest import (
     NetworkEntry,
     OnnxEntry,
     PlanEntry,
+    ProfileEntry,
     TensorRtEntry,
     TensorRtName,
 )
 from svd_trt.engine.plan import build_plan, plan_stage
+from svd_trt.engine.profiles import Profile, profiles_of
 from svd_trt.engine.spec import NetworkName, NetworkSpec, Ranges, network_specs
+from svd_trt.engine.tensorrt_build import EngineOptions
 from svd_trt.engine.tensorrt_import import TensorRt, select_tensorrt
 from svd_trt.errors import ArgumentError, MissingDependencyError, OutputError
 from svd_trt.export.checkpoint import COMPONENT_OF
 from svd_trt.export.checkpoint_kinds import AnyCheckpoint, open_checkpoint
 from svd_trt.export.code_digest import graph_code_digest, plan_code_digest
 from svd_trt.export.export_process import Exporter
-from svd_trt.export.options import BuildOptions, ranges_of
+from svd_trt.export.options import BuildOptions, exact_points, ranges_of
 from svd_trt.export.preflight import Work, check_resources
 from svd_trt.export.recipe import Recipe, make_recipe
 from svd_trt.progress import Progress, ignore_progress
@@ -143,6 +146,7 @@ class _Job:
     specs: Mapping[NetworkName, NetworkSpec]
     recipes: Mapping[NetworkName, Recipe]
     onnx_keys: Mapping[NetworkName, str]
+    profiles: Mapping[NetworkName, tuple[Profile, ...]]
     plan_keys: Mapping[NetworkName, str]
 
 
@@ -162,12 +166,19 @@ def _make_job(model: str, options: BuildOptions, progress: Progress) -> _Job:
     tensorrt = select_tensorrt(options.backend)
     if options.weight_streaming and tensorrt is None:
         raise ArgumentError("--weight-streaming is for engines, and this build makes none; leave it out")
+    if (options.exact_frames or options.exact_sizes) and tensorrt is None:
+        raise ArgumentError(
+            "--exact-frames and --exact-sizes are for engines, and this build makes none; leave them out"
+        )
     specs = network_specs(description.model, ranges)
     recipes = {n: make_recipe(s, options.precision, graph, description.upsamplers) for n, s in specs.items()}
     onnx_keys = {name: _onnx_key(checkpoint, recipe) for name, recipe in recipes.items()}
-    plan_keys = {n: _plan_key(onnx_keys[n], s, tensorrt, options) for n, s in specs.items()} if tensorrt else {}
+    points = exact_points(options, ranges, description.model)
+    profiles = {name: profiles_of(spec, points) for name, spec in specs.items()}
+    engines = specs if tensorrt else {}
+    plan_keys = {n: _plan_key(onnx_keys[n], profiles[n], tensorrt, _engine_options(n, options)) for n in engines}
     progress(reading, 1, 1)
-    return _Job(checkpoint, options, tensorrt, ranges, specs, recipes, onnx_keys, plan_keys)
+    return _Job(checkpoint, options, tensorrt, ranges, specs, recipes, onnx_keys, profiles, plan_keys)
 
 
 def _onnx_key(checkpoint: AnyCheckpoint, recipe: Recipe) -> str:
@@ -179,19 +190,20 @@ def _onnx_key(checkpoint: AnyCheckpoint, recipe: Recipe) -> str:
     )
 
 
-def _plan_key(onnx_key: str, spec: NetworkSpec, tensorrt: TensorRt, options: BuildOptions) -> str:
+def _plan_key(onnx_key: str, profiles: tuple[Profile, ...], tensorrt: TensorRt | None, options: EngineOptions) -> str:
+    assert tensorrt is not None
     return _digest(
         code=plan_code_digest(),
         onnx=onnx_key,
-        ranges={symbol: str(r) for symbol, r in spec.ranges.items()},
+        profiles=[{symbol: str(r) for symbol, r in profile.items()} for profile in profiles],
         tensorrt=[tensorrt.name, tensorrt.version, tensorrt.target],
-        weight_streaming=_streams(spec, options),
+        options=msgspec.to_builtins(options),
     )
 
 
-def _streams(spec: NetworkSpec, options: BuildOptions) -> bool:
-    """Whether the engine's weights may stay in host memory; the other networks' are small beside the denoiser's."""
-    return options.weight_streaming and spec.name == "denoiser"
+def _engine_options(name: NetworkName, options: BuildOptions) -> EngineOptions:
+    """How the engine of one network is built; the weights of the others are small beside the denoiser's."""
+    return EngineOptions(weight_streaming=options.weight_streaming and name == "denoiser")
 
 
 def _digest(**parts: object) -> str:
@@ -299,13 +311,14 @@ def _new_network(job: _Job, name: NetworkName, exporter: Exporter, staging: Stag
 def _new_plan(job: _Job, name: NetworkName, staging: Staging, progress: Progress) -> PlanEntry:
     assert job.tensorrt is not None
     spec, path = job.specs[name], staging.path / job.tensorrt.name / f"{name}.plan"
-    streams = _streams(spec, job.options)
-    report = build_plan(job.tensorrt, _onnx_path(staging, name), spec, path, progress, weight_streaming=streams)
+    profiles, options = job.profiles[name], _engine_options(name, job.options)
+    report = build_plan(job.tensorrt, _onnx_path(staging, name), spec, path, profiles, options, progress)
     return PlanEntry(
         key=job.plan_keys[name],
         file=FileEntry.of(staging.path, path),
+        kernels=None,
+        profiles=tuple(ProfileEntry(*both) for both in zip(profiles, report.activation_bytes, strict=True)),
         layers=report.layers,
-        activation_bytes=report.activation_bytes,
         weight_bytes=report.weight_bytes,
         weight_streaming=report.weight_streaming,
     )

@@ -106,6 +106,7 @@ def _model_info(where: str, configurations: Mapping[str, Mapping[str, Any]]) -> 
             image_mean=tuple(pictures["image_mean"]),
             image_std=tuple(pictures["image_std"]),
             num_frames=unet["num_frames"],
+            decoder_channels=vae["block_out_channels"][:2][-1],  # the last level's input, at its full size
         )
         expected = {
             "unet/config.json in_channels": (unet["in_channels"], 2 * info.latent_channels),

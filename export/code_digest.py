@@ -31,7 +31,7 @@ GRAPH_CODE = (
 )
 """The modules that decide which weights are loaded and which graph is written for a `svd_trt.export.recipe.Recipe`."""
 
-PLAN_CODE = (_ENGINE / "spec.py", _ENGINE / "tensorrt_build.py")
+PLAN_CODE = (_ENGINE / "profiles.py", _ENGINE / "spec.py", _ENGINE / "tensorrt_build.py")
 """The modules that decide how an engine is built from a graph."""
 
 

@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import product
 from typing import Literal, TypeAlias, get_args
 
+from svd_trt.engine.decode_chunks import chunk_choices, largest_chunk
 from svd_trt.engine.manifest import GraphEntry, Operators, Precision
-from svd_trt.engine.spec import LARGEST_COUNT, LARGEST_SIDE, ModelInfo, Range, Ranges
+from svd_trt.engine.spec import LARGEST_COUNT, LARGEST_SIDE, SYMBOLS, ModelInfo, Range, Ranges
 from svd_trt.engine.tensorrt_import import BuildBackend
 from svd_trt.errors import ArgumentError
 
-__all__ = ["DEFAULT_FF_CHUNKS", "MOST_FF_CHUNKS", "ONNXRUNTIME_FF_CHUNKS", "BuildOptions", "RangeLike", "ranges_of"]
+__all__ = [
+    "DEFAULT_FF_CHUNKS",
+    "MOST_FF_CHUNKS",
+    "ONNXRUNTIME_FF_CHUNKS",
+    "BuildOptions",
+    "RangeLike",
+    "exact_points",
+    "ranges_of",
+]
+
+_log = logging.getLogger("svd_trt")
 
 DEFAULT_FF_CHUNKS = 2
 ONNXRUNTIME_FF_CHUNKS = 8
@@ -29,13 +43,17 @@ class BuildOptions:
     """What to build; every default is the checkpoint's own or diffusers'.
 
     Raises:
-        ArgumentError: a text is not a range.
+        ArgumentError: a text is not a range, or not a list of frame counts or sizes.
 
     Attributes:
         height, width: frame size in pixels, multiples of 8; a fixed one makes a smaller, faster network.
         frames: frames of one video, from 2 up; None is 2 up to what the checkpoint was trained for.
-        decode_chunk: frames decoded together, from 1 up; None is 1 up to the most frames.
+        decode_chunk: frames decoded together, from 1 up; None is 1 up to the most frames, as far as no tensor has more
+            than 2^31 elements: 14 at 576x1024.
         batch: videos denoised together.
+        exact: compile the engines also for the optimum of every range alone, which is faster at that size.
+        exact_frames: more frame counts to compile for, such as ``"14,25"``; with every exact size.
+        exact_sizes: more sizes to compile for, height first, such as ``"576x1024,1024x576"``; with every exact count.
         precision: of all networks but the VAE encoder, which stays in fp32 as the checkpoints ask.
         rewrites: apply the exact rewrites of `svd_trt.export.rewrites`; without them the networks compute what
             diffusers computes, for comparison.
@@ -59,6 +77,9 @@ class BuildOptions:
     frames: RangeLike | None = None
     decode_chunk: RangeLike | None = None
     batch: RangeLike = Range(1, 1, 1)
+    exact: bool = True
+    exact_frames: str | Iterable[int] = ()
+    exact_sizes: str | Iterable[tuple[int, int]] = ()
     precision: Precision = "fp16"
     rewrites: bool = True
     ff_chunks: int | None = None
@@ -77,6 +98,8 @@ class BuildOptions:
         for name in ("height", "width", "frames", "decode_chunk", "batch"):
             if (value := getattr(self, name)) is not None:
                 object.__setattr__(self, name, _range(value))
+        object.__setattr__(self, "exact_frames", _counts(self.exact_frames))
+        object.__setattr__(self, "exact_sizes", _sizes(self.exact_sizes))
         choices: dict[str, tuple[str, ...]] = {
             "precision": get_args(Precision),
             "backend": get_args(BuildBackend),
@@ -121,8 +144,12 @@ def ranges_of(options: BuildOptions, model: ModelInfo) -> Ranges:
     height, width, batch = _range(options.height), _range(options.width), _range(options.batch)
     most = model.num_frames
     frames = Range(min(2, most), most, most) if options.frames is None else _range(options.frames)
-    largest = frames.max
-    chunk = Range(1, min(8, largest), largest) if options.decode_chunk is None else _range(options.decode_chunk)
+    safe = largest_chunk(model, height.max, width.max)
+    if options.decode_chunk is None:
+        largest = min(frames.max, safe)
+        chunk = Range(1, chunk_choices(frames.opt, 1, Range(1, 1, largest), largest)[0], largest)
+    else:
+        chunk = _range(options.decode_chunk)
     factor = model.vae_scale_factor
     for what, size in (("height", height), ("width", width)):
         if any(value % 8 or value % factor for value in (size.min, size.opt, size.max)):
@@ -134,6 +161,14 @@ def ranges_of(options: BuildOptions, model: ModelInfo) -> Ranges:
     for what, count in (("frames", frames), ("decode-chunk", chunk), ("batch", batch)):
         if count.max > LARGEST_COUNT:
             raise ArgumentError(f"--{what} {count}: counts up to {LARGEST_COUNT} are supported")
+    if chunk.max > safe:
+        _log.warning(
+            "decode chunks of more than %d frames of %dx%d have tensors of over 2^31 elements, for which TensorRT "
+            "documents limits: compare their frames with those of smaller chunks",
+            safe,
+            width.max,
+            height.max,
+        )
     return Ranges(
         batch=batch,
         pictures=Range(1, 1, batch.max),
@@ -143,6 +178,54 @@ def ranges_of(options: BuildOptions, model: ModelInfo) -> Ranges:
         height=height,
         width=width,
     )
+
+
+def exact_points(options: BuildOptions, ranges: Ranges, model: ModelInfo) -> list[dict[str, int]]:
+    """The sizes that engines are compiled for besides the whole ranges, as values of all symbols; the optimum first.
+
+    Raises:
+        ArgumentError: one of them is outside ``ranges``.
+    """
+    counts, sizes = _counts(options.exact_frames), _sizes(options.exact_sizes)
+    if not options.exact:
+        if counts or sizes:
+            raise ArgumentError("--no-exact leaves out what --exact-frames and --exact-sizes add; choose one")
+        return []
+    for frames in counts:
+        _require(frames, ranges.frames, "--exact-frames", "--frames")
+    for height, width in sizes:
+        _require(height, ranges.height, "--exact-sizes: height", "--height")
+        _require(width, ranges.width, "--exact-sizes: width", "--width")
+    best = {symbol: ranges.of(symbol).opt for symbol in SYMBOLS}
+    points = [best]
+    for (height, width), frames in product(((best["height"], best["width"]), *sizes), (best["frames"], *counts)):
+        chunks = chunk_choices(frames, 1, ranges.chunk, largest_chunk(model, height, width))
+        chunk = chunks[0] if chunks else best["chunk"]
+        points.append(best | {"frames": frames, "height": height, "width": width, "chunk": chunk})
+    return points
+
+
+def _require(value: int, span: Range, what: str, option: str) -> None:
+    if value not in span:
+        raise ArgumentError(f"{what} {value} is outside {option} {span}; widen the range, or leave the value out")
+
+
+def _counts(value: str | Iterable[int]) -> tuple[int, ...]:
+    parts = [part for part in value.split(",") if part] if isinstance(value, str) else value
+    try:
+        return tuple(int(part) for part in parts)
+    except (TypeError, ValueError):
+        raise ArgumentError(f"{value!r} is not a list of frame counts; write one like 14,25") from None
+
+
+def _sizes(value: str | Iterable[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
+    pairs = [part.split("x") for part in value.split(",") if part] if isinstance(value, str) else value
+    try:
+        return tuple((int(height), int(width)) for height, width in pairs)
+    except (TypeError, ValueError):
+        raise ArgumentError(
+            f"{value!r} is not a list of sizes; write height, x and width, like 576x1024,1024x576"
+        ) from None
 
 
 def _range(value: RangeLike) -> Range:

@@ -12,8 +12,8 @@ import numpy.typing as npt
 import PIL.Image
 
 from svd_trt.engine.bundle import Bundle
+from svd_trt.engine.decode_chunks import chunk_sizes
 from svd_trt.engine.memory import MemoryPlan, MemoryRequest
-from svd_trt.engine.spec import chunk_sizes
 from svd_trt.errors import ArgumentError
 from svd_trt.progress import Progress, ignore_progress
 from svd_trt.runtime.backends import Provider, RunBackend, open_device

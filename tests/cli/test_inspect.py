@@ -78,8 +78,10 @@ def test_memory_follows_frames_and_chunks(small_bundle: Path) -> None:
     manifest = Bundle.open(small_bundle).manifest
     denoiser = manifest.networks["denoiser"]
     assert denoiser.plan is not None
-    whole = activation_bytes(denoiser, {})
-    assert whole == denoiser.plan.activation_bytes
+    exact, whole = (profile.activation_bytes for profile in denoiser.plan.profiles)
+    assert whole is not None
+    assert activation_bytes(denoiser, {}) == whole == denoiser.plan.activation_bytes
+    assert activation_bytes(denoiser, {"frames": 3}) == exact
     assert activation_bytes(denoiser, {"branches": 1}) == pytest.approx(whole / 2, abs=1)
     assert activation_bytes(denoiser, {"frames": 2}) == pytest.approx(whole * 2 / 6, abs=1)
     needs = {

@@ -15,11 +15,20 @@ from svd_trt.engine.manifest import (
     NetworkEntry,
     OnnxEntry,
     PlanEntry,
+    ProfileEntry,
     SamplerInfo,
     SourceInfo,
     TensorRtEntry,
 )
-from svd_trt.engine.memory import MemoryPlan, MemoryRequest, compare_plans, plan_footprint, plan_memory, smallest_budget
+from svd_trt.engine.memory import (
+    MemoryPlan,
+    MemoryRequest,
+    activation_bytes,
+    compare_plans,
+    plan_footprint,
+    plan_memory,
+    smallest_budget,
+)
 from svd_trt.engine.spec import ModelInfo, NetworkName, Range, Ranges, network_specs
 from svd_trt.errors import ArgumentError, BudgetError
 
@@ -46,15 +55,17 @@ def full_size(
     ff_chunks: int = 2,
     streaming: bool = False,
 ) -> Manifest:
-    model = ModelInfo(4, 8, 1024, 224, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), 25)
+    model = ModelInfo(4, 8, 1024, 224, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), 25, 256)
     one = Range(1, 1, 1)
     ranges = Ranges(one, one, branches, Range(2, 25, 25), chunk, Range(576, 576, 576), Range(1024, 1024, 1024))
 
     def entry(name: NetworkName) -> NetworkEntry:
         weights, activations = figures[name]
         file = FileEntry(f"tensorrt-rtx/{name}.plan", 1, "")
-        plan = PlanEntry("", file, 1, activations, weights, weight_streaming=streaming and name == "denoiser")
-        return NetworkEntry(network_specs(model, ranges)[name], OnnxEntry("", (), 1, 1), plan, 1)
+        spec = network_specs(model, ranges)[name]
+        profiles = (ProfileEntry(spec.ranges, activations),)
+        plan = PlanEntry("", file, None, profiles, 1, weights, weight_streaming=streaming and name == "denoiser")
+        return NetworkEntry(spec, OnnxEntry("", (), 1, 1), plan, 1)
 
     return Manifest(
         schema_version=SCHEMA_VERSION,
@@ -82,7 +93,8 @@ def low_memory(*, streaming: bool = False) -> Manifest:
 def without_figures(manifest: Manifest, *, engines: bool) -> Manifest:
     def bare(entry: NetworkEntry) -> NetworkEntry:
         assert entry.plan is not None
-        plan = msgspec.structs.replace(entry.plan, activation_bytes=None) if engines else None
+        unknown = tuple(msgspec.structs.replace(profile, activation_bytes=None) for profile in entry.plan.profiles)
+        plan = msgspec.structs.replace(entry.plan, profiles=unknown) if engines else None
         return msgspec.structs.replace(entry, plan=plan)
 
     return msgspec.structs.replace(
@@ -100,20 +112,20 @@ BUNDLES = {
 }
 # Resident, split guidance, decode chunk, megabytes streamed; None if nothing fits.
 Choice = tuple[bool, bool, int, int] | None
-WITH_ROOM: list[Choice] = [(True, False, n, 0) for n in (6, 8, 12, 21, 25, 25, 25)]
+WITH_ROOM: list[Choice] = [(True, False, 5, 0)] * 7
 CHOICES: dict[str, list[Choice]] = {
-    "default": [None, None, (False, True, 6, 0), (True, True, 3, 0), *WITH_ROOM],
+    "default": [None, None, (False, True, 5, 0), (True, True, 3, 0), *WITH_ROOM],
     "default, streaming": [
         (False, True, 1, 1461),
         (False, True, 1, 461),
-        (False, True, 6, 0),
+        (False, True, 5, 0),
         (True, True, 3, 0),
         *WITH_ROOM,
     ],
-    "low memory": [None, *((False, True, n, 0) for n in (5, 6)), *((True, True, n, 0) for n in (3, 6, 8, 12, 21))],
+    "low memory": [None, (False, True, 5, 0), (False, True, 5, 0), (True, True, 3, 0)],
     "low memory, streaming": [(False, True, 1, 1278)],
 }
-CHOICES["low memory"] += [(True, True, 25, 0)] * 3
+CHOICES["low memory"] += [(True, True, 5, 0)] * 7
 CHOICES["low memory, streaming"] += CHOICES["low memory"][1:]
 
 
@@ -178,9 +190,9 @@ def test_every_budget(bundle: str, request_: MemoryRequest) -> None:
 
 def test_no_budget_is_the_fastest_plan() -> None:
     plan = plan_memory(default(), VIDEO, None)
-    assert plan.words() == "all engines loaded, guidance branches together, decoding 25 frames at a time"
-    assert plan.total_bytes == pytest.approx(27.36 * GB, rel=0.001)
-    assert plan.activation_bytes == DEFAULT["vae_decoder"][1], "shared: the most of one engine, not the sum"
+    assert plan.words() == "all engines loaded, guidance branches together, decoding 5 frames at a time"
+    assert plan.total_bytes == pytest.approx(8.964 * GB, rel=0.001)
+    assert plan.activation_bytes == DEFAULT["denoiser"][1], "shared: the most of one engine, not the sum"
 
 
 def test_words_of_the_slowest_plan() -> None:
@@ -226,14 +238,15 @@ def test_fewer_frames_need_less() -> None:
 def test_branches_that_cannot_be_split() -> None:
     manifest = full_size(DEFAULT, branches=Range(2, 2, 2))
     assert choice(manifest, VIDEO, 6 * GB) is None
-    assert choice(manifest, VIDEO, 8 * GB) == (False, False, 8, 0)
+    assert choice(manifest, VIDEO, 8 * GB) == (False, False, 5, 0)
 
 
 def test_the_last_chunk_has_a_size_that_the_bundle_takes() -> None:
     manifest = default(chunk=Range(3, 8, 8))
-    assert choice(manifest, VIDEO, None) == (True, False, 7, 0)  # 8 leaves 1, 7 leaves 4
-    assert choice(manifest, VIDEO, 20 * GB) == (True, False, 5, 0)  # 6 leaves 1
-    assert choice(manifest, VIDEO, 12 * GB) is None  # 4 and 3 leave 1
+    assert choice(manifest, VIDEO, None) == (True, False, 5, 0)  # divides evenly
+    assert choice(manifest, replace(VIDEO, frames=17), None) == (True, False, 6, 0)  # 8 leaves 1, and 6 + 6 + 5
+    with pytest.raises(BudgetError, match="decoding 5 frames at a time"):  # 4 and 3 leave 1
+        plan_memory(manifest, VIDEO, 5 * GB)
     with pytest.raises(ArgumentError, match="decoding 25 frames by 3 needs a chunk of 1"):
         plan_memory(manifest, replace(VIDEO, decode_chunk_size=3), None)
     with pytest.raises(ArgumentError, match="needs a chunk of 1"):
@@ -247,19 +260,42 @@ def test_a_chunk_of_more_than_all_frames_costs_all_frames() -> None:
     assert plan.total_bytes == plan_memory(default(), request, None).total_bytes
 
 
+def test_an_exact_profile_needs_what_it_says() -> None:
+    """A size that only the range holds needs a share of the range's figure, and so does a shorter last chunk."""
+    manifest = full_size(DEFAULT | {"denoiser": (1, 1)})
+    decoder = manifest.networks["vae_decoder"]
+    assert decoder.plan is not None
+    exact = ProfileEntry({"chunk": Range(5, 5, 5)}, 2 * GB)
+    plan = msgspec.structs.replace(decoder.plan, profiles=(exact, *decoder.plan.profiles))
+    entry = msgspec.structs.replace(decoder, plan=plan)
+    assert activation_bytes(entry, {"chunk": 5}) == 2 * GB
+    assert activation_bytes(entry, {"chunk": 4}) == pytest.approx(DEFAULT["vae_decoder"][1] * 4 / 25, abs=1)
+    manifest = msgspec.structs.replace(manifest, networks={**manifest.networks, "vae_decoder": entry})
+    even, rest = (
+        plan_footprint(manifest, replace(VIDEO, frames=frames), MemoryPlan(True, False, 5)) for frames in (10, 9)
+    )
+    assert even is not None
+    assert rest is not None
+    assert even.activations == 2 * GB
+    assert rest.activations > 3 * GB
+
+
 def test_compared_plans_have_the_figures_of_the_planner() -> None:
     """The default bundle runs both branches together, the low-memory one cannot."""
     for manifest, split in ((default(), False), (low_memory(), True)):
         compared = compare_plans(manifest)
         assert [(r.frames, p.decode_chunk_size, p.resident) for r, p in compared] == [
-            (frames, chunk, resident) for resident in (True, False) for frames in (14, 25) for chunk in (frames, 8, 1)
+            (frames, chunk, resident)
+            for resident in (True, False)
+            for frames in (14, 25)
+            for chunk in (14 if frames == 14 else 5, 1)
         ]
         for request, plan in compared:
             assert plan.split_guidance == split
             found = plan_footprint(manifest, request, plan)
             assert found is not None
             assert plan.total_bytes == found.total
-        assert max(plan.total_bytes or 0 for _, plan in compared) == plan_memory(manifest, VIDEO, None).total_bytes
+        assert (VIDEO, plan_memory(manifest, VIDEO, None)) in compared
 
 
 def test_buffers() -> None:
@@ -270,7 +306,7 @@ def test_buffers() -> None:
     latents = 4 * 4 * 72 * 128
     loop = 5 * 25 * latents + 2 * latents + 2 * 1024 * 4 + 3 * 4 + 2 * 25 * 4 + 7 * 4
     table = 1000 * 7 * 4
-    assert found.buffers == loop + table + 2 * (25 * latents + 25 * 3 * 576 * 1024)
+    assert found.buffers == loop + table + 2 * (5 * latents + 5 * 3 * 576 * 1024)
     split = plan_footprint(default(), VIDEO, replace(plan, split_guidance=True))
     assert split is not None
     # The result of the first pass; each branch has its own times and coefficients, and its conditions as before.
@@ -295,7 +331,7 @@ def test_refusals_name_what_works() -> None:
 
 def test_refusals_say_what_a_smaller_chunk_allows() -> None:
     fixed = replace(VIDEO, decode_chunk_size=25)
-    with pytest.raises(BudgetError, match=r"is 23\.19 GB \(.*\); decode_chunk_size 8 instead of 25 fits; a bundle"):
+    with pytest.raises(BudgetError, match=r"is 23\.19 GB \(.*\); decode_chunk_size 5 instead of 25 fits; a bundle"):
         plan_memory(default(), fixed, 12 * GB)
     with pytest.raises(BudgetError, match=r"; with decode_chunk_size 1 instead of 25, 5\.12 GB is enough; a bundle"):
         plan_memory(default(), fixed, 4 * GB)
@@ -308,7 +344,7 @@ def test_unknown_figures() -> None:
     for engines, words in ((False, "has no engines"), (True, "did not report it")):
         manifest = without_figures(default(), engines=engines)
         assert smallest_budget(manifest, VIDEO) is None
-        assert plan_memory(manifest, VIDEO, None) == MemoryPlan(True, False, 25)
+        assert plan_memory(manifest, VIDEO, None) == MemoryPlan(True, False, 5)
         with pytest.raises(BudgetError, match=f"{words}.*svd-trt build .* --backend tensorrt-rtx"):
             plan_memory(manifest, VIDEO, 8 * GB)
 

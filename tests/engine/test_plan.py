@@ -13,8 +13,9 @@ import pytest
 
 from svd_trt import Bundle
 from svd_trt.engine.plan import build_plan
-from svd_trt.engine.spec import NETWORKS
-from svd_trt.engine.tensorrt_build import MappedWeights, make_config, make_profile, parse_network
+from svd_trt.engine.profiles import profiles_of
+from svd_trt.engine.spec import NETWORKS, Range
+from svd_trt.engine.tensorrt_build import EngineOptions, MappedWeights, make_config, make_profile, parse_network
 from svd_trt.engine.tensorrt_import import find_tensorrt
 from svd_trt.errors import EngineBuildError
 
@@ -56,14 +57,18 @@ def test_plans_are_built_and_described(
 def test_profile_holds_the_ranges(name: Any, dynamic_bundle: Bundle, builder: Any) -> None:
     spec = dynamic_bundle.network(name).spec
     _, trt_builder, _ = builder
-    profile = make_profile(trt_builder, spec)
-    assert profile
-    for tensor in spec.inputs:
-        if tensor.dynamic:
-            held = [tuple(shape) for shape in profile.get_shape(tensor.name)]
-            assert held == [
-                tensor.resolve({s: getattr(r, end) for s, r in spec.ranges.items()}) for end in ("min", "opt", "max")
-            ]
+    plan = dynamic_bundle.network(name).plan
+    assert plan is not None
+    assert plan.profiles[-1].ranges == spec.ranges
+    for ranges in (profile.ranges for profile in plan.profiles):
+        profile = make_profile(trt_builder, spec, ranges)
+        assert profile
+        for tensor in spec.inputs:
+            if tensor.dynamic:
+                held = [tuple(shape) for shape in profile.get_shape(tensor.name)]
+                assert held == [
+                    tensor.resolve({s: getattr(r, end) for s, r in ranges.items()}) for end in ("min", "opt", "max")
+                ]
 
 
 def test_every_onnx_operator_is_taken(dynamic_bundle: Bundle, builder: Any) -> None:
@@ -105,9 +110,31 @@ def test_weight_streaming_is_a_flag_of_the_builder(small_bundle: Path, builder: 
     spec = bundle.network("denoiser").spec
     flag = tensorrt.trt.BuilderFlag.WEIGHT_STREAMING
     for wanted in (False, True):
-        config = make_config(tensorrt, trt_builder, spec, None, weight_streaming=wanted)
+        options = EngineOptions(weight_streaming=wanted)
+        config = make_config(tensorrt, trt_builder, spec, profiles_of(spec, ()), options)
         assert config.get_flag(flag) == wanted
         assert config.num_optimization_profiles == 1
+
+
+def test_fp32_is_not_rounded_to_tf32(small_bundle: Path, builder: Any) -> None:
+    spec = Bundle.open(small_bundle).network("vae_encoder").spec
+    tensorrt, trt_builder, _ = builder
+    tf32 = tensorrt.trt.BuilderFlag.TF32
+    assert trt_builder.create_builder_config().get_flag(tf32), "TensorRT's default"
+    assert not make_config(tensorrt, trt_builder, spec, profiles_of(spec, ()), EngineOptions()).get_flag(tf32)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_profiles_of_the_default_build(name: Any, dynamic_bundle: Bundle) -> None:
+    """The optimum of every range is a profile of its own, whose activations are its own, and the range is the last."""
+    entry = dynamic_bundle.network(name)
+    assert entry.plan is not None
+    exact, whole = entry.plan.profiles
+    assert exact.ranges == {symbol: Range(r.opt, r.opt, r.opt) for symbol, r in entry.spec.ranges.items()}
+    assert whole.ranges == entry.spec.ranges
+    assert exact.activation_bytes is not None
+    assert whole.activation_bytes is not None
+    assert 0 < exact.activation_bytes < whole.activation_bytes, "the largest sizes need more than the optimum"
 
 
 def test_progress_grows_to_the_end(small_bundle: Path, tmp_path: Path) -> None:
@@ -119,7 +146,7 @@ def test_progress_grows_to_the_end(small_bundle: Path, tmp_path: Path) -> None:
         bundle.onnx_path("vae_decoder"),
         spec,
         tmp_path / "p.plan",
-        lambda *call: calls.append(call),
+        progress=lambda *call: calls.append(call),
     )
     seen = [done for _, done, _ in calls]
     assert {(stage, total) for stage, _, total in calls} == {("vae_decoder: building the engine", 1)}
@@ -172,7 +199,7 @@ def test_a_killed_builder_is_an_error(dynamic_bundle: Bundle, tmp_path: Path) ->
 
 def build_denoiser(bundle: Bundle, target: Path, progress: Any) -> None:
     spec = bundle.network("denoiser").spec
-    build_plan(find_tensorrt("tensorrt-rtx"), bundle.onnx_path("denoiser"), spec, target, progress)
+    build_plan(find_tensorrt("tensorrt-rtx"), bundle.onnx_path("denoiser"), spec, target, progress=progress)
 
 
 def builders() -> list[int]:

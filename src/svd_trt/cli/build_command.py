@@ -58,8 +58,31 @@ _DEFAULTS = BuildOptions()
 @_range("--height", _DEFAULTS.height, "Frame height in pixels, a multiple of 8.")
 @_range("--width", _DEFAULTS.width, "Frame width in pixels, a multiple of 8.")
 @_range("--frames", _DEFAULTS.frames, "Frames of a video.  [default: 2 up to the checkpoint's 14 or 25]")
-@_range("--decode-chunk", _DEFAULTS.decode_chunk, "Frames decoded together.  [default: 1 up to all]")
+@_range(
+    "--decode-chunk",
+    _DEFAULTS.decode_chunk,
+    "Frames decoded together.  [default: 1 up to all, at most 14 at 576x1024]",
+)
 @_range("--batch", _DEFAULTS.batch, "Videos denoised together.")
+@click.option(
+    "--exact/--no-exact",
+    default=True,
+    show_default=True,
+    help="Compile the engines for the OPT of every range alone too: more fuses, so that size is faster. It takes more "
+    "build time and a little more disk.",
+)
+@click.option(
+    "--exact-frames",
+    metavar="N,...",
+    default="",
+    help="More frame counts to compile for alone, such as 14,25.",
+)
+@click.option(
+    "--exact-sizes",
+    metavar="HEIGHTxWIDTH,...",
+    default="",
+    help="More sizes to compile for alone, such as 576x1024,1024x576.",
+)
 @click.option(
     "--precision",
     type=click.Choice(["fp16", "fp32"]),
@@ -135,8 +158,8 @@ def command(model: str, output: Path, quiet: bool, as_json: bool, **options: Any
     svd_xt.safetensors; or random:PRESET (tiny, svd, svd-xt), random weights to build and time without the licensed
     ones.
 
-    Ranges are written MIN:OPT:MAX: the bundle serves every value from MIN to MAX and is fastest at OPT. A single
-    number builds smaller, faster networks for that value alone.
+    Ranges are written MIN:OPT:MAX: the bundle serves every value from MIN to MAX and is fastest at OPT, for which
+    its engines are compiled exactly. A single number builds smaller, faster networks for that value alone.
 
     \b
     Examples:
