@@ -66,10 +66,18 @@ class TemporalBlock(nn.Module):
         """``[V, h*w, F, C]`` and ``[V, 1, D]`` to ``[V, h*w, F, C]``."""
         videos, pixels = hidden.shape[:2]
         # Three axes for the feed-forwards: TensorRT fuses gelu into the product only then.
-        tokens = self.feed_in(hidden.flatten(0, 1))  # [V*h*w, F, C]
+        tokens = _by_pixel(self.feed_in, hidden.flatten(0, 1), videos)  # [V*h*w, F, C]
         tokens = tokens + self.attn1(self.norm1(tokens))
         tokens = tokens.unflatten(0, (videos, pixels)) + self.values(embeds).unsqueeze(1)
-        return cast(Tensor, self.feed_forward(tokens.flatten(0, 1)).unflatten(0, (videos, pixels)))
+        tokens = _by_pixel(self.feed_forward, tokens.flatten(0, 1), videos)
+        return cast(Tensor, tokens.unflatten(0, (videos, pixels)))
+
+
+def _by_pixel(layer: ResidualFeedForward, tokens: Tensor, videos: int) -> Tensor:
+    """Run ``layer`` over ``[V*h*w, F, C]``. Its chunks, if it has some, are parts of the pixels, not of the frames."""
+    if getattr(layer.ff, "chunks", 1) == 1:
+        return cast(Tensor, layer(tokens))
+    return cast(Tensor, layer(tokens.unflatten(0, (videos, -1))).flatten(0, 1))
 
 
 class FramePositions(nn.Module):
