@@ -69,6 +69,7 @@ class TensorRtSession(Session):
         self.spec: NetworkSpec = entry.spec
         self._device = device
         self._runtime = runtime
+        self._profile = len(entry.plan.profiles) - 1  # the whole range
         self._taken = max((entry.plan.weight_bytes or 0) - streamed_bytes, 0)
         self._engine: Any = None
         self._context: Any = None
@@ -158,6 +159,8 @@ class TensorRtSession(Session):
         context = self._engine.create_execution_context(config)
         if context is None:
             raise self._failure("making a context", "TensorRT makes no context for {name}: {reason}")
+        if not context.set_optimization_profile_async(self._profile, self._device.compute.handle):
+            raise self._failure("choosing a profile", "TensorRT has no profile for {name}: {reason}")
         if self._device.layer_times is not None:
             # While a profiler is set, `execute_async_v3` waits for the run and reports its layers.
             context.profiler = _profiler(self._runtime.trt, self.spec.name, self._device.layer_times)

@@ -39,7 +39,11 @@ def with_changed_plans(bundle: Bundle, plans: dict[str, dict[str, Any]], monkeyp
     """``bundle`` with changed entries in its manifest, such as another size of the activations of a plan."""
     networks: dict[Any, Any] = dict(bundle.manifest.networks)
     for name, changes in plans.items():
-        plan = msgspec.structs.replace(networks[name].plan, **changes)
+        plan = networks[name].plan
+        if (needed := changes.pop("activation_bytes", None)) is not None:
+            profiles = tuple(msgspec.structs.replace(p, activation_bytes=needed) for p in plan.profiles)
+            plan = msgspec.structs.replace(plan, profiles=profiles)
+        plan = msgspec.structs.replace(plan, **changes)
         networks[name] = msgspec.structs.replace(networks[name], plan=plan)
     changed = Bundle(bundle.path, msgspec.structs.replace(bundle.manifest, networks=networks))
     monkeypatch.setattr("svd_trt.runtime.engines.read_manifest", lambda path: changed.manifest)
@@ -321,8 +325,11 @@ def test_weights_are_streamed_if_nothing_else_fits(
     """The manifest says that the bundle was built with --weight-streaming."""
     arguments = FAST | {"decode_chunk_size": 1}
     theirs = dynamic_pipe(picture, **arguments).frames
-    manifest = dynamic_bundle.manifest
-    bundle = with_changed_plans(dynamic_bundle, {"denoiser": {"weight_streaming": True}}, monkeypatch)
+    # The other networks get little memory, as at full size, so that the denoiser decides.
+    less = {name: {"activation_bytes": 1 << 20} for name in ("image_encoder", "vae_encoder", "vae_decoder")}
+    plain = with_changed_plans(dynamic_bundle, less, monkeypatch)
+    manifest = plain.manifest
+    bundle = with_changed_plans(plain, {"denoiser": {"weight_streaming": True}}, monkeypatch)
     request = MemoryRequest(frames=4, height=72, width=96, decode_chunk_size=1)
     least = smallest_budget(bundle.manifest, request)
     without = smallest_budget(manifest, request)

@@ -30,6 +30,7 @@ COMMON = {
     "ExecutionContextAllocationStrategy": ["USER_MANAGED"],
     "IExecutionContext": [
         "execute_async_v3",
+        "set_optimization_profile_async",
         "set_input_shape",
         "set_tensor_address",
         "get_tensor_shape",

@@ -49,9 +49,9 @@ class IExecutionContext:
         return self._config
 
     def set_optimization_profile_async(self, profile_index: int, stream_handle: Any) -> bool:
-        if profile_index != 0:
+        if not 0 <= profile_index < self._plan.profile_count:
             self._plan.error(f"there is no profile {profile_index}")
-        return profile_index == 0
+        return 0 <= profile_index < self._plan.profile_count
 
     def set_input_shape(self, name: str, shape: Sequence[int]) -> bool:
         tensor = self._plan.tensor(name)

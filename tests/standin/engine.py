@@ -53,6 +53,7 @@ class Plan:
         self.entry = module.bundle.network(network)
         self.spec = self.entry.spec
         assert self.entry.plan is not None
+        self.profile_count = len(self.entry.plan.profiles)
         self.weight_bytes = self.entry.plan.weight_bytes or self.entry.plan.file.size
         # Not all weights can be streamed, which catches code that takes all weights for the streamable part.
         can_stream = getattr(self.entry.plan, "weight_streaming", False)

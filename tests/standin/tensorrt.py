@@ -110,7 +110,7 @@ class ICudaEngine:
 
     @property
     def num_optimization_profiles(self) -> int:
-        return 1
+        return self._plan.profile_count
 
     @property
     def name(self) -> str:
@@ -139,7 +139,7 @@ class ICudaEngine:
         return self._plan.activation_bytes({})
 
     def get_device_memory_size_for_profile_v2(self, profile_index: int) -> int:
-        return self._plan.activation_bytes({}) if profile_index == 0 else 0
+        return self._plan.activation_bytes({}) if profile_index < self._plan.profile_count else 0
 
     @property
     def streamable_weights_size(self) -> int:
