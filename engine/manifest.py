@@ -70,6 +70,8 @@ class SourceInfo(msgspec.Struct, frozen=True):
     variant: str | None
     digests: dict[str, str]
     """sha256 over configuration and weights of each component."""
+    path: str | None = None
+    """Where a local folder or file was when the bundle was built; it does not identify the checkpoint."""
 
 
 class FileEntry(msgspec.Struct, frozen=True):

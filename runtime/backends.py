@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
 from svd_trt.engine.bundle import Bundle
 from svd_trt.engine.driver import Driver, Gpu, list_gpus, load_driver
+from svd_trt.engine.rebuild import rebuild_command
 from svd_trt.engine.tensorrt_import import TensorRt, find_tensorrt
 from svd_trt.errors import ArgumentError, BackendError, MissingDependencyError, NoGpuError
 from svd_trt.runtime.device import Device
@@ -93,8 +94,8 @@ def choose(
         return Choice(built.name, None, gpu)
     if wants_gpu:
         raise BackendError(
-            f"{bundle.path} holds no engines to run on a GPU; build them with `svd-trt build "
-            f"{bundle.manifest.source.model} -o {bundle.path}`, or use --backend onnxruntime --provider cuda"
+            f"{bundle.path} holds no engines to run on a GPU; build them with {rebuild_command(bundle)}, "
+            "or use --backend onnxruntime --provider cuda"
         )
     return Choice("onnxruntime", "cpu", None)
 
@@ -162,7 +163,7 @@ def _find_gpu(driver: Driver, index: int) -> Gpu:
 
 def _matching_tensorrt(bundle: Bundle, gpu: Gpu, choice: Choice) -> TensorRt | None:
     """Find the TensorRT of ``choice``, and check that the bundle's engines were built with it and for ``gpu``."""
-    from svd_trt.runtime.cuda.tensorrt_runtime import refuse_misfit
+    from svd_trt.runtime.cuda.misfit import refuse_misfit
 
     if choice.backend == "onnxruntime":
         return None

@@ -96,6 +96,9 @@ class Session(Closeable, ABC):
     def enqueue(self, tensors: Mapping[str, Buffer]) -> None:
         """Run once. ``tensors`` has a buffer for every input and output; no tensor memory is allocated."""
 
+    def save(self) -> None:
+        """Keep for other processes what was compiled while the network ran, if the device compiles then."""
+
     def cancel(self) -> None:
         """Ask a run in another thread to end early. If the device can do that, `enqueue` raises there."""
 

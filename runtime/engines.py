@@ -69,6 +69,12 @@ class Engines(Closeable):
         finally:
             self._lock.release()
 
+    def save(self) -> None:
+        """Keep for other processes what the loaded networks compiled."""
+        with self._lock:
+            for session in self._loaded.values():
+                session.save()
+
     def release(self) -> None:
         """Unload every network. A network is loaded again when it is used."""
         with self._lock, ExitStack() as stack:

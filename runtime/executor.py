@@ -89,6 +89,7 @@ class Executor(Closeable):
                 self._drop_loop()
             self._engines.follow(plan)
             yield
+            self._engines.save()  # now, because a server may run for months and then be killed
         except DeviceMemoryError as error:
             with suppress(BackendError):
                 self.release()

@@ -50,6 +50,7 @@ class CudaDevice(Device):
         context: the GPU's context.
         compute: the stream of the networks.
         activations: the block that all networks compute in, one after another.
+        graph: the graph whose work is being enqueued, captured or not; None for other work.
         use_graphs: replay captured work as CUDA graphs; False enqueues every call by itself.
         refusals: why captured work is enqueued call by call, if it is.
         layer_times: gets the time of every layer; None if layers are not measured.
@@ -69,7 +70,7 @@ class CudaDevice(Device):
             stack.callback(backend.close)
             self._held = stack.pop_all()
         self._backend = backend
-        self.capturing = False
+        self.graph: CudaGraph | None = None
         self.use_graphs = True
         self.refusals: list[str] = []
         self.layer_times: LayerTimes | None = None
@@ -233,24 +234,50 @@ class CudaGraph(Graph):
 
     The first call enqueues the work as it is, because TensorRT initialises lazily and its initialisation cannot be
     captured. If the capture is refused, every call enqueues the work as it is.
+
+    Attributes:
+        capturing: the work is being captured.
+        refused: the work will not be captured.
     """
 
     def __init__(self, device: CudaDevice, work: Callable[[], None]) -> None:
         super().__init__(work)
         self._device = device
         self._warm = False
-        self._refused = False
         self._graph: CapturedGraph | None = None
+        self._places = 0
+        self._at_close: dict[object, Callable[[], None]] = {}
+        self.capturing = False
+        self.refused = False
 
     def __call__(self) -> None:
         """Enqueue the work."""
-        if self._graph is None and self._warm and not self._refused and self._device.use_graphs:
+        if self._graph is None and self._warm and not self.refused and self._device.use_graphs:
             self._capture()
         if self._graph is not None:
             self._graph.launch(self._device.compute)
             return
-        self._work()
+        self._enqueue()
         self._warm = True
+
+    def next_place(self) -> int:
+        """Count the networks that the work enqueues: 0 for the first one in every call."""
+        self._places += 1
+        return self._places - 1
+
+    def refuse(self, reason: str) -> None:
+        """Never capture the work. What enqueues it calls this before there is a capture, in a call that is not one."""
+        if not self.refused:
+            self.refused = True
+            self._device.refusals.append(reason)
+
+    def when_closed(self, owner: object, call: Callable[[], None]) -> None:
+        """Make `close` call ``call``, until ``owner`` calls `forget`."""
+        self._at_close[owner] = call
+
+    def forget(self, owner: object) -> None:
+        """Do not call at `close` what ``owner`` gave."""
+        self._at_close.pop(owner, None)
 
     def drop(self) -> None:
         """Drop the captured graph after its last launch has ended. The next call warms up again."""
@@ -265,23 +292,30 @@ class CudaGraph(Graph):
         """True if calls launch a graph."""
         return self._graph is not None
 
+    def _enqueue(self) -> None:
+        self._places = 0
+        self._device.graph = self
+        try:
+            self._work()
+        finally:
+            self._device.graph = None
+
     def _capture(self) -> None:
-        device = self._device
+        stream = self._device.compute
         try:
             try:
-                device.compute.begin_capture()
-                device.capturing = True
-                self._work()
+                stream.begin_capture()
+                self.capturing = True
+                self._enqueue()
             except BaseException:
                 self._abandon_capture()
                 raise
             finally:
-                device.capturing = False
-            self._graph = device.compute.end_capture()
+                self.capturing = False
+            self._graph = stream.end_capture()
         except BackendError as error:
             # None of the work ran. Call by call, a failure that is not about capturing shows again.
-            self._refused = True
-            device.refusals.append(str(error))
+            self.refuse(str(error))
 
     def _abandon_capture(self) -> None:
         with suppress(BackendError):  # the error that ended the capture is the one to report
@@ -290,4 +324,6 @@ class CudaGraph(Graph):
     def close(self) -> None:
         """Drop the captured graph for good."""
         self.drop()
-        self._refused = True
+        self.refused = True
+        while self._at_close:
+            self._at_close.popitem()[1]()

@@ -72,8 +72,8 @@ class OrtSession(Session):
         """Run once. See `svd_trt.runtime.device.Session.enqueue`."""
         if self._session is None:
             raise closed_error(self.spec.name)
-        if self._device.capturing:
-            raise BackendError("ONNX Runtime allocates while it runs, so it cannot be captured")
+        if self._device.graph is not None:
+            self._device.graph.refuse("ONNX Runtime allocates while it runs, so it cannot be captured")
         binding = self._session.io_binding()
         for tensor in self.spec.inputs:
             binding.bind_input(*self._bound(tensor.name, as_cuda(tensors[tensor.name])))

@@ -4,26 +4,31 @@ from __future__ import annotations
 
 import mmap
 import re
+from collections import defaultdict
 from collections.abc import Mapping
-from functools import lru_cache
+from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 from svd_trt.engine.bundle import Bundle
 from svd_trt.engine.driver import Gpu
+from svd_trt.engine.rebuild import rebuild_command
 from svd_trt.engine.spec import NetworkName, NetworkSpec
 from svd_trt.engine.tensorrt_import import TensorRt
-from svd_trt.errors import BackendError, DeviceMemoryError, first_line
 from svd_trt.runtime.closeable import closed_error
 from svd_trt.runtime.cuda.buffers import CudaBuffer, as_cuda
-from svd_trt.runtime.cuda.cuda_device import CudaDevice, GpuBackend
-from svd_trt.runtime.cuda.tensorrt_runtime import Runtime, RuntimeCache, make_runtime, refuse_invalid
+from svd_trt.runtime.cuda.cuda_device import CudaDevice, CudaGraph, GpuBackend
+from svd_trt.runtime.cuda.misfit import refuse_invalid
+from svd_trt.runtime.cuda.tensorrt_context import EngineContext
+from svd_trt.runtime.cuda.tensorrt_errors import Errors
+from svd_trt.runtime.cuda.tensorrt_runtime import Runtime, RuntimeCache, make_runtime
 from svd_trt.runtime.device import Buffer, Session
 from svd_trt.runtime.layer_times import LayerTimes, add_layer_time
 
 __all__ = ["TensorRtBackend", "TensorRtSession"]
 
-
-_OUT_OF_MEMORY = re.compile(r"out ?of ?memory|amount of (gpu )?memory|insufficient (gpu )?memory", re.IGNORECASE)
+_DAMAGED = re.compile(r"\bSerialization\b|magicTag")  # what another build mends
+_TRIES = 4  # to set a budget that TensorRT rounds
 
 
 class TensorRtBackend(GpuBackend):
@@ -38,7 +43,7 @@ class TensorRtBackend(GpuBackend):
 
     def __init__(self, tensorrt: TensorRt, gpu: Gpu, bundle: Bundle) -> None:
         self._tensorrt = tensorrt
-        self._runtime: Runtime | None = make_runtime(tensorrt, _logger(tensorrt.trt))
+        self._runtime: Runtime | None = make_runtime(tensorrt)
         refuse_invalid(self._runtime, gpu, bundle)
 
     @property
@@ -56,9 +61,11 @@ class TensorRtBackend(GpuBackend):
 
 
 class TensorRtSession(Session):
-    """One engine with one execution context.
+    """One engine and its execution contexts, which compute in the device's block one after another.
 
-    Shapes and addresses are passed to TensorRT only when they change, which in a loop is never.
+    A context keeps its profile. Each run in a CUDA graph has a context of its own, because a graph goes on using what
+    its context had when it was captured; nothing about such a context changes as long as the graph lives. Other runs
+    borrow a context that is free.
     """
 
     def __init__(
@@ -67,43 +74,50 @@ class TensorRtSession(Session):
         entry = bundle.network(network)
         assert entry.plan is not None, "refuse_misfit checks it"
         self.spec: NetworkSpec = entry.spec
+        inputs, profiles = self.spec.inputs, entry.plan.profiles
+        self._limits = [{t.name: self.spec.profile(t, profile.ranges) for t in inputs} for profile in profiles]
         self._device = device
         self._runtime = runtime
-        self._profile = len(entry.plan.profiles) - 1  # the whole range
-        self._taken = max((entry.plan.weight_bytes or 0) - streamed_bytes, 0)
+        self._errors = Errors(runtime.trt)
+        self._weight_bytes = entry.plan.weight_bytes or 0
+        self._taken = max(self._weight_bytes - streamed_bytes, 0)
+        self._streams = False
         self._engine: Any = None
-        self._context: Any = None
-        self._shapes: dict[str, tuple[int, ...]] = {}
-        self._addresses: dict[str, int] = {}
-        self._needs = 0
-        self._block_moves = -1
-        self._own_graphs = False
-        self._wants_own_graphs = False
+        self._configs: dict[bool, Any] = {}
+        self._free: defaultdict[tuple[int, bool], list[EngineContext]] = defaultdict(list)
+        self._in_graphs: dict[CudaGraph, _InGraph] = {}
         self._cache: RuntimeCache | None = None
         device.context.take(self._taken, f"the weights of {network}")
         try:
             self._engine = self._deserialize(bundle)
             self._stream_weights(streamed_bytes)
             self._cache = runtime.cache(entry.plan.key, device.context.gpu)
-            self._context = self._make_context()
         except BaseException:
             self.close()
             raise
 
     def enqueue(self, tensors: Mapping[str, Buffer]) -> None:
         """Run once on the compute stream. See `svd_trt.runtime.device.Session.enqueue`."""
-        if self._context is None:
+        if self._engine is None:
             raise closed_error(self.spec.name)
         buffers = {tensor.name: as_cuda(tensors[tensor.name]) for tensor in self.spec.tensors}
-        stream = self._device.compute.handle
+        profile = self._choose_profile({tensor.name: buffers[tensor.name].shape for tensor in self.spec.inputs})
+        graph, stream = self._device.graph, self._device.compute.handle
         with self._device.context.current():
-            if self._wants_own_graphs and not self._own_graphs and not self._device.capturing:
-                self._capture_itself()
-            self._set_shapes(buffers)
-            self._set_addresses(buffers)
-            self._require_capturable(stream)
-            if not self._context.execute_async_v3(stream):
-                raise self._failure("running an engine", "TensorRT failed in {name}: {reason}")
+            if graph is not None:
+                self._run_in_graph(graph, profile, buffers, stream)
+                return
+            context = self._borrow(profile, own_graphs=False)
+            try:
+                context.run(buffers, stream)
+            finally:
+                self._give_back(context)
+
+    def save(self) -> None:
+        """Write the kernels that were compiled for this GPU to the user's cache."""
+        if self._cache is not None and self._engine is not None:
+            with self._device.context.current():
+                self._cache.save()
 
     def close(self) -> None:
         """Release the engine after its last run."""
@@ -112,22 +126,74 @@ class TensorRtSession(Session):
         taken, self._taken = self._taken, -1
         with self._device.context.current():
             try:
-                if self._context is not None:
+                if self._engine is not None:
                     self._device.drop_graphs()
                     self._device.synchronize()
                     if self._cache is not None:
                         self._cache.save()
             finally:
-                self._context = None  # first, because a context must not outlive its engine or its cache
+                for graph in list(self._in_graphs):
+                    graph.forget(self)
+                    self._release_graph(graph)
+                # First, because a context must not outlive its engine or its cache.
+                for context in chain.from_iterable(self._free.values()):
+                    context.close()
+                self._free.clear()
+                self._configs.clear()
                 if self._cache is not None:
                     self._cache.close()
                 self._engine = None
                 self._device.context.give(taken)
 
+    def _run_in_graph(self, graph: CudaGraph, profile: int, buffers: Mapping[str, CudaBuffer], stream: int) -> None:
+        """Run in the context that this place in the graph keeps.
+
+        The first run of a graph is not captured. After it, with the shapes and in the state that would be captured,
+        TensorRT is asked whether the context can be.
+        """
+        if graph not in self._in_graphs:
+            self._in_graphs[graph] = _InGraph()
+            graph.when_closed(self, lambda: self._release_graph(graph))
+        kept, place = self._in_graphs[graph], graph.next_place()
+        context = kept.contexts.get(place)
+        if context is None or (context.profile, context.own_graphs) != (profile, kept.own_graphs):
+            if context is not None:
+                self._device.synchronize()
+                self._give_back(kept.contexts.pop(place))
+            context = kept.contexts[place] = self._borrow(profile, own_graphs=kept.own_graphs)
+        context.run(buffers, stream)
+        if graph.capturing or graph.refused or not self._device.use_graphs:
+            return
+        if not self._runtime.capturable(context, stream):
+            graph.refuse(f"TensorRT does not let {self.spec.name} be captured")
+            # TensorRT captures again if an address changes; those of this context do not. With streamed weights,
+            # their copies would be captured too.
+            kept.own_graphs = self._runtime.captures_itself and not self._streams
+
+    def _release_graph(self, graph: CudaGraph) -> None:
+        kept = self._in_graphs.pop(graph, None)
+        for context in kept.contexts.values() if kept else ():
+            self._give_back(context)
+
+    def _borrow(self, profile: int, *, own_graphs: bool) -> EngineContext:
+        free = self._free[profile, own_graphs]
+        return free.pop() if free else self._make_context(profile, own_graphs=own_graphs)
+
+    def _give_back(self, context: EngineContext) -> None:
+        self._free[context.profile, context.own_graphs].append(context)
+
+    def _choose_profile(self, shapes: Mapping[str, tuple[int, ...]]) -> int:
+        """The index of the first profile that holds ``shapes``; the last one, which is the widest, refuses others."""
+        for index, limits in enumerate(self._limits):
+            if all(_within(shapes[name], low, high) for name, (low, _, high) in limits.items()):
+                return index
+        return len(self._limits) - 1
+
     def _deserialize(self, bundle: Bundle) -> Any:
         path = bundle.plan_path(self.spec.name)
         assert path is not None
-        _logger(self._runtime.trt).errors.clear()
+        errors = self._runtime.errors
+        errors.clear()
         # Mapped and not read: the engine copies what it needs, so the whole plan is never in this process's memory.
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as plan:
             view = memoryview(plan)
@@ -136,104 +202,71 @@ class TensorRtSession(Session):
             finally:
                 view.release()
         if engine is None:
-            message = f"TensorRT cannot load {path}: {{reason}}; run `svd-trt build` again"
-            raise self._failure("loading an engine", message, "the weights of ", self._taken)
+            what = f"the weights of {self.spec.name}"
+            again = f"; build it again: {rebuild_command(bundle)}" if _DAMAGED.search(errors.reason) else ""
+            message = f"TensorRT cannot load {path}: {errors.reason}{again}"
+            raise errors.failure(self._device.context, "loading an engine", message, what, self._taken)
+        self._errors.attach(engine)
         return engine
 
     def _stream_weights(self, streamed_bytes: int) -> None:
-        """Make TensorRT keep ``streamed_bytes`` of the weights in host memory. Call it before there is a context."""
-        streamable = int(self._engine.streamable_weights_size)
-        if streamable:
-            wanted = max(streamable - streamed_bytes, 0)
-            self._engine.weight_streaming_budget_v2 = wanted
-            if int(self._engine.weight_streaming_budget_v2) != wanted:
-                raise BackendError(f"TensorRT does not stream the weights of {self.spec.name}: {self._reason()}")
-        more = streamed_bytes - min(streamed_bytes, streamable)  # bytes that cannot be streamed
-        self._device.context.take(more, f"the weights of {self.spec.name}")
-        self._taken += more
+        """Make TensorRT keep ``streamed_bytes`` of the weights in host memory. Call it before there is a context.
 
-    def _make_context(self) -> Any:
-        errors = _logger(self._runtime.trt).errors
-        errors.clear()
-        config = self._runtime.configure(self._engine, self._cache, own_graphs=self._own_graphs)
-        context = self._engine.create_execution_context(config)
-        if context is None:
-            raise self._failure("making a context", "TensorRT makes no context for {name}: {reason}")
-        if not context.set_optimization_profile_async(self._profile, self._device.compute.handle):
-            raise self._failure("choosing a profile", "TensorRT has no profile for {name}: {reason}")
+        TensorRT may round the budget, or take another one. What it says then is what counts.
+        """
+        streamable = int(self._engine.streamable_weights_size)
+        resident = streamable
+        if streamable:
+            wanted = ask = max(streamable - streamed_bytes, 0)
+            for _ in range(_TRIES):
+                self._errors.clear()
+                self._engine.weight_streaming_budget_v2 = ask
+                resident = int(self._engine.weight_streaming_budget_v2)
+                if resident <= wanted or ask == 0:
+                    break
+                ask = max(ask - (resident - wanted), 0)
+        self._streams = resident < streamable
+        taken = max(self._weight_bytes - (streamable - resident), 0)
+        if taken > self._taken:
+            self._device.context.take(taken - self._taken, f"the weights of {self.spec.name}")
+        else:
+            self._device.context.give(self._taken - taken)
+        self._taken = taken
+
+    def _make_context(self, profile: int, *, own_graphs: bool) -> EngineContext:
+        if own_graphs not in self._configs:
+            config = self._runtime.configure(self._engine, self._cache, own_graphs=own_graphs)
+            self._configs[own_graphs] = config
+        self._errors.clear()
+        handle = self._engine.create_execution_context(self._configs[own_graphs])
+        if handle is None:
+            message = f"TensorRT makes no context for {self.spec.name}: {self._errors.reason}"
+            raise self._errors.failure(self._device.context, "making a context", message, self.spec.name)
         if self._device.layer_times is not None:
             # While a profiler is set, `execute_async_v3` waits for the run and reports its layers.
-            context.profiler = _profiler(self._runtime.trt, self.spec.name, self._device.layer_times)
-        return context
+            handle.profiler = _profiler(self._runtime.trt, self.spec.name, self._device.layer_times)
+        profile_bytes = int(self._engine.get_device_memory_size_for_profile_v2(profile))
+        return EngineContext(
+            handle,
+            self._device,
+            self.spec,
+            self._errors,
+            profile=profile,
+            profile_bytes=profile_bytes,
+            own_graphs=own_graphs,
+        )
 
-    def _require_capturable(self, stream: int) -> None:
-        """During a capture, refuse a context that cannot be captured. TensorRT captures its next run itself."""
-        if not self._device.capturing:
-            return
-        if self._own_graphs or not self._runtime.capturable(self._context, stream):
-            self._wants_own_graphs = True
-            raise BackendError(f"TensorRT does not let {self.spec.name} be captured")
 
-    def _capture_itself(self) -> None:
-        """Make TensorRT for RTX capture graphs itself, which needs a new context."""
-        self._device.synchronize()
-        self._own_graphs = True
-        self._context = None  # free the old one first, because two need more memory
-        self._context = self._make_context()
-        self._shapes, self._addresses, self._block_moves = {}, {}, -1
+@dataclass
+class _InGraph:
+    """The contexts of the runs in one graph, by place; ``own_graphs``: TensorRT captures them itself."""
 
-    def _set_shapes(self, buffers: Mapping[str, CudaBuffer]) -> None:
-        shapes = {tensor.name: buffers[tensor.name].shape for tensor in self.spec.inputs}
-        changed = shapes != self._shapes
-        if changed:
-            self._shapes = {}  # if one of them is refused, all are set again next time
-            self._needs = self._accept(shapes, buffers)
-            self._shapes = shapes
-        block = self._device.activations
-        block.reserve(self._needs, f"activations of {self.spec.name}")
-        if self._needs and (changed or self._block_moves != block.moves):
-            self._context.set_device_memory(block.address, block.nbytes)
-            self._block_moves = block.moves
+    contexts: dict[int, EngineContext] = field(default_factory=dict)
+    own_graphs: bool = False
 
-    def _accept(self, shapes: Mapping[str, tuple[int, ...]], buffers: Mapping[str, CudaBuffer]) -> int:
-        """Set the shapes of the inputs; return the bytes of activations that they need."""
-        for name, shape in shapes.items():
-            if not self._context.set_input_shape(name, shape):
-                raise BackendError(f"{self.spec.name} does not take {name} of shape {list(shape)}: {self._reason()}")
-        self._check_outputs(buffers)
-        return int(self._context.update_device_memory_size_for_shapes())
 
-    def _check_outputs(self, buffers: Mapping[str, CudaBuffer]) -> None:
-        try:
-            missing = self._context.infer_shapes()
-        except RuntimeError as error:
-            raise BackendError(f"TensorRT cannot infer the shapes of {self.spec.name}: {first_line(error)}") from error
-        if missing:
-            raise BackendError(f"TensorRT does not know the shapes of {', '.join(missing)} in {self.spec.name}")
-        for tensor in self.spec.outputs:
-            given, wanted = buffers[tensor.name].shape, tuple(self._context.get_tensor_shape(tensor.name))
-            if given != wanted:
-                raise BackendError(f"{self.spec.name} gives {tensor.name} of shape {wanted}, not {given}")
-
-    def _set_addresses(self, buffers: Mapping[str, CudaBuffer]) -> None:
-        for name, buffer in buffers.items():
-            if self._addresses.get(name) != buffer.address:
-                if not self._context.set_tensor_address(name, buffer.address):
-                    raise BackendError(f"{self.spec.name} does not take an address for {name}: {self._reason()}")
-                self._addresses[name] = buffer.address
-
-    def _failure(self, call: str, message: str, what: str = "", nbytes: int | None = None) -> BackendError:
-        """Make the error of a call that failed from TensorRT's log: memory ran out, or ``message`` with the reason."""
-        errors = _logger(self._runtime.trt).errors
-        name = self.spec.name
-        if any(_OUT_OF_MEMORY.search(line) for line in errors):
-            free, total = self._device.context.memory()
-            return DeviceMemoryError(call, f"{what}{name}", nbytes, free, total)
-        return BackendError(message.format(name=name, reason=self._reason()))
-
-    def _reason(self) -> str:
-        errors = _logger(self._runtime.trt).errors
-        return errors[-1].strip() if errors else "it gives no reason"
+def _within(shape: tuple[int, ...], low: tuple[int, ...], high: tuple[int, ...]) -> bool:
+    return len(shape) == len(low) and all(a <= n <= b for a, n, b in zip(low, shape, high, strict=True))
 
 
 def _profiler(trt: Any, network: NetworkName, times: LayerTimes) -> Any:
@@ -247,22 +280,3 @@ def _profiler(trt: Any, network: NetworkName, times: LayerTimes) -> Any:
             add_layer_time(times, network, layer_name, float(ms))
 
     return Profiler()
-
-
-@lru_cache
-def _logger(trt: Any) -> Any:
-    """Make the logger, one for each process: TensorRT keeps the first logger that it gets and ignores others."""
-
-    class Logger(trt.ILogger):  # type: ignore[misc]  # the base class comes from a module found at run time
-        """Keeps the latest errors and prints nothing."""
-
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self.errors: list[str] = []
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
-                self.errors.append(message)
-                del self.errors[:-20]
-
-    return Logger()

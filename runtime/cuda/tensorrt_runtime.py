@@ -12,36 +12,49 @@ from __future__ import annotations
 
 import contextlib
 import secrets
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import platformdirs
 
-from svd_trt.engine.bundle import Bundle
 from svd_trt.engine.driver import Gpu
 from svd_trt.engine.tensorrt_import import TensorRt
-from svd_trt.errors import BackendError
+from svd_trt.runtime.cuda.tensorrt_context import EngineContext
+from svd_trt.runtime.cuda.tensorrt_errors import Errors, logger_of
 
-__all__ = ["Rtx", "Runtime", "RuntimeCache", "make_runtime", "refuse_invalid", "refuse_misfit"]
+__all__ = ["Rtx", "Runtime", "RuntimeCache", "make_runtime"]
 
 
 class Runtime:
     """TensorRT. Engines contain their kernels, and run on the kind of GPU and the version that built them."""
 
-    def __init__(self, tensorrt: TensorRt, logger: Any) -> None:
+    def __init__(self, tensorrt: TensorRt) -> None:
         self.tensorrt = tensorrt
         self.trt = tensorrt.trt
-        self.handle: Any = self.trt.Runtime(logger)
+        self.errors = Errors(self.trt)
+        self.handle: Any = self.trt.Runtime(logger_of(self.trt))
+        self.errors.attach(self.handle)
 
-    def invalidity(self, gpu: Gpu, header: bytes) -> str | None:  # noqa: ARG002
-        """Say why an engine with this header cannot run on ``gpu``; None if the runtime finds no reason."""
+    def invalidity(self, header: bytes) -> tuple[str, ...] | None:  # noqa: ARG002
+        """Ask whether an engine with this header can run on the current GPU.
+
+        Returns:
+            None if it can; else what is wrong, as TensorRT for RTX names it, and nothing if only `errors` says it.
+        """
         return None
+
+    @property
+    def served(self) -> tuple[str, ...]:
+        """The compute capabilities that engines can be built for, such as ``sm89``; empty if it is any GPU's own."""
+        return ()
 
     @property
     def header_bytes(self) -> int:
         """How many bytes of a plan `invalidity` needs."""
         return 0
+
+    captures_itself = False
+    """Contexts can be told to capture their own runs."""
 
     def configure(self, engine: Any, cache: RuntimeCache | None, *, own_graphs: bool) -> Any:  # noqa: ARG002
         """Make the configuration for contexts of ``engine``: the caller provides their memory."""
@@ -49,8 +62,8 @@ class Runtime:
         config.set_execution_context_allocation_strategy(self.trt.ExecutionContextAllocationStrategy.USER_MANAGED)
         return config
 
-    def capturable(self, context: Any, stream: int) -> bool:  # noqa: ARG002
-        """Whether runs of ``context`` may be part of a CUDA graph."""
+    def capturable(self, context: EngineContext, stream: int) -> bool:  # noqa: ARG002
+        """Whether runs of ``context`` like the last one may be part of a CUDA graph."""
         return True
 
     def cache(self, key: str, gpu: Gpu) -> RuntimeCache | None:  # noqa: ARG002
@@ -61,14 +74,21 @@ class Runtime:
 class Rtx(Runtime):
     """TensorRT for RTX. Engines hold portable code that is compiled for the GPU and the shapes at their first run."""
 
-    def invalidity(self, gpu: Gpu, header: bytes) -> str | None:
-        """Ask the runtime."""
+    captures_itself = True
+
+    def invalidity(self, header: bytes) -> tuple[str, ...] | None:
+        """Ask the runtime. It writes to the log, and not to its recorder, what has no diagnostic of its own."""
+        self.errors.clear()
         validity, problems = self.handle.get_engine_validity(header)
         if validity != self.trt.EngineValidity.INVALID:
             return None
-        found = [_REASONS.get(name, name.lower()) for name in _diagnostics(self.trt, problems)]
-        reasons = ", ".join(found) or "the runtime does not say why"
-        return f"TensorRT for RTX {self.tensorrt.version} refuses its engines on {gpu.name} ({gpu.sm}): {reasons}"
+        known = self.trt.EngineInvalidityDiagnostics.__members__.items()
+        return tuple(name for name, member in known if int(problems) & int(member.value))
+
+    @property
+    def served(self) -> tuple[str, ...]:
+        """The capabilities that the module lists."""
+        return tuple(name.lower() for name in self.trt.ComputeCapability.__members__ if name.startswith("SM"))
 
     @property
     def header_bytes(self) -> int:
@@ -85,9 +105,9 @@ class Rtx(Runtime):
             cache.attach(config)
         return config
 
-    def capturable(self, context: Any, stream: int) -> bool:
+    def capturable(self, context: EngineContext, stream: int) -> bool:
         """Ask the context."""
-        return bool(context.is_stream_capturable(stream))
+        return context.capturable(stream)
 
     def cache(self, key: str, gpu: Gpu) -> RuntimeCache | None:
         """Return a file for this engine on this kind of GPU."""
@@ -101,15 +121,16 @@ class RuntimeCache:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._cache: Any = None
-        self._loaded = b""
+        self._saved = b""
 
     def attach(self, config: Any) -> None:
-        """Make contexts of ``config`` use the file's content and add to it."""
-        self._cache = config.create_runtime_cache()
-        with contextlib.suppress(OSError):
-            content = self.path.read_bytes()
-            if self._cache.deserialize(content):  # the runtime compares GPU, driver and version itself
-                self._loaded = content
+        """Make contexts of ``config`` use the file's content and add to it. All contexts of an engine share it."""
+        if self._cache is None:
+            self._cache = config.create_runtime_cache()
+            with contextlib.suppress(OSError):
+                content = self.path.read_bytes()
+                if self._cache.deserialize(content):  # the runtime compares GPU, driver and version itself
+                    self._saved = content
         config.set_runtime_cache(self._cache)
 
     def close(self) -> None:
@@ -121,7 +142,7 @@ class RuntimeCache:
         if self._cache is None:
             return
         content = bytes(memoryview(self._cache.serialize()))
-        if content == self._loaded:
+        if content == self._saved:
             return
         partial = self.path.with_name(f"{self.path.name}.{secrets.token_hex(4)}")
         with contextlib.suppress(OSError):
@@ -129,71 +150,11 @@ class RuntimeCache:
             try:
                 partial.write_bytes(content)
                 partial.replace(self.path)
+                self._saved = content
             finally:
                 partial.unlink(missing_ok=True)
 
 
-def make_runtime(tensorrt: TensorRt, logger: Any) -> Runtime:
+def make_runtime(tensorrt: TensorRt) -> Runtime:
     """Make the runtime of ``tensorrt``."""
-    return (Rtx if tensorrt.name == "tensorrt-rtx" else Runtime)(tensorrt, logger)
-
-
-def refuse_misfit(tensorrt: TensorRt, gpu: Gpu, bundle: Bundle) -> None:
-    """Check that ``tensorrt`` and ``gpu`` are what the bundle's engines were built with and for.
-
-    Raises:
-        BackendError: they were not; the message says why, and which command builds them again.
-    """
-    built = bundle.manifest.tensorrt
-    if built is None:
-        reason = "it holds no engines"
-    elif built.name != tensorrt.name:
-        reason = f"its engines are for {built.name}, and {tensorrt.name} was asked for"
-    elif built.version != tensorrt.version:
-        reason = f"its engines are from {built.name} {built.version}, and {tensorrt.version} is installed"
-    elif built.target not in ("", gpu.sm):
-        reason = f"its engines are for {built.target}, and this GPU is {gpu.sm} ({gpu.name})"
-    else:
-        return
-    raise BackendError(_misfit(tensorrt, gpu, bundle, reason))
-
-
-def refuse_invalid(runtime: Runtime, gpu: Gpu, bundle: Bundle) -> None:
-    """Ask ``runtime`` whether the engines can run on the GPU whose context is current, without loading them.
-
-    Raises:
-        BackendError: they cannot; the message says why, and which command builds them again.
-    """
-    reason = runtime.invalidity(gpu, _header(bundle, runtime.header_bytes))
-    if reason is not None:
-        raise BackendError(_misfit(runtime.tensorrt, gpu, bundle, reason))
-
-
-def _misfit(tensorrt: TensorRt, gpu: Gpu, bundle: Bundle, reason: str) -> str:
-    again = f"svd-trt build {bundle.manifest.source.model} -o {bundle.path} --backend {tensorrt.name}"
-    return f"{bundle.path} cannot run on cuda:{gpu.index}: {reason}; rebuild it: {again}"
-
-
-def _header(bundle: Bundle, nbytes: int) -> bytes:
-    path = bundle.plan_path("denoiser")
-    assert path is not None
-    with path.open("rb") as file:
-        return file.read(nbytes)
-
-
-_REASONS = {
-    "VERSION_MISMATCH": "they are from another version",
-    "UNSUPPORTED_CC": "they were not built for this compute capability",
-    "OLD_CUDA_DRIVER": "the driver is too old: update it",
-    "OLD_CUDA_RUNTIME": "the CUDA runtime is too old",
-    "INSUFFICIENT_GPU_MEMORY": "the GPU's memory is too small",
-    "MALFORMED_ENGINE": "the plan is damaged",
-    "CUDA_ERROR": "CUDA does not work here",
-}
-
-
-def _diagnostics(trt: Any, problems: Any) -> Iterator[str]:
-    """List the names of the bits that are set in a diagnostics mask."""
-    for name, member in trt.EngineInvalidityDiagnostics.__members__.items():
-        if int(problems) & int(member.value):
-            yield name
+    return (Rtx if tensorrt.name == "tensorrt-rtx" else Runtime)(tensorrt)

@@ -155,23 +155,6 @@ def test_frames_are_the_same_if_no_graph_can_be_instantiated(
     np.testing.assert_array_equal(frames, dynamic_pipe(picture, **FAST).frames)
 
 
-def test_tensorrt_rtx_makes_graphs_itself_if_its_contexts_cannot_be_captured(
-    standin: Rig, dynamic_bundle: Bundle, picture: PIL.Image.Image
-) -> None:
-    standin.install(dynamic_bundle)
-    standin.trt.refuse_capturable = True
-    with standin.open(dynamic_bundle) as pipe:
-        pipe(picture, **FAST)
-        refused = pipe.device.refusals  # type: ignore[attr-defined]
-        with pipe.executor.session("denoiser") as session:
-            strategy = session._context.get_runtime_config().cuda_graph_strategy  # type: ignore[attr-defined]
-        assert strategy == standin.trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
-        assert pipe.device.notes[0].startswith("CUDA graphs are not used: ")
-    assert standin.cuda.count("cuGraphLaunch") == 0
-    assert refused
-    assert all("captured" in reason for reason in refused)
-
-
 @pytest.mark.parametrize("tensorrt", ["tensorrt", "tensorrt-rtx"])
 def test_tensorrt_and_tensorrt_rtx_give_the_same_frames(
     tensorrt: Any,

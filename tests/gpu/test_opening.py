@@ -36,7 +36,7 @@ def test_two_gpus_give_equal_frames(
     [
         (
             {"version": "1.5.0"},
-            r"from tensorrt-rtx 1\.7\.1\.116, and 1\.5\.0 is installed; rebuild it: svd-trt build",
+            r"from tensorrt-rtx 1\.7\.1\.116, and 1\.5\.0 is installed; build it again: `svd-trt build .* --backend",
         ),
         ({"tensorrt": "tensorrt"}, "its engines are for tensorrt-rtx, and tensorrt was asked for"),
     ],

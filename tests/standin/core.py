@@ -6,7 +6,7 @@ import collections
 import itertools
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -125,13 +125,23 @@ class Core:
     # For the stand-in for TensorRT.
 
     def enqueue(
-        self, stream: Any, name: str, work: Callable[[], object], reads: Iterable[Range], writes: Iterable[Range]
+        self,
+        stream: Any,
+        name: str,
+        work: Callable[[], object],
+        reads: Iterable[Range],
+        writes: Iterable[Range],
+        stale: Callable[[], str | None] | None = None,
     ) -> Any:
-        """Add work to a stream, or to the stream's capture, and return the driver's status."""
+        """Add work to a stream, or to the stream's capture, and return the driver's status.
+
+        ``stale`` says at each launch of a graph why its operation is not valid any more; None if it is.
+        """
         with self._lock:
             try:
                 self._check_context()
-                self._submit(self._stream(stream), self._operation(name, work, reads, writes))
+                operation = replace(self._operation(name, work, reads, writes), stale=stale)
+                self._submit(self._stream(stream), operation)
             except Refused as refused:
                 return refused.result
             return driver.CUresult.CUDA_SUCCESS

@@ -234,6 +234,8 @@ class StandInCuda(Devices):
     def cuGraphLaunch(self, hGraphExec: Any, hStream: Any) -> None:
         graph, stream = self._get(GraphExec, hGraphExec), self._stream(hStream)
         for operation in graph.operations:
+            if operation.stale is not None and (why := operation.stale()) is not None:
+                raise self.violation(f"a graph was launched although {why}")
             for allocation in operation.allocations:
                 if allocation.freed:
                     raise self.violation(

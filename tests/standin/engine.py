@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import json
+import math
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from svd_trt.engine.bundle import Bundle
-from svd_trt.engine.memory import activation_bytes
-from svd_trt.engine.spec import NetworkName, TensorSpec
-from tests.standin.clock import Range
+from svd_trt.engine.spec import NetworkName, Range, TensorSpec
+from tests.standin.clock import Range as Bytes
 from tests.standin.cuda import StandInCuda
 from tests.standin.rtx import real
 
-__all__ = ["IRuntimeCache", "IRuntimeConfig", "Module", "Plan", "RtxRuntimeConfig", "take"]
+__all__ = ["IRuntimeCache", "IRuntimeConfig", "Module", "Plan", "Reporting", "RtxRuntimeConfig", "take"]
 
 _ALIGNMENT = 256
 _STREAMED_AT_ONCE = 16  # one in so many weights is staged on the device while others are used
+_GENERAL = "[checkMacros.cpp::catchCudaError::250] Error Code 1: Cuda Runtime"
 
 
 class Module:
-    """State that all objects of one stand-in share."""
+    """State that all objects of one stand-in share. `StandInTensorRT` describes what tests may set."""
 
     __version__: str
 
@@ -29,12 +30,20 @@ class Module:
         self.cuda = cuda
         self.bundle = bundle
         self.rtx = rtx
-        self.refuse_capturable = False
+        self.capturable: Callable[[NetworkName, Mapping[str, int]], bool] = lambda network, sizes: True
+        self.first_logger: Any = None
+        self.activation_factor: dict[NetworkName, float] = {}
+        self.unknown_sizes: set[NetworkName] = set()
+        self.refused_memory: set[NetworkName] = set()
+        self.budget_step = 1
         self.compiled: list[str] = []
         self.executions: list[str] = []
+        self.profiles: list[tuple[str, int]] = []
+        self.own_captures: list[str] = []
+        self.asked_in_capture = 0
 
 
-def take(owner: object, cuda: StandInCuda, nbytes: int) -> Range | None:
+def take(owner: object, cuda: StandInCuda, nbytes: int) -> Bytes | None:
     """Allocate device memory that is freed when ``owner`` is garbage-collected. None if the device is full."""
     allocation = cuda.reserve(nbytes)
     if allocation is None:
@@ -46,63 +55,86 @@ def take(owner: object, cuda: StandInCuda, nbytes: int) -> Range | None:
 class Plan:
     """A deserialized plan. An engine and its contexts refer to it."""
 
-    def __init__(self, module: Module, logger: Any, network: NetworkName) -> None:
+    def __init__(self, module: Module, network: NetworkName) -> None:
         self.module = module
         self.cuda = module.cuda
-        self.logger = logger
         self.entry = module.bundle.network(network)
         self.spec = self.entry.spec
         assert self.entry.plan is not None
-        self.profile_count = len(self.entry.plan.profiles)
         self.weight_bytes = self.entry.plan.weight_bytes or self.entry.plan.file.size
         # Not all weights can be streamed, which catches code that takes all weights for the streamable part.
         can_stream = getattr(self.entry.plan, "weight_streaming", False)
         self.streamable_bytes = self.weight_bytes * 15 // 16 if can_stream else 0
         self.budget = self.streamable_bytes
         self.contexts: weakref.WeakSet[Any] = weakref.WeakSet()
-        self.ranges: list[Range] = []  # of the weights on the device
+        self.ranges: list[Bytes] = []  # of the weights on the device
         self._streamed_loaded = False
 
-    def load(self) -> bool:
-        """Load the weights that cannot be streamed."""
+    @property
+    def profiles(self) -> list[tuple[Mapping[str, Range], int]]:
+        """The ranges of every profile, and the builder's figure for the activations of its largest sizes."""
+        assert self.entry.plan is not None
+        return [(profile.ranges, profile.activation_bytes or 0) for profile in self.entry.plan.profiles]
+
+    def load(self) -> str | None:
+        """Load the weights that cannot be streamed. Returns the error if that failed."""
         if not self.cuda.has_context():
-            self.error("no CUDA context is current in this thread")
-            return False
+            return "no CUDA context is current in this thread"
         return self._take(self.weight_bytes - self.streamable_bytes)
 
-    def load_streamed(self) -> bool:
+    def load_streamed(self) -> str | None:
         """Load as many of the other weights as the budget allows. The first context does this."""
         if self._streamed_loaded or not self.budget:
-            return True
-        self._streamed_loaded = self._take(self.budget)
-        return self._streamed_loaded
+            return None
+        problem = self._take(self.budget)
+        self._streamed_loaded = problem is None
+        return problem
 
     def tensor(self, name: str) -> TensorSpec | None:
-        try:
-            return self.spec.tensor(name)
-        except KeyError:
-            self.error(f"{self.spec.name} has no tensor {name}")
-            return None
-
-    def error(self, message: str) -> None:
-        self.logger.log(real.ILogger.ERROR, message)
+        return next((tensor for tensor in self.spec.tensors if tensor.name == name), None)
 
     @property
     def scratch_bytes(self) -> int:
         """The memory that a context needs to stage streamed weights."""
         return _aligned(self.weight_bytes // _STREAMED_AT_ONCE) if self.budget < self.streamable_bytes else 0
 
-    def activation_bytes(self, sizes: Mapping[str, int]) -> int:
-        """The memory that a context needs at these sizes. Symbols without a size count at their largest."""
-        return _aligned(activation_bytes(self.entry, sizes) or 0) + self.scratch_bytes
+    def activation_bytes(self, profile: int, sizes: Mapping[str, int]) -> int:
+        """The memory that a context needs at these sizes. Symbols without a size count at their largest.
 
-    def _take(self, nbytes: int) -> bool:
+        It is the builder's figure, in proportion to the product of the sizes, as was measured with the real builder.
+        ``activation_factor`` makes the engine disagree with its builder.
+        """
+        ranges, most = self.profiles[profile]
+        of = math.prod(r.max for r in ranges.values())
+        share = math.prod(sizes.get(symbol, r.max) for symbol, r in ranges.items())
+        nbytes = most * share * self.module.activation_factor.get(self.spec.name, 1) / of
+        return _aligned(math.ceil(nbytes)) + self.scratch_bytes
+
+    def _take(self, nbytes: int) -> str | None:
         taken = take(self, self.cuda, nbytes)
         if taken is None:
-            self.error(f"Error Code 2: OutOfMemory (Requested size was {nbytes} bytes: out of memory.)")
-            return False
+            return f"Error Code 2: OutOfMemory (Requested size was {nbytes} bytes: out of memory.)"
         self.ranges.append(taken)
-        return True
+        return None
+
+
+class Reporting:
+    """An object that reports errors to its recorder, and without one to the logger that the process had first.
+
+    Seen with TensorRT for RTX 1.7.1: what is recorded is not logged, the message that says what happened comes first,
+    and a general one follows. Objects that another object makes inherit its recorder.
+    """
+
+    def __init__(self, module: Module, recorder: Any) -> None:
+        self._module = module
+        self.error_recorder = recorder
+
+    def _error(self, message: str, code: str = "UNSPECIFIED_ERROR") -> None:
+        for text in (message, _GENERAL):
+            if self.error_recorder is not None:
+                self.error_recorder.report_error(real.ErrorCodeTRT.__members__[code], text)
+            else:
+                self._module.first_logger.log(real.ILogger.ERROR, text)
 
 
 def _aligned(nbytes: int) -> int:

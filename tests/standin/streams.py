@@ -44,6 +44,8 @@ class Operation:
     reads: tuple[Range, ...]
     writes: tuple[Range, ...]
     allocations: tuple[Allocation, ...]
+    stale: Callable[[], str | None] | None = None
+    """Says at a launch of a graph why the operation is not what was captured."""
 
 
 @dataclass(eq=False)

@@ -10,7 +10,7 @@ from svd_trt.engine.bundle import Bundle
 from svd_trt.engine.spec import NETWORKS
 from tests.standin.context import IExecutionContext, RtxExecutionContext
 from tests.standin.cuda import StandInCuda
-from tests.standin.engine import IRuntimeConfig, Module, Plan, RtxRuntimeConfig
+from tests.standin.engine import IRuntimeConfig, Module, Plan, Reporting, RtxRuntimeConfig
 from tests.standin.rtx import real
 
 __all__ = ["ICudaEngine", "RtxRuntime", "Runtime", "StandInTensorRT"]
@@ -24,14 +24,25 @@ class StandInTensorRT(Module):
 
     Attributes:
         cuda: the stand-in driver with the memory and streams of the engines.
-        refuse_capturable: contexts cannot be captured.
+        capturable: whether contexts of a network can be captured with these sizes.
+        first_logger: the logger of the process, which is the first that a runtime was made with.
         validity: the result of `get_engine_validity` for a plan of the bundle.
-        compiled: the kernels that were not in a runtime cache and had to be compiled, as ``network sizes``.
+        validity_log: what `get_engine_validity` logs as an error.
+        activation_factor: how much more memory than its builder reported an engine needs for activations.
+        unknown_sizes: networks for which `update_device_memory_size_for_shapes` fails.
+        refused_memory: networks whose contexts do not take memory.
+        budget_step: budgets for weights are rounded up to a multiple of this many bytes.
+        compiled: the kernels that were not in a runtime cache and had to be compiled, as ``network profile sizes``.
         executions: the network's name for every `execute_async_v3` that was enqueued or captured.
+        profiles: the network and the profile of each of them.
+        own_captures: the network's name for every capture that RTX made itself.
+        asked_in_capture: how often a context was asked during a capture whether it can be captured.
     """
 
     ILogger = real.ILogger
     IProfiler = real.IProfiler
+    IErrorRecorder = real.IErrorRecorder
+    ErrorCodeTRT = real.ErrorCodeTRT
     Logger = real.Logger
     Dims = real.Dims
     DataType = real.DataType
@@ -50,33 +61,39 @@ class StandInTensorRT(Module):
         built_with = bundle.manifest.tensorrt
         self.__version__ = version or (built_with.version if built_with else str(real.__version__))
         self.validity = (real.EngineValidity.VALID, 0)
+        self.validity_log = ""
         self.Runtime = functools.partial(RtxRuntime if self.rtx else Runtime, self)
         if self.rtx:
+            self.ComputeCapability = real.ComputeCapability
             self.EngineValidity = real.EngineValidity
             self.EngineInvalidityDiagnostics = real.EngineInvalidityDiagnostics
             self.CudaGraphStrategy = real.CudaGraphStrategy
             self.DynamicShapesKernelSpecializationStrategy = real.DynamicShapesKernelSpecializationStrategy
 
 
-class Runtime:
+class Runtime(Reporting):
     def __init__(self, module: StandInTensorRT, logger: Any) -> None:
+        super().__init__(module, None)
         if not isinstance(logger, real.ILogger):
             raise TypeError("Runtime takes an ILogger")
         if not module.cuda.has_context():
             raise module.cuda.violation("a runtime was made without a current context, so it would use GPU 0")
-        self._module = module
+        self._trt = module
         self._logger = logger
+        module.first_logger = module.first_logger or logger
 
     def deserialize_cuda_engine(self, serialized_engine: Any) -> ICudaEngine | None:
-        """The engine of a plan of the bundle. Other content gives None and an error in the log."""
-        module = self._module
+        """The engine of a plan of the bundle. Other content gives None and an error."""
         digest = hashlib.sha256(memoryview(serialized_engine)).hexdigest()
         for name in NETWORKS:
-            entry = module.bundle.network(name)
+            entry = self._trt.bundle.network(name)
             if entry.plan is not None and entry.plan.file.sha256 == digest:
-                plan = Plan(module, self._logger, name)
-                return ICudaEngine(plan, self) if plan.load() else None
-        self._logger.log(real.ILogger.ERROR, "Error Code 2: Internal Error (this plan cannot be deserialized)")
+                plan = Plan(self._trt, name)
+                if (problem := plan.load()) is None:
+                    return ICudaEngine(plan, self)
+                self._error(problem, "FAILED_ALLOCATION" if "OutOfMemory" in problem else "UNSPECIFIED_ERROR")
+                return None
+        self._error("IRuntime::deserializeCudaEngine: Error Code 1: Serialization (this plan cannot be deserialized)")
         return None
 
 
@@ -89,18 +106,21 @@ class RtxRuntime(Runtime):
         """Whether a plan with this header runs here, and the bits of `EngineInvalidityDiagnostics`."""
         header = bytes(memoryview(buffer)[: self.engine_header_size])
         for name in NETWORKS:
-            path = self._module.bundle.plan_path(name)
+            path = self._trt.bundle.plan_path(name)
             if path is not None and len(header) == self.engine_header_size:
                 with path.open("rb") as file:
                     if file.read(self.engine_header_size) == header:
-                        return self._module.validity
+                        if self._trt.validity_log:  # logged, and not recorded (seen with TensorRT for RTX 1.7.1)
+                            self._logger.log(real.ILogger.INTERNAL_ERROR, self._trt.validity_log)
+                        return self._trt.validity
         return real.EngineValidity.INVALID, int(real.EngineInvalidityDiagnostics.MALFORMED_ENGINE)
 
 
-class ICudaEngine:
+class ICudaEngine(Reporting):
     """An engine. Its memory is freed when it and its contexts are garbage-collected."""
 
     def __init__(self, plan: Plan, runtime: Runtime) -> None:
+        super().__init__(plan.module, runtime.error_recorder)
         self._plan = plan
         self._runtime = runtime  # the real engine keeps a reference too
 
@@ -110,7 +130,7 @@ class ICudaEngine:
 
     @property
     def num_optimization_profiles(self) -> int:
-        return self._plan.profile_count
+        return len(self._plan.profiles)
 
     @property
     def name(self) -> str:
@@ -136,10 +156,13 @@ class ICudaEngine:
 
     @property
     def device_memory_size_v2(self) -> int:
-        return self._plan.activation_bytes({})
+        return max(self._plan.activation_bytes(index, {}) for index in range(self.num_optimization_profiles))
 
     def get_device_memory_size_for_profile_v2(self, profile_index: int) -> int:
-        return self._plan.activation_bytes({}) if profile_index < self._plan.profile_count else 0
+        if not 0 <= profile_index < self.num_optimization_profiles:
+            self._error(f"there is no profile {profile_index}", "INVALID_ARGUMENT")
+            return 0
+        return self._plan.activation_bytes(profile_index, {})
 
     @property
     def streamable_weights_size(self) -> int:
@@ -155,7 +178,8 @@ class ICudaEngine:
             raise self._plan.cuda.violation(f"{self.name}: the budget of the weights was set after a context was made")
         if budget < 0:
             raise self._plan.cuda.violation(f"{self.name}: the budget of the weights is negative ({budget})")
-        self._plan.budget = min(int(budget), self.streamable_weights_size)
+        step = self._plan.module.budget_step
+        self._plan.budget = min(-(-int(budget) // step) * step, self.streamable_weights_size)
 
     @property
     def weight_streaming_scratch_memory_size(self) -> int:
@@ -176,7 +200,10 @@ class ICudaEngine:
                 config.set_execution_context_allocation_strategy(runtime_config)
         context = (RtxExecutionContext if plan.module.rtx else IExecutionContext)(plan, self, config)
         own = config.get_execution_context_allocation_strategy() != strategies.USER_MANAGED
-        if not plan.load_streamed() or (own and not context._allocate_own()):
+        if (problem := plan.load_streamed()) is not None:
+            self._error(problem, "FAILED_ALLOCATION")
+            return None
+        if own and not context._allocate_own():
             return None
         plan.contexts.add(context)
         return context

@@ -46,6 +46,16 @@ class Logger(real.ILogger):
         self.lines.append(msg)
 
 
+class Recorder(real.IErrorRecorder):
+    def __init__(self) -> None:
+        real.IErrorRecorder.__init__(self)
+        self.errors: list[tuple[str, str]] = []
+
+    def report_error(self, code: Any, text: str) -> bool:
+        self.errors.append((code.name, text))
+        return False
+
+
 @pytest.fixture
 def bundle(small_bundle: Path) -> Bundle:
     return Bundle.open(small_bundle, verify=False)
@@ -119,10 +129,7 @@ def test_an_engine_can_be_captured_only_after_a_run(trt: StandInTensorRT, stream
 
 
 def test_a_run_without_memory_or_valid_addresses_is_refused(trt: StandInTensorRT, stream: int, ready: Any) -> None:
-    context, _, addresses = ready
-    context.set_device_memory(addresses["image"], 256)
-    with pytest.raises(AssertionError, match="are needed"):
-        context.execute_async_v3(stream)
+    context, shapes, addresses = ready
     context.set_tensor_address("image_latents", addresses["image_latents"] + 4)
     with pytest.raises(AssertionError, match="multiple of 256"):
         context.execute_async_v3(stream)
@@ -130,6 +137,89 @@ def test_a_run_without_memory_or_valid_addresses_is_refused(trt: StandInTensorRT
     with pytest.raises(AssertionError, match="not inside live device memory"):
         context.execute_async_v3(stream)
     assert not context.set_input_shape("image", (1, 3, 4, 4))
+    other = context_of(trt, context._engine)
+    assert not other.set_input_shape("image", shapes["image"]), "only the first context has a profile by itself"
+    assert other.set_optimization_profile_async(0, stream)
+    assert not other.set_optimization_profile_async(1, stream)
+    assert other.set_input_shape("image", shapes["image"])
+    for name, address in addresses.items():
+        other.set_tensor_address(name, address)
+    with pytest.raises(AssertionError, match=r"not inside live device memory|was not set"):
+        other.execute_async_v3(stream)
+
+
+def test_memory_that_is_too_small_or_not_aligned_is_only_reported(
+    trt: StandInTensorRT, stream: int, ready: Any
+) -> None:
+    """The context keeps its old memory, so its next run uses that."""
+    context, _, addresses = ready
+    errors = Recorder()
+    context.error_recorder = errors
+    kept = context._block
+    context.set_device_memory(addresses["image"], 256)
+    context.set_device_memory(kept[0] + 128, kept[1])
+    assert [code for code, _ in errors.errors if "INVALID" in code] == ["INVALID_ARGUMENT"] * 4
+    assert context._block == kept
+    trt.cuda.view(addresses["image"], (1,), np.float32)[...] = 0
+    assert context.execute_async_v3(stream)
+    ok(trt.cuda.cuStreamSynchronize(stream))
+
+
+def test_what_is_recorded_is_not_logged_and_others_inherit_the_recorder(trt: StandInTensorRT) -> None:
+    logger, recorder = Logger(), Recorder()
+    runtime = trt.Runtime(logger)
+    runtime.error_recorder = recorder
+    assert runtime.deserialize_cuda_engine(b"junk") is None
+    assert recorder.errors[0][1].endswith("(this plan cannot be deserialized)")
+    assert len(recorder.errors) == 2, "the general message follows"
+    path = trt.bundle.plan_path("vae_encoder")
+    assert path is not None
+    engine = runtime.deserialize_cuda_engine(path.read_bytes())
+    assert engine.error_recorder is recorder
+    assert context_of(trt, engine).error_recorder is recorder
+    assert logger.lines == []
+
+
+def test_a_process_has_one_logger(trt: StandInTensorRT) -> None:
+    first, second = Logger(), Logger()
+    runtimes = [trt.Runtime(first), trt.Runtime(second)]
+    assert runtimes[1].deserialize_cuda_engine(b"junk") is None
+    assert (len(first.lines), len(second.lines)) == (2, 0)
+
+
+def test_a_size_that_is_not_known_is_zero(trt: StandInTensorRT, ready: Any) -> None:
+    context = ready[0]
+    context.error_recorder = Recorder()
+    trt.unknown_sizes = {"vae_encoder"}
+    assert context.update_device_memory_size_for_shapes() == 0
+    assert "updateDeviceMemorySizeForShapes" in context.error_recorder.errors[0][1]
+
+
+def test_a_graph_is_stale_after_its_context_was_changed(trt: StandInTensorRT, stream: int, ready: Any) -> None:
+    context, _, addresses = ready
+    cuda = trt.cuda
+    assert not context.is_stream_capturable(stream), "it has not run yet"
+    assert context.execute_async_v3(stream)
+    assert context.is_stream_capturable(stream)
+    ok(cuda.cuStreamBeginCapture(stream, THREAD_LOCAL))
+    assert context.execute_async_v3(stream)
+    graph = ok(cuda.cuGraphInstantiate(ok(cuda.cuStreamEndCapture(stream)), 0))
+    ok(cuda.cuGraphLaunch(graph, stream))
+    address = int(ok(cuda.cuMemAlloc(1 << 20)))
+    context.set_tensor_address("image_latents", address)
+    with pytest.raises(AssertionError, match="the context of vae_encoder was changed after it was captured"):
+        cuda.cuGraphLaunch(graph, stream)
+    context.set_tensor_address("image_latents", addresses["image_latents"])
+    ok(cuda.cuGraphLaunch(graph, stream))
+    ok(cuda.cuStreamSynchronize(stream))
+
+
+def test_capturability_depends_on_the_sizes(trt: StandInTensorRT, stream: int, ready: Any) -> None:
+    context = ready[0]
+    trt.capturable = lambda network, sizes: network != "vae_encoder" or sizes.get("height", 32) > 4096
+    assert context.execute_async_v3(stream)
+    assert not context.is_stream_capturable(stream)
+    ok(trt.cuda.cuStreamSynchronize(stream))
 
 
 def test_the_shared_block_on_two_streams_is_a_race(trt: StandInTensorRT, stream: int, other: int, ready: Any) -> None:
@@ -172,9 +262,9 @@ def test_engines_that_do_not_load_are_none(bundle: Bundle) -> None:
     cuda = with_context(total_bytes=CONTEXT_BYTES + weights - 1)
     trt, logger = StandInTensorRT(cuda, bundle, tensorrt="tensorrt-rtx"), Logger()
     assert opened(trt, logger, "denoiser") is None
-    assert "out of memory" in logger.lines[-1]
+    assert "out of memory" in logger.lines[0]
     assert trt.Runtime(logger).deserialize_cuda_engine(b"junk") is None
-    assert len(logger.lines) == 2
+    assert "cannot be deserialized" in logger.lines[2]
 
 
 def test_engine_validity_and_runtime_cache(trt: StandInTensorRT) -> None:
@@ -228,7 +318,7 @@ def test_capturing_a_context_that_refuses_invalidates_the_capture(
 ) -> None:
     context = ready[0]
     assert context.execute_async_v3(stream)
-    trt.refuse_capturable = True
+    trt.capturable = lambda network, sizes: False
     assert not context.is_stream_capturable(stream)
     ok(trt.cuda.cuStreamBeginCapture(stream, THREAD_LOCAL))
     assert not context.execute_async_v3(stream)
