@@ -1,4 +1,5 @@
-# make setup | demo | test | test-fast | test-all | test-full | gpu-test | bench | bench-build | docs | lint | clean
+# make setup | demo | test | test-fast | test-all | test-full | gpu-test | gpu-probe | gpu-pack | bench | bench-build |
+#      docs | lint | clean
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -11,7 +12,7 @@ BACKEND ?= tensorrt-rtx
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: setup demo test test-fast test-all test-full gpu-test bench bench-build docs lint clean
+.PHONY: setup demo test test-fast test-all test-full gpu-test gpu-probe gpu-pack bench bench-build docs lint clean
 
 setup: $(READY)
 
@@ -52,6 +53,17 @@ gpu-test: $(READY)
 	$(BIN)/python -m svd_trt.benchmarks.machine --need-gpu
 	SVD_TRT_TEST_BACKEND=$(BACKEND) $(BIN)/pytest -m gpu tests/gpu \
 		--record 'benchmarks/results/gpu-tests-{gpu}-$(BACKEND).json'
+
+# Asks this machine's GPU what no other machine can answer, the most valuable first, and records every answer. Takes up
+# to an hour; PROBE='--limit 590 --missing' goes on where it stopped, PROBE=--list shows the steps.
+PROBE ?=
+gpu-probe: $(READY)
+	$(BIN)/python -m svd_trt.benchmarks.gpu_probe --backend $(BACKEND) $(PROBE)
+
+# Packs the packages that the probe needs into PACK, for a GPU machine that has torch and no package index.
+PACK ?= gpu-pack
+gpu-pack: $(READY)
+	$(BIN)/python -m svd_trt.benchmarks.gpu_pack $(PACK)
 
 # Compares speed and fidelity with diffusers on this machine: takes a quarter of an hour for PRESET=mid. Draws the
 # charts and writes the figures into docs/performance.md.

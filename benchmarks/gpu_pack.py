@@ -1,0 +1,94 @@
+"""Pack what a GPU machine without a package index lacks: ``python -m svd_trt.benchmarks.gpu_pack DIR``.
+
+That machine has Python, torch with CUDA, and a checkout of this project. The pack has all other packages that
+`svd_trt.benchmarks.gpu_probe` needs, in the versions of this environment, as parts of a size that can be carried.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import subprocess
+import sys
+import tarfile
+import tempfile
+from pathlib import Path
+
+import click
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+__all__ = ["main", "packages", "split_file"]
+
+_EXTRAS = ("export", "rtx")
+_FOR_TESTS = ("pytest", "pytest-xdist")
+_ON_THE_MACHINE = ("torch",)  # with all that it depends on, unless another package needs that too
+_PLATFORMS = ("manylinux2014_x86_64", *(f"manylinux_2_{minor}_x86_64" for minor in (28, 27, 26, 24, 17, 12, 5)))
+_LEFT_OUT = {"__pycache__", "tests", "bin", "include"}
+_UNPACK = (
+    "import sys, tarfile; tarfile.open(fileobj=sys.stdin.buffer, mode='r|xz').extractall(sys.argv[1], filter='data')"
+)
+
+
+@click.command()
+@click.argument("directory", type=click.Path(path_type=Path, file_okay=False))
+@click.option("--python", default="3.12", show_default=True, help="Version of Python on the other machine.")
+@click.option("--part-mib", type=click.IntRange(1), default=60, show_default=True, help="Size of a part.")
+def main(directory: Path, python: str, part_mib: int) -> None:
+    """Write the parts to DIRECTORY; compressing them takes minutes."""
+    directory.mkdir(parents=True, exist_ok=True)
+    wanted = [f"{name}=={version}" for name, version in sorted(packages().items())]
+    with tempfile.TemporaryDirectory(dir=directory) as folder:
+        tree, archive = Path(folder, "tree"), Path(folder, "pack.tar.xz")
+        platforms = [option for name in _PLATFORMS for option in ("--platform", name)]
+        fixed = ["--no-deps", "--no-compile", "--only-binary=:all:", "--python-version", python, *platforms]
+        command = [sys.executable, "-m", "pip", "install", "--quiet", "--target", str(tree), *fixed, *wanted]
+        subprocess.run(command, check=True)  # noqa: S603  (our own interpreter)
+        pack(tree, archive)
+        parts = split_file(archive, directory, part_mib << 20)
+    click.echo(f"wrote {len(parts)} parts with {len(wanted)} packages. On the other machine, in the checkout:")
+    click.echo(f'  cat PARTS/*.part | python3 -c "{_UNPACK}" packages')
+    click.echo("  PYTHONPATH=src:packages python3 -m svd_trt.benchmarks.gpu_probe --limit 590 --missing")
+
+
+def packages() -> dict[str, str]:
+    """Names and installed versions of the packages that the probe needs, without torch and what torch alone needs."""
+    found: dict[str, str] = {}
+    seen: set[tuple[str, frozenset[str]]] = set()
+    waiting = [Requirement(f"svd-trt[{','.join(_EXTRAS)}]"), *map(Requirement, _FOR_TESTS)]
+    while waiting:
+        requirement = waiting.pop()
+        name, extras = canonicalize_name(requirement.name), frozenset(requirement.extras)
+        if name in _ON_THE_MACHINE or (name, extras) in seen:
+            continue
+        seen.add((name, extras))
+        for text in importlib.metadata.requires(name) or ():
+            inner = Requirement(text)
+            if inner.marker is None or any(inner.marker.evaluate({"extra": extra}) for extra in extras | {""}):
+                waiting.append(inner)
+        if name != "svd-trt":
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
+def pack(tree: Path, archive: Path) -> None:
+    """Compress the files of ``tree`` that running needs."""
+
+    def choose(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
+        return None if _LEFT_OUT & set(Path(member.name).parts) else member
+
+    with tarfile.open(archive, "w:xz") as target:
+        target.add(tree, arcname=".", filter=choose)
+
+
+def split_file(file: Path, directory: Path, size: int) -> list[Path]:
+    """Cut ``file`` into parts of ``size`` bytes in ``directory``, in the order of their names."""
+    parts: list[Path] = []
+    with file.open("rb") as source:
+        while content := source.read(size):
+            parts.append(directory / f"{len(parts):02}.part")
+            parts[-1].write_bytes(content)
+    return parts
+
+
+if __name__ == "__main__":
+    main()

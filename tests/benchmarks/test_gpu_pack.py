@@ -1,0 +1,41 @@
+"""The pack for a GPU machine has every package that the probe imports, and comes apart as it says."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from svd_trt.benchmarks.gpu_pack import _UNPACK, pack, packages, split_file
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_packages_are_pinned_and_complete_without_torch() -> None:
+    found = packages()
+    pinned = dict(
+        line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if line and line[0] != "#"
+    )
+    versions = {name.lower().replace("_", "-"): version.split(" ")[0] for name, version in pinned.items()}
+    assert {name: versions[name] for name in found} == found
+    assert {"diffusers", "transformers", "onnxruntime", "cuda-bindings", "tensorrt-rtx-cu13-bindings"} <= set(found)
+    assert {"pytest", "pytest-xdist", "msgspec", "click", "psutil", "httpx2"} <= set(found)
+    assert not {"torch", "triton", "setuptools", "mypy", "openvino", "matplotlib"} & set(found)
+
+
+def test_parts_unpack_to_the_same_files(tmp_path: Path) -> None:
+    tree, parts = tmp_path / "tree", tmp_path / "parts"
+    (tree / "package" / "__pycache__").mkdir(parents=True)
+    (tree / "package" / "__pycache__" / "module.pyc").write_bytes(b"x")
+    (tree / "package" / "module.py").write_text("value = 1\n")
+    (tree / "library.so").write_bytes(bytes(range(256)) * 20)
+    parts.mkdir()
+    pack(tree, tmp_path / "pack.tar.xz")
+    made = split_file(tmp_path / "pack.tar.xz", parts, 100)
+    assert len(made) > 3
+    assert all(part.stat().st_size <= 100 for part in made)
+    content = b"".join(part.read_bytes() for part in sorted(parts.glob("*.part")))
+    subprocess.run([sys.executable, "-c", _UNPACK, tmp_path / "packages"], input=content, check=True)
+    unpacked = {path.relative_to(tmp_path / "packages"): path for path in (tmp_path / "packages").rglob("*.*")}
+    assert set(map(str, unpacked)) == {"package/module.py", "library.so"}
+    assert unpacked[Path("library.so")].read_bytes() == (tree / "library.so").read_bytes()
