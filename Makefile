@@ -1,5 +1,5 @@
 # make setup | demo | test | test-fast | test-all | test-full | gpu-test | gpu-probe | gpu-pack | bench | bench-build |
-#      docs | lint | clean
+#      bench-kernels | docs | lint | clean
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -12,7 +12,7 @@ BACKEND ?= tensorrt-rtx
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: setup demo test test-fast test-all test-full gpu-test gpu-probe gpu-pack bench bench-build docs lint clean
+.PHONY: setup demo test test-fast test-all test-full gpu-test gpu-probe gpu-pack bench bench-build bench-kernels docs lint clean
 
 setup: $(READY)
 
@@ -76,6 +76,13 @@ bench: $(READY)
 # Measures full-size builds: makes three, in ten minutes, and needs 20 GB of disk while it runs.
 bench-build: $(READY)
 	$(BIN)/python -m svd_trt.benchmarks.full_size_builds cost -o benchmarks/results/build-cost.json
+
+# Lists the kernels of full-size engines: makes five builds in a quarter of an hour, with 8 GB of memory, and writes the
+# tables of docs/kernels.md. `VARIANTS="--variant default"` measures some again and keeps the others.
+KERNELS := benchmarks/results/kernels-full-size.json
+bench-kernels: $(READY)
+	$(BIN)/python -m svd_trt.benchmarks.full_size_kernels measure -o $(KERNELS) $(VARIANTS)
+	$(BIN)/python -m svd_trt.benchmarks.full_size_kernels page docs/kernels.md $(KERNELS)
 
 # Builds the site of docs/ in site/. Fails on warnings, and needs no network.
 docs: $(READY)

@@ -38,6 +38,8 @@ from svd_trt.export.rewrites import REWRITES
 from svd_trt.export.rewrites.feed_forward import split_feed_forwards
 from svd_trt.units import format_bytes
 
+__all__ = ["VARIANTS", "measure_build"]
+
 VARIANTS = {
     "plain": ["--no-rewrites"],
     "default": [],
@@ -88,7 +90,7 @@ def main() -> None:
 @click.option("--work", type=click.Path(path_type=Path, file_okay=False), help="Where to build.  [default: /tmp]")
 def cost(model: str, output: Path, names: tuple[str, ...], work: Path | None) -> None:
     """Build MODEL in each variant and record time, memory and the engines' figures."""
-    variants = {name: _measure_build(model, VARIANTS[name], work) for name in names or VARIANTS}
+    variants = {name: measure_build(model, VARIANTS[name], work) for name in names or VARIANTS}
     _write(output, "build_cost", model, {"variants": variants})
     for name, figures in variants.items():
         denoiser = figures["networks"]["denoiser"]
@@ -130,14 +132,19 @@ def _write(output: Path, benchmark: str, model: str, figures: dict[str, Any]) ->
     output.write_text(json.dumps(record, indent=1) + "\n")
 
 
-def _measure_build(model: str, options: list[str], work: Path | None) -> dict[str, Any]:
+def measure_build(model: str, options: list[str], work: Path | None, inspect: Sequence[str] = ()) -> dict[str, Any]:
+    """Build MODEL with ``options`` and return what it took and what ``svd-trt inspect`` says with options ``inspect``.
+
+    Raises:
+        subprocess.CalledProcessError: the build failed.
+    """
     with tempfile.TemporaryDirectory(dir=work) as folder:
         bundle = Path(folder) / "bundle"
         svd_trt = [sys.executable, "-m", "svd_trt.cli"]
         build = [*svd_trt, "build", model, "-o", str(bundle), "--json", "--backend", "tensorrt-rtx", *options]
         output, seconds, peak_rss = _run_command(build)
-        inspect = [*svd_trt, "inspect", str(bundle), "--json"]
-        inspected = json.loads(subprocess.run(inspect, stdout=subprocess.PIPE, text=True, check=True).stdout)  # noqa: S603
+        look = [*svd_trt, "inspect", str(bundle), "--json", *inspect]
+        inspected = json.loads(subprocess.run(look, stdout=subprocess.PIPE, text=True, check=True).stdout)  # noqa: S603
         for network in inspected["networks"].values():
             del network["tensors"]
         return {

@@ -21,9 +21,11 @@ from svd_trt.units import format_bytes, format_seconds
 __all__ = [
     "BEGIN",
     "END",
+    "Rows",
     "describe",
     "main_rows",
     "markdown_page",
+    "markdown_table",
     "not_measured",
     "section",
     "stage_rows",
@@ -145,15 +147,16 @@ def _table(rows: Rows) -> Table:
 
 def markdown_page(result: Result) -> str:
     """The whole result in Markdown."""
-    parts = [_markdown_list(describe(result)), _markdown_table(main_rows(result)), _markdown_table(stage_rows(result))]
+    parts = [_markdown_list(describe(result)), markdown_table(main_rows(result)), markdown_table(stage_rows(result))]
     if result.curves:
-        parts.append(_markdown_table(curve_rows(result.curves)))
+        parts.append(markdown_table(curve_rows(result.curves)))
     if reasons := not_measured(result):
         parts.append(f"Not measured:\n\n{_markdown_list(reasons)}")
     return "\n\n".join(parts) + "\n"
 
 
-def _markdown_table(rows: Rows) -> str:
+def markdown_table(rows: Rows) -> str:
+    """The rows as a table in Markdown; columns after the first are aligned right."""
     header, *body = ([cell.replace("|", "\\|") for cell in row] for row in rows)
     rule = ["---"] + ["---:"] * (len(header) - 1)
     return "\n".join("| " + " | ".join(row) + " |" for row in (header, rule, *body))
@@ -168,9 +171,9 @@ def section(results: Sequence[tuple[Path, Result]], page: Path) -> str:
     parts = []
     for path, result in sorted(results, key=lambda item: bool(item[1].curves)):
         parts.append(f"From [{path.name}]({_relative(path, page)}), by `{result.command}`:")
-        parts.append(_markdown_table(main_rows(result)))
+        parts.append(markdown_table(main_rows(result)))
         if result.curves:
-            parts.append(_markdown_table(curve_rows(result.curves)))
+            parts.append(markdown_table(curve_rows(result.curves)))
         parts.append(_markdown_list(describe(result)))
         axes = dict.fromkeys(curve.axis.replace("_", "-") for curve in result.curves)
         plots = {"speed": "speed against eager diffusers"} | {f"curve-{a}": f"time and memory by {a}" for a in axes}
@@ -180,17 +183,17 @@ def section(results: Sequence[tuple[Path, Result]], page: Path) -> str:
     return "\n\n".join(parts)
 
 
-def with_section(text: str, new: str) -> str:
-    """``text`` with ``new`` between the markers.
+def with_section(text: str, new: str, begin: str = BEGIN, end: str = END) -> str:
+    """``text`` with ``new`` between the markers ``begin`` and ``end``.
 
     Raises:
         ResultError: the text does not have both markers once, in order.
     """
-    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
-        raise ResultError(f"the page has no place for the section; put {BEGIN} and {END} on lines of their own")
-    head, _, rest = text.partition(BEGIN)
-    _, _, tail = rest.partition(END)
-    return f"{head}{BEGIN}\n\n{new}\n\n{END}{tail}"
+    if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
+        raise ResultError(f"the page has no place for the section; put {begin} and {end} on lines of their own")
+    head, _, rest = text.partition(begin)
+    _, _, tail = rest.partition(end)
+    return f"{head}{begin}\n\n{new}\n\n{end}{tail}"
 
 
 @click.command()

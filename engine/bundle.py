@@ -58,6 +58,11 @@ class Bundle:
         plan = self.network(name).plan
         return self.path / plan.file.path if plan else None
 
+    def kernels_path(self, name: NetworkName) -> Path | None:
+        """The list of the kernels in the plan of network ``name``; None if there is no plan or it has no list."""
+        plan = self.network(name).plan
+        return self.path / plan.kernels.path if plan and plan.kernels else None
+
     def _check_files(self, *, verify: bool) -> None:
         # Hashing releases the interpreter lock, so threads hash files in parallel.
         pool = ThreadPoolExecutor(max_workers=4)

@@ -17,6 +17,7 @@ from svd_trt.engine.builder_log import LoggedKernel, LoggedLayer, LoggedTensor
 from svd_trt.engine.kernel_kinds import is_attention
 from svd_trt.engine.size_expressions import Product, product_of
 from svd_trt.engine.spec import NetworkSpec
+from svd_trt.errors import ArgumentError
 
 __all__ = ["AxisResolver", "known_axes"]
 
@@ -41,7 +42,7 @@ class AxisResolver:
     """Finds the unknown axes of the kernels of one profile, which it must see in the order in which they run."""
 
     def __init__(self, spec: NetworkSpec, layers: Mapping[str, list[LoggedLayer]]) -> None:
-        self._layers = layers
+        self._layers = {name: [layer for layer in found if _understood(layer)] for name, found in layers.items()}
         self._totals: dict[str, Product] = {t.name: _of_axes(map(str, t.shape)) for t in spec.inputs}
 
     def resolve(self, kernel: LoggedKernel) -> tuple[list[Product | None], list[Product | None]]:
@@ -62,15 +63,26 @@ class AxisResolver:
     def _of_input(self, tensor: LoggedTensor, kernel: LoggedKernel) -> Product | None:
         if -1 not in tensor.dims:
             return _ONE
-        if is_attention(kernel.name):  # queries, keys and values are thirds of one tensor, by strides that are unknown
-            shapes = (axes for layer in self._fused(kernel, "MATRIX_MULTIPLY") for axes in layer.inputs)
-            part = _largest(rest for axes in shapes for rest in _views(tensor.dims, axes, reduced=False))
-            if part is not None:
-                return part
+        part = self._of_layer_input(tensor, kernel)
+        if part is not None:
+            return part
         total = self._totals.get(tensor.name)
         if total is None:
             return None
         return _whole(total.times(_part_seen(tensor)).over(known_axes(tensor)))
+
+    def _of_layer_input(self, tensor: LoggedTensor, kernel: LoggedKernel) -> Product | None:
+        """What an input of attention or a convolution can be by the layer's own inputs.
+
+        Queries, keys and values are parts of one tensor, and a convolution can read a part of a larger picture. The
+        strides that would tell are unknown.
+        """
+        if is_attention(kernel.name):
+            layers = self._fused(kernel, "MATRIX_MULTIPLY")
+        else:
+            layers = self._fused(kernel, "CONVOLUTION") if kernel.type == "correlation" else []
+        shapes = (axes for layer in layers for axes in layer.inputs)
+        return _largest(rest for axes in shapes for rest in _views(tensor.dims, axes, reduced=False))
 
     def _of_output(
         self,
@@ -93,6 +105,8 @@ class AxisResolver:
             _largest(rest for axes in shapes for rest in _views(tensor.dims, axes, reduced=False)),
             _largest(rest for axes in shapes for rest in _views(tensor.dims, axes, reduced=True)),
             _largest(_whole(_of_axes(axes).over(known_axes(tensor))) for axes in shapes),
+            # Padded channels: no layer has such a shape, but the input has the same axes.
+            _largest(rest for t, rest in zip(kernel.inputs, inputs, strict=True) if _same_places(t, tensor)),
             # A kernel without layers moves data: its output has as many elements as its input.
             _largest(
                 _whole(rest.times(Product(known_axes(source))).over(known_axes(tensor)))
@@ -109,7 +123,7 @@ class AxisResolver:
         """
         if kernel.type == "correlation":
             return _of_convolution(kernel, outputs)
-        products = self._fused(kernel, "MATRIX_MULTIPLY")
+        products = [layer for layer in self._fused(kernel, "MATRIX_MULTIPLY") if layer.outputs and any(layer.inputs)]
         return _sum([_of_axes(["2", *layer.outputs[0], layer.inputs[0][-1]]) for layer in products])
 
     def _of_joined_products(self, tensor: LoggedTensor, kernel: LoggedKernel) -> Product | None:
@@ -124,6 +138,14 @@ class AxisResolver:
         """The layers of the network that are part of the kernel, of one type if that is given."""
         layers = (layer for name in kernel.layers for layer in self._layers.get(name, ()))
         return [layer for layer in layers if layer_type in ("", layer.type)]
+
+
+def _understood(layer: LoggedLayer) -> bool:
+    """True if all axes of a layer can be computed; TensorRT can have symbols and operators of its own."""
+    try:
+        return all(_of_axes(axes).values(_POINTS) is not None for axes in layer.inputs + layer.outputs)
+    except ArgumentError:
+        return False
 
 
 def known_axes(tensor: LoggedTensor) -> int:
@@ -170,6 +192,11 @@ def _differ_by_reduction(tensor: LoggedTensor, other: LoggedTensor) -> bool:
     return len(tensor.dims) == len(other.dims) and all(
         a == b or (a == 1 and b != -1) for a, b in zip(tensor.dims, other.dims, strict=True)
     )
+
+
+def _same_places(tensor: LoggedTensor, other: LoggedTensor) -> bool:
+    """True if the same axes of both are unknown."""
+    return [axis == -1 for axis in tensor.dims] == [axis == -1 for axis in other.dims]
 
 
 def _part_seen(tensor: LoggedTensor) -> Product:

@@ -98,6 +98,11 @@ class KernelList(msgspec.Struct, frozen=True):
     network: NetworkName
     profiles: tuple[ProfileKernels, ...]
 
+    @property
+    def known(self) -> bool:
+        """True if the builder listed kernels."""
+        return any(profile.kernels for profile in self.profiles)
+
 
 class KernelCost(msgspec.Struct, frozen=True):
     """What one kernel moves and computes at certain sizes."""
@@ -112,6 +117,8 @@ class KernelCost(msgspec.Struct, frozen=True):
     spilled: int
     """Bytes of its outputs that are fp32 and that another kernel reads, in a network of half precision."""
     flops: int
+    half: bool
+    """True if it computes with half precision, which has another peak."""
     known: bool
     """False if the size of one of its tensors is not known; that tensor is not counted."""
 
@@ -204,6 +211,7 @@ def kernel_costs(profile: ProfileKernels, sizes: Mapping[str, int]) -> list[Kern
             weights=total(kernel.constants),
             spilled=total([p for p in kernel.outputs if profile.tensors[p].name in spilled]),
             flops=0 if kernel.flops is None else evaluate(kernel.flops, sizes),
+            half=any(profile.tensors[place].dtype in ("Half", "BFloat16") for place in kernel.inputs),
             known=all(nbytes[place] is not None for place in kernel.inputs + kernel.outputs),
         )
         for kernel in profile.kernels

@@ -7,6 +7,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from svd_trt.engine.builder_log import LoggedKernel, LoggedTensor
+from svd_trt.engine.kernel_kinds import kind_of
 from svd_trt.engine.kernels import (
     KernelCost,
     KernelList,
@@ -64,6 +66,24 @@ def test_kernels_are_sorted_into_kinds(kernels: KernelList) -> None:
     assert kinds["node_frames"] == "copy or layout"
     assert "shape arithmetic" in {k.kind for k in kernels.profiles[1].kernels}, "a range needs sizes at run time"
     assert "shape arithmetic" not in {k.kind for k in kernels.profiles[0].kernels}
+
+
+@pytest.mark.parametrize(
+    ("name", "type_", "kind"),
+    [
+        ("node_scaled_dot_product_attention", "gemm", "product"),  # of a VAE, whose heads are too wide to fuse
+        ("__myl_MaxrSubExpSumDivMul", "kgen", "softmax alone"),
+        ("__myl_ReshReshAddAddDivCastErfCastAddMulMulMul", "kgen", "gelu alone"),
+        ("__myl_SiluGnor", "kgen", "norm fused"),
+        ("__myl_Inor", "runtime_function", "norm fused"),
+        ("__myl_FcAddSilu", "runtime_fusion", "product"),
+        ("__myl_TranReshConc", "kgen", "copy or layout"),
+        ("__myl_SlicReshMulCosSinConcSlicSlicConc", "kgen", "pointwise"),
+    ],
+)
+def test_kinds_of_kernels_seen_in_builds(name: str, type_: str, kind: str) -> None:
+    tensor = LoggedTensor("x", "Half", (2, 3), (3, 1))
+    assert kind_of(LoggedKernel(name, type_, 0, (tensor,), (), (tensor,), ())) == kind
 
 
 def test_profiles_hold_their_own_kernels(kernels: KernelList, log: list[str]) -> None:
@@ -149,6 +169,15 @@ def test_what_cannot_be_explained_is_said(log: list[str]) -> None:
     kernels = parse_kernels(lines, SPEC, [(EXACT, None), (SPEC.ranges, None)])
     assert not all(cost.known for cost in costs_of(kernels, 1, 4))
     assert all(cost.known for cost in costs_of(kernels, 0, 4))
+
+
+def test_axes_that_are_not_understood_do_not_fail_a_build(log: list[str]) -> None:
+    """TensorRT may have other symbols and operators in another version."""
+    for new in ("\t(NEW_OPERATOR chunk 2)", "\tsomething_else", "\t(* chunk", "\t"):
+        other = [message.replace("\tchunk", new) for message in log]
+        kernels = parse_kernels(other, SPEC, [(EXACT, None), (SPEC.ranges, None)])
+        assert [len(profile.kernels) for profile in kernels.profiles] == [12, 17]
+        assert not all(cost.known for cost in costs_of(kernels, 1, 4))
 
 
 def test_lists_survive_a_file(kernels: KernelList, tmp_path: Path) -> None:

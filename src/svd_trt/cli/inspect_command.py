@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from svd_trt.cli.console import print_json, stdout
+from svd_trt.cli.inspect_kernels import KernelOptions, add_kernels, show_kernels
 from svd_trt.cli.sizes import ByteSize
 from svd_trt.engine.bundle import Bundle
 from svd_trt.engine.manifest import Manifest, NetworkEntry, precision_of
@@ -30,6 +31,11 @@ Estimated from the engine builder's report. The CUDA context takes a few hundred
 MB more."""
 
 
+_ALL = "all"  # the value of --kernels if no network is named
+_VIDEO = {"num_frames"}
+_OF_BOTH = {"height", "width"}
+
+
 @click.command("inspect", short_help="Show what BUNDLE contains and how much memory it needs.")
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option(
@@ -38,10 +44,32 @@ MB more."""
     help="Show how a video is made within this much VRAM, such as 8GB, instead of the tables.",
 )
 @click.option("--num-frames", type=click.IntRange(1), help="Frames of that video.  [default: the checkpoint's]")
-@click.option("--height", type=click.IntRange(8), help="Height of that video.  [default: the bundle's largest]")
-@click.option("--width", type=click.IntRange(8), help="Width of that video.  [default: the bundle's largest]")
+@click.option("--height", type=click.IntRange(8), help="Height of that video or run.  [default: the largest]")
+@click.option("--width", type=click.IntRange(8), help="Width of that video or run.  [default: the largest]")
+@click.option(
+    "--kernels",
+    "network",
+    is_flag=False,
+    flag_value=_ALL,
+    metavar="[NETWORK]",
+    help="Show the kernels of the engines, or of one network's, instead of the tables.",
+)
+@click.option("--frames", type=click.IntRange(1), help="Frames of a run.  [default: the first profile's most]")
+@click.option("--branches", type=click.IntRange(1), help="Guidance branches of a run.  [default: likewise]")
+@click.option("--chunk", type=click.IntRange(1), help="Frames decoded together.  [default: likewise]")
+@click.option("--batch", type=click.IntRange(1), help="Videos of a run.  [default: likewise]")
+@click.option(
+    "--gpu", "gpus", multiple=True, help="Add the roofline model of this GPU, such as 'RTX 4090'; repeatable."
+)
+@click.option("--top", type=click.IntRange(0), default=8, show_default=True, help="Number of heaviest kernels to show.")
+@click.option(
+    "--compare", type=click.Path(path_type=Path), metavar="BUNDLE", help="Compare with the kernels of BUNDLE."
+)
+@click.option(
+    "--plot", type=click.Path(path_type=Path), metavar="FILE.png", help="Draw bytes by kind, of both bundles."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON; sizes are in bytes.")
-def command(bundle: Path, vram_budget: int | None, as_json: bool, **video: int | None) -> None:
+def command(bundle: Path, vram_budget: int | None, network: str | None, as_json: bool, **options: Any) -> None:
     """Show what BUNDLE contains and how much memory it needs, without loading its engines.
 
     Memory is the engine builder's report for the largest sizes of the ranges; FLOP are counted from the graphs at the
@@ -51,17 +79,30 @@ def command(bundle: Path, vram_budget: int | None, as_json: bool, **video: int |
     With --vram-budget, the command shows the fastest way to make one video with guidance within the budget. If there
     is none, the exit code is 1 and the message names the smallest budget that works.
 
+    With --kernels, the command shows what the engine builder compiled: kernels by kind, the bytes that they read and
+    write, their arithmetic, and with --gpu a model of the least time that this takes on paper. It needs no GPU. Sizes
+    that are not given are the largest of the first profile that holds the others.
+
     \b
     Examples:
         svd-trt inspect svd-xt
+        svd-trt inspect svd-xt --kernels denoiser --frames 14 --gpu "RTX 4090" --gpu "H100 SXM"
+        svd-trt inspect svd-xt --kernels --compare svd-xt-plain --plot kernels.png
         svd-trt inspect svd-xt --vram-budget 8GB --num-frames 14
         svd-trt inspect svd-xt --json | jq .networks.denoiser.activation_bytes
     """
-    given = [f"--{name.replace('_', '-')}" for name, value in video.items() if value is not None]
-    if given and vram_budget is None:
-        raise click.UsageError(f"{given[0]} is for --vram-budget; give both")
-    manifest = Bundle.open(bundle, verify=False).manifest
-    request = _request(manifest, **video)
+    given = {name for name, value in options.items() if value not in (None, ())}
+    _check_options(given, budget=vram_budget is not None, kernels=network is not None)
+    opened = Bundle.open(bundle, verify=False)
+    manifest = opened.manifest
+    if network is not None:
+        wanted = KernelOptions(None if network == _ALL else network, **{k: options[k] for k in options.keys() - _VIDEO})
+        if as_json:
+            print_json(add_kernels(_as_dict(manifest), opened, wanted))
+        else:
+            show_kernels(stdout(), opened, wanted)
+        return
+    request = _request(manifest, options["num_frames"], options["height"], options["width"])
     plan = None if vram_budget is None else plan_memory(manifest, request, vram_budget)
     if as_json:
         chosen = {} if plan is None else {"plan": {**plan.as_dict(), "budget": vram_budget}}
@@ -73,6 +114,21 @@ def command(bundle: Path, vram_budget: int | None, as_json: bool, **video: int |
         _print_plan(console, manifest, request, plan, vram_budget)
     else:
         _print_tables(console, manifest)
+
+
+def _check_options(given: set[str], *, budget: bool, kernels: bool) -> None:
+    if budget and kernels:
+        raise click.UsageError("--vram-budget and --kernels show different things; give one of them")
+    for name in sorted(given - {"top"}):
+        option = f"--{name.removesuffix('s') if name == 'gpus' else name.replace('_', '-')}"
+        if name in _OF_BOTH and not (budget or kernels):
+            raise click.UsageError(f"{option} is for --vram-budget or --kernels; give one of them too")
+        if name == "num_frames" and not budget:
+            raise click.UsageError(
+                f"{option} is for --vram-budget{', and --frames for --kernels' if kernels else '; give both'}"
+            )
+        if name not in {*_OF_BOTH, "num_frames"} and not kernels:
+            raise click.UsageError(f"{option} is for --kernels; give both")
 
 
 def _request(manifest: Manifest, num_frames: int | None, height: int | None, width: int | None) -> MemoryRequest:
