@@ -12,7 +12,7 @@ from typing import Any
 
 from svd_trt.errors import CudaError, DeviceMemoryError, MissingDependencyError, NoGpuError
 
-__all__ = ["Driver", "Gpu", "gpu_count", "list_gpus", "load_driver"]
+__all__ = ["Driver", "Gpu", "gpu_count", "list_gpus", "load_driver", "select_gpu"]
 
 _NO_GPU = ("CUDA_ERROR_NO_DEVICE", "CUDA_ERROR_STUB_LIBRARY")
 _MISMATCH = "CUDA_ERROR_SYSTEM_DRIVER_MISMATCH"
@@ -112,6 +112,15 @@ def gpu_count() -> int:
 def list_gpus(driver: Driver) -> list[Gpu]:
     """Every GPU that the driver reports, without creating a context."""
     return [_describe(driver, index) for index in range(driver.call("cuDeviceGetCount"))]
+
+
+def select_gpu(driver: Driver, index: int) -> None:
+    """Make a GPU the current one of this thread, for libraries that use the current one; for the whole process's life.
+
+    Raises:
+        CudaError: the GPU cannot be used.
+    """
+    driver.call("cuCtxSetCurrent", driver.call("cuDevicePrimaryCtxRetain", driver.call("cuDeviceGet", index)))
 
 
 def _describe(driver: Driver, index: int) -> Gpu:

@@ -253,8 +253,17 @@ def _candidates(manifest: Manifest, request: MemoryRequest) -> Iterator[MemoryPl
 
 
 def _guidance_choices(branches: Range, *, guided: bool) -> tuple[bool, ...]:
-    """Values of ``split_guidance`` that the denoiser can run with, fastest first."""
+    """Values of ``split_guidance`` that the denoiser can run with, fastest first.
+
+    Raises:
+        ArgumentError: there is no guidance, and the denoiser only runs both branches.
+    """
     if not guided:
+        if 1 not in branches:
+            raise ArgumentError(
+                "a video without guidance runs one branch, and this bundle was built for both; raise "
+                "max_guidance_scale above 1, or build one with another --branches"
+            )
         return (False,)
     if branches.max == 1:
         return (True,)

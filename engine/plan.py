@@ -7,6 +7,7 @@ when it is done, and its death becomes an error message.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +22,9 @@ from svd_trt.engine.tensorrt_import import TensorRt
 from svd_trt.errors import EngineBuildError
 from svd_trt.progress import Progress, ignore_progress
 
-__all__ = ["build_plan", "plan_stage"]
+__all__ = ["build_plan", "kernels_path", "plan_stage"]
+
+_log = logging.getLogger("svd_trt")
 
 _ALMOST_DONE = 0.999  # a stage has ended when it reports 1, and the plan is not in place before
 
@@ -34,8 +37,10 @@ def build_plan(
     profiles: Sequence[Profile] | None = None,
     options: EngineOptions | None = None,
     progress: Progress = ignore_progress,
+    *,
+    timing_cache: Path | None = None,
 ) -> PlanReport:
-    """Build the engine of ``spec`` from ``onnx_path`` and write it to ``plan_path``.
+    """Build the engine of ``spec`` from ``onnx_path``; write it to ``plan_path``, its kernels to `kernels_path` of it.
 
     Its profiles are ``profiles``, by default the whole range alone. The progress of `plan_stage` is a fraction of 1.
     Any exception while waiting, including one that ``progress`` raises and Ctrl-C, stops the build at once.
@@ -46,10 +51,15 @@ def build_plan(
     """
     plan_path.parent.mkdir(parents=True, exist_ok=True)
     partial = plan_path.with_name(f"{plan_path.name}.{os.getpid()}")
+    partial_kernels = kernels_path(partial)
     job = Job(
         tensorrt=tensorrt.name,
+        target=tensorrt.target,
+        device=tensorrt.device,
         onnx_path=str(onnx_path),
         plan_path=str(partial),
+        kernels_path=str(partial_kernels),
+        timing_cache=str(timing_cache) if timing_cache else None,
         spec=spec,
         profiles=tuple(profiles or profiles_of(spec, ())),
         options=options or EngineOptions(),
@@ -59,10 +69,17 @@ def build_plan(
     try:
         report = _run(job, stage, progress)
         partial.replace(plan_path)
+        partial_kernels.replace(kernels_path(plan_path))
     finally:
         partial.unlink(missing_ok=True)
+        partial_kernels.unlink(missing_ok=True)
     progress(stage, 1, 1)
     return report
+
+
+def kernels_path(plan_path: Path) -> Path:
+    """The list of kernels of the plan at ``plan_path``: ``denoiser.kernels.json`` beside ``denoiser.plan``."""
+    return plan_path.with_name(f"{plan_path.name.removesuffix('.plan')}.kernels.json")
 
 
 def plan_stage(network: NetworkName) -> str:
@@ -77,6 +94,8 @@ def _run(job: Job, stage: str, progress: Progress) -> PlanReport:
             message = msgspec.json.decode(line, type=Message)
             if message.error is not None:
                 raise EngineBuildError(message.error)
+            if message.note is not None:
+                _log.warning("%s", message.note)
             if message.progress is not None:
                 progress(stage, min(message.progress, _ALMOST_DONE), 1)
             if message.report is not None:

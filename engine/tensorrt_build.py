@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
-import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +18,10 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from svd_trt.engine.builder_messages import make_logger, make_monitor
 from svd_trt.engine.child_process import Answer, connect_to_parent
+from svd_trt.engine.driver import load_driver, select_gpu
+from svd_trt.engine.kernels import parse_kernels, write_kernels
 from svd_trt.engine.manifest import TensorRtName
 from svd_trt.engine.profiles import Profile
 from svd_trt.engine.spec import NetworkSpec
@@ -33,20 +35,11 @@ __all__ = [
     "Message",
     "PlanReport",
     "build",
+    "kept_timings",
     "make_config",
     "make_profile",
     "parse_network",
 ]
-
-# The builder logs these at INFO; without loading the engine there are no other figures of its memory.
-_ACTIVATIONS = re.compile(r"Total Activation Memory: (\d+) bytes")  # once for each profile, in their order
-_WEIGHTS = re.compile(r"Total Weights Memory: (\d+) bytes")
-# TensorRT only warns of a profile that it cannot satisfy at one of its ends; users would get a bundle that fails at
-# frame counts it was built for.
-_BROKEN_PROFILE = "not self-consistent"
-# Tensors that the engine allocates while it runs (seen if one is larger than any GPU's memory) are missing from the
-# report of activation memory.
-_UNREPORTED = "Static Tensor Allocation failed"
 
 
 class PlanReport(msgspec.Struct, frozen=True):
@@ -66,53 +59,59 @@ class EngineOptions(msgspec.Struct, frozen=True):
 
     weight_streaming: bool = False
     """Weights may stay in host memory and be copied in as they are used."""
+    optimization_level: int | None = None
+    """0 to 5: how much time the builder takes to find fast kernels; None is TensorRT's default, 3."""
 
 
 class Job(msgspec.Struct, frozen=True):
     """One engine to build."""
 
     tensorrt: TensorRtName
+    target: str
+    device: int
     onnx_path: str
     plan_path: str
+    kernels_path: str
+    timing_cache: str | None
     spec: NetworkSpec
     profiles: tuple[Profile, ...]
     options: EngineOptions
 
 
 class Message(msgspec.Struct, frozen=True, omit_defaults=True):
-    """An answer, which has one of these: the fraction done, the report, or the error."""
+    """An answer, which has one of these: the fraction done, a note to the user, the report, or the error."""
 
+    note: str | None = None
     progress: float | None = None
     report: PlanReport | None = None
     error: str | None = None
 
 
-def build(
-    tensorrt: TensorRt,
-    onnx_path: Path,
-    spec: NetworkSpec,
-    plan_path: Path,
-    profiles: Sequence[Profile],
-    options: EngineOptions,
-    report_fraction: Callable[[float], object],
-) -> PlanReport:
-    """Build the engine of ``spec`` from ``onnx_path`` and write it to ``plan_path``, in this process.
+def build(job: Job, report_fraction: Callable[[float], object], note: Callable[[str], object]) -> PlanReport:
+    """Build the engine of ``job`` in this process, and write its plan and its list of kernels.
 
-    ``report_fraction`` is called with the fraction done, from 0 to 1, from threads of the builder.
+    ``report_fraction`` is called with the fraction done, from 0 to 1, from threads of the builder; ``note`` with what
+    the user should know.
 
     Raises:
         EngineBuildError: a node was refused, the tensors are not those of ``spec``, or the build failed.
     """
-    trt = tensorrt.trt
     started = time.perf_counter()
-    logger = _make_logger(trt)
-    monitor = _make_monitor(trt, report_fraction)  # must outlive the builder
+    tensorrt = find_tensorrt(job.tensorrt, job.device, tuple(job.target.split(",")) if job.target else ())
+    if tensorrt.name == "tensorrt":
+        select_gpu(load_driver(), job.device)
+    trt, spec, onnx_path = tensorrt.trt, job.spec, Path(job.onnx_path)
+    logger = make_logger(trt)
+    monitor = make_monitor(trt, report_fraction)  # must outlive the builder
     builder = trt.Builder(logger)
     weights = MappedWeights(onnx_path)  # so must these, which the network points to
     network, _parser = parse_network(tensorrt, builder, logger, onnx_path, spec, weights)
-    config = make_config(tensorrt, builder, spec, profiles, options)
+    config = make_config(tensorrt, builder, spec, job.profiles, job.options)
     config.progress_monitor = monitor
-    report = _compile(tensorrt, builder, logger, network, config, spec, plan_path, weights)
+    with kept_timings(config, Path(job.timing_cache) if job.timing_cache else None, note):
+        report = _compile(tensorrt, builder, logger, network, config, spec, Path(job.plan_path), weights)
+    known = zip(job.profiles, report.activation_bytes, strict=True)
+    write_kernels(parse_kernels(logger.kernels, spec, list(known)), Path(job.kernels_path))
     return msgspec.structs.replace(report, seconds=time.perf_counter() - started)
 
 
@@ -185,6 +184,10 @@ def make_config(
     for ranges in profiles:
         if ranges:  # a network of fixed sizes has no profile of its own
             config.add_optimization_profile(make_profile(builder, spec, ranges))
+    if options.optimization_level is not None:
+        config.builder_optimization_level = options.optimization_level
+    if tensorrt.name == "tensorrt-rtx":
+        _set_targets(config, tensorrt)
     if options.weight_streaming:
         # TensorRT 10 accepts it for strongly typed networks only; these are strongly typed.
         config.set_flag(flags.WEIGHT_STREAMING)
@@ -193,6 +196,37 @@ def make_config(
         # builder needs a CUDA driver (seen with 1.7.1), and streamed weights are slow anyway.
         config.set_flag(flags.REQUIRE_USER_ALLOCATION)
     return config
+
+
+def _set_targets(config: Any, tensorrt: TensorRt) -> None:
+    """Compile for the GPUs that were asked for; without any, TensorRT for RTX compiles for Ampere and later."""
+    targets = tensorrt.target.split(",") if tensorrt.target else []
+    config.num_compute_capabilities = len(targets)
+    for index, target in enumerate(targets):
+        capability = getattr(tensorrt.trt.ComputeCapability, target.upper())
+        if not config.set_compute_capability(capability, index):
+            raise EngineBuildError(f"{tensorrt.name} {tensorrt.version} does not build for {target}")
+
+
+@contextlib.contextmanager
+def kept_timings(config: Any, path: Path | None, note: Callable[[str], object]) -> Iterator[None]:
+    """Let the builder take measured times of kernels from the file ``path``, and add its own when it has built.
+
+    TensorRT gives and takes the file's content. A file of another version or GPU stays as it is.
+    """
+    if path is None:
+        yield
+        return
+    content = path.read_bytes() if path.exists() else b""
+    if not config.set_timing_cache(config.create_timing_cache(content), ignore_mismatch=False):
+        note(f"{path} is the timing cache of another TensorRT or GPU: it is not used, and left as it is")
+        yield
+        return
+    yield
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{os.getpid()}")
+    partial.write_bytes(bytes(config.get_timing_cache().serialize()))
+    partial.replace(path)
 
 
 def make_profile(builder: Any, spec: NetworkSpec, ranges: Profile) -> Any:
@@ -316,75 +350,6 @@ class _PlanFile:
             self._file.close()
 
 
-def _make_logger(trt: Any) -> Any:
-    class Logger(trt.ILogger):  # type: ignore[misc]  # the base class comes from a module found at run time
-        """Keeps the builder's messages about memory and failures, and prints nothing."""
-
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self.activation_bytes: list[int] = []
-            self.weight_bytes: int | None = None
-            self.kernels: list[str] = []
-            self.errors: list[str] = []
-            self.broken_profile = ""
-            self.unreported = False
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
-                self.errors.append(message)
-            elif severity == trt.ILogger.WARNING and _BROKEN_PROFILE in message:
-                self.broken_profile = message.strip()
-            elif _UNREPORTED in message:
-                self.unreported = True
-            elif "LayerType:" in message:
-                self.kernels.append(message)
-            elif match := _ACTIVATIONS.search(message):
-                self.activation_bytes.append(int(match[1]))
-            elif match := _WEIGHTS.search(message):
-                self.weight_bytes = int(match[1])
-
-    return Logger()
-
-
-def _make_monitor(trt: Any, report_fraction: Callable[[float], object]) -> Any:
-    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
-        """Reports the fraction done. Phases nest: a phase counts the inner ones as parts of its running step."""
-
-        def __init__(self) -> None:
-            trt.IProgressMonitor.__init__(self)
-            self.lock = threading.Lock()  # phases may report from several of the builder's threads
-            self.phases: list[list[Any]] = []  # [name, steps, done], outermost first
-            self.fraction = 0.0
-
-        def phase_start(self, phase_name: str, _parent_phase: str | None, num_steps: int) -> None:
-            with self.lock:
-                self.phases.append([phase_name, max(num_steps, 1), 0])
-
-        def step_complete(self, phase_name: str, step: int) -> bool:
-            with self.lock:
-                for phase in self.phases:
-                    if phase[0] == phase_name:
-                        phase[2] = step + 1
-            self._report()
-            return True
-
-        def phase_finish(self, phase_name: str) -> None:
-            with self.lock:
-                self.phases = [phase for phase in self.phases if phase[0] != phase_name]
-            self._report()
-
-        def _report(self) -> None:
-            with self.lock:
-                fraction = 0.0
-                for _, steps, done in reversed(self.phases):
-                    fraction = min((done + fraction) / steps, 1.0)
-                # Phases overlap and end early, so the estimate can decrease; the reported fraction must not.
-                self.fraction = max(self.fraction, fraction)
-            report_fraction(self.fraction)
-
-    return Monitor()
-
-
 def _work(line: bytes, answer: Answer) -> None:
     job = msgspec.json.decode(line, type=Job)
     shown = 0.0
@@ -399,16 +364,7 @@ def _work(line: bytes, answer: Answer) -> None:
             say(Message(progress=fraction))
 
     try:
-        tensorrt = find_tensorrt(job.tensorrt)
-        report = build(
-            tensorrt,
-            Path(job.onnx_path),
-            job.spec,
-            Path(job.plan_path),
-            job.profiles,
-            job.options,
-            progress,
-        )
+        report = build(job, progress, lambda text: say(Message(note=text)))
     except SvdTrtError as error:
         say(Message(error=str(error)))
     except OSError as error:

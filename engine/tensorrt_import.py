@@ -6,12 +6,14 @@ They differ in the Python module, and in whether they need a GPU to build engine
 from __future__ import annotations
 
 import importlib
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 from svd_trt.engine.driver import gpu_count, list_gpus, load_driver
 from svd_trt.engine.manifest import TensorRtName
-from svd_trt.errors import BackendError, MissingDependencyError
+from svd_trt.errors import ArgumentError, BackendError, MissingDependencyError
 
 __all__ = ["BuildBackend", "TensorRt", "find_tensorrt", "select_tensorrt"]
 
@@ -29,56 +31,101 @@ class TensorRt:
     """The Python module: ``tensorrt``, ``tensorrt_rtx`` or ``tensorrt_rtx_bindings``."""
     version: str
     target: str = ""
-    """GPU that its engines are for, as ``sm90``; empty if they run on several kinds."""
+    """GPUs that its engines are for, as ``sm90`` or ``sm89,sm120``; empty if they run on several kinds."""
+    device: int = 0
+    """Index of the GPU that engines are built on; TensorRT for RTX needs none."""
 
 
-def find_tensorrt(name: TensorRtName) -> TensorRt:
+def find_tensorrt(name: TensorRtName, device: int = 0, targets: Sequence[str] = ()) -> TensorRt:
     """Import TensorRT or TensorRT for RTX.
 
+    Args:
+        name: which of the two.
+        device: index of the GPU that TensorRT builds on.
+        targets: compute capabilities that TensorRT for RTX builds for, as ``sm89``.
+
     Raises:
+        ArgumentError: TensorRT for RTX does not build for one of ``targets``.
         MissingDependencyError: it is not installed.
-        BackendError: it is installed but does not load or is too old.
+        BackendError: it is installed but does not load or is too old, or there is no such GPU.
     """
     trt = _import_tensorrt() if name == "tensorrt" else _import_tensorrt_rtx()
     version = str(trt.__version__)
     if name == "tensorrt" and tuple(int(part) for part in version.split(".")[:2]) < _MINIMUM_TENSORRT:
         raise BackendError(f"TensorRT {version} is too old; svd-trt needs 10.12 or newer: pip install -U tensorrt")
-    return TensorRt(name, trt, version, _current_gpu() if name == "tensorrt" else "")
+    if name == "tensorrt":
+        return TensorRt(name, trt, version, _sm_of(device), device)
+    known = [member.lower() for member in trt.ComputeCapability.__members__ if member.startswith("SM")]
+    for target in targets:
+        if target not in known:
+            raise ArgumentError(f"--target {target}: TensorRT for RTX {version} builds for {', '.join(known)}")
+    return TensorRt(name, trt, version, ",".join(targets))
 
 
-def select_tensorrt(backend: BuildBackend) -> TensorRt | None:
+def select_tensorrt(backend: BuildBackend, device: str | None = None, targets: Sequence[str] = ()) -> TensorRt | None:
     """The TensorRT that ``backend`` asks for; None if the bundle is to have no engines.
+
+    ``device`` is ``cuda`` or ``cuda:N``, for TensorRT; ``targets`` are for TensorRT for RTX, see `find_tensorrt`.
 
     ``auto`` is TensorRT if it is installed and there is a GPU, else TensorRT for RTX if that is installed (it needs
     no GPU to build), else none.
 
     Raises:
+        ArgumentError: ``device`` is no GPU's name, or an option is for another backend than the one that is chosen.
         MissingDependencyError: a backend asked for by name is not installed.
         BackendError: a TensorRT is installed but is broken or too old, or it needs a GPU and there is none.
     """
+    index = _gpu_index(device)
+    tensorrt = _select(backend, index, targets)
+    kind = tensorrt.name if tensorrt else "onnxruntime"
+    if device is not None and kind != "tensorrt":
+        raise ArgumentError(f"--device is for --backend tensorrt, and the backend is {kind}; leave it out")
+    if targets and kind != "tensorrt-rtx":
+        raise ArgumentError(f"--target is for --backend tensorrt-rtx, and the backend is {kind}; leave it out")
+    return tensorrt
+
+
+def _select(backend: BuildBackend, device: int, targets: Sequence[str]) -> TensorRt | None:
     if backend == "onnxruntime":
         return None
     if backend == "tensorrt":
-        tensorrt = find_tensorrt("tensorrt")
+        tensorrt = find_tensorrt("tensorrt", device)
         if gpu_count() == 0:
             raise BackendError(
                 "TensorRT builds on a GPU and none is visible; use --backend tensorrt-rtx, which builds without one"
             )
         return tensorrt
+    names: tuple[TensorRtName, ...] = ("tensorrt", "tensorrt-rtx")
     if backend == "tensorrt-rtx":
-        return find_tensorrt("tensorrt-rtx")
-    names: tuple[TensorRtName, ...] = ("tensorrt", "tensorrt-rtx") if gpu_count() else ("tensorrt-rtx",)
-    for name in names:
+        return find_tensorrt("tensorrt-rtx", targets=targets)
+    for name in names if gpu_count() else names[1:]:
         try:
-            return find_tensorrt(name)
+            return find_tensorrt(name, device, targets)
         except MissingDependencyError:
             continue
     return None
 
 
-def _current_gpu() -> str:
-    """Compute capability of the first GPU, as ``sm90``; empty without one."""
-    return list_gpus(load_driver())[0].sm if gpu_count() else ""
+def _gpu_index(device: str | None) -> int:
+    match = re.fullmatch(r"cuda(?::(\d{1,9}))?", device or "cuda")
+    if match is None:
+        raise ArgumentError(f"--device {device}: engines are built on a GPU; write cuda, or cuda:1 for the second")
+    return int(match[1] or 0)
+
+
+def _sm_of(index: int) -> str:
+    """Compute capability of a GPU, as ``sm90``; empty if there is no GPU at all.
+
+    Raises:
+        BackendError: there are GPUs, but not this one.
+    """
+    if not gpu_count():
+        return ""
+    gpus = list_gpus(load_driver())
+    if index >= len(gpus):
+        found = ", ".join(f"cuda:{gpu.index} ({gpu.name})" for gpu in gpus)
+        raise BackendError(f"there is no cuda:{index}; this machine has {found}")
+    return gpus[index].sm
 
 
 def _import_tensorrt() -> Any:

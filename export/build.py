@@ -28,7 +28,7 @@ from svd_trt.engine.manifest import (
     TensorRtEntry,
     TensorRtName,
 )
-from svd_trt.engine.plan import build_plan, plan_stage
+from svd_trt.engine.plan import build_plan, kernels_path, plan_stage
 from svd_trt.engine.profiles import Profile, profiles_of
 from svd_trt.engine.spec import NetworkName, NetworkSpec, Ranges, network_specs
 from svd_trt.engine.tensorrt_build import EngineOptions
@@ -163,7 +163,9 @@ def _make_job(model: str, options: BuildOptions, progress: Progress) -> _Job:
     )
     description = checkpoint.description
     ranges, graph = ranges_of(options, description.model), options.graph
-    tensorrt = select_tensorrt(options.backend)
+    tensorrt = select_tensorrt(options.backend, options.device, tuple(options.targets))
+    if options.timing_cache is not None and (tensorrt is None or tensorrt.name != "tensorrt"):
+        raise ArgumentError("--timing-cache is for --backend tensorrt, which times kernels on a GPU; leave it out")
     if options.weight_streaming and tensorrt is None:
         raise ArgumentError("--weight-streaming is for engines, and this build makes none; leave it out")
     if (options.exact_frames or options.exact_sizes) and tensorrt is None:
@@ -203,7 +205,18 @@ def _plan_key(onnx_key: str, profiles: tuple[Profile, ...], tensorrt: TensorRt |
 
 def _engine_options(name: NetworkName, options: BuildOptions) -> EngineOptions:
     """How the engine of one network is built; the weights of the others are small beside the denoiser's."""
-    return EngineOptions(weight_streaming=options.weight_streaming and name == "denoiser")
+    streams = options.weight_streaming and name == "denoiser"
+    return EngineOptions(weight_streaming=streams, optimization_level=options.optimization_level)
+
+
+def _timing_cache(tensorrt: TensorRt, options: BuildOptions) -> Path | None:
+    """The file of kernel times: the one that the options name, else one in the cache for each TensorRT and GPU."""
+    if options.timing_cache is not None:
+        return Path(options.timing_cache).expanduser()
+    folder = _cache_folder(options)
+    if tensorrt.name != "tensorrt" or folder is None:
+        return None
+    return folder / f"timings-{tensorrt.version}-{tensorrt.target}.cache"
 
 
 def _digest(**parts: object) -> str:
@@ -312,11 +325,13 @@ def _new_plan(job: _Job, name: NetworkName, staging: Staging, progress: Progress
     assert job.tensorrt is not None
     spec, path = job.specs[name], staging.path / job.tensorrt.name / f"{name}.plan"
     profiles, options = job.profiles[name], _engine_options(name, job.options)
-    report = build_plan(job.tensorrt, _onnx_path(staging, name), spec, path, profiles, options, progress)
+    timings = _timing_cache(job.tensorrt, job.options)
+    graph = _onnx_path(staging, name)
+    report = build_plan(job.tensorrt, graph, spec, path, profiles, options, progress, timing_cache=timings)
     return PlanEntry(
         key=job.plan_keys[name],
         file=FileEntry.of(staging.path, path),
-        kernels=None,
+        kernels=FileEntry.of(staging.path, kernels_path(path)),
         profiles=tuple(ProfileEntry(*both) for both in zip(profiles, report.activation_bytes, strict=True)),
         layers=report.layers,
         weight_bytes=report.weight_bytes,

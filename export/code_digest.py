@@ -31,8 +31,21 @@ GRAPH_CODE = (
 )
 """The modules that decide which weights are loaded and which graph is written for a `svd_trt.export.recipe.Recipe`."""
 
-PLAN_CODE = (_ENGINE / "profiles.py", _ENGINE / "spec.py", _ENGINE / "tensorrt_build.py")
-"""The modules that decide how an engine is built from a graph."""
+PLAN_CODE = tuple(
+    _ENGINE / f"{name}.py"
+    for name in (
+        "builder_log",
+        "builder_messages",
+        "kernel_kinds",
+        "kernel_shapes",
+        "kernels",
+        "profiles",
+        "size_expressions",
+        "spec",
+        "tensorrt_build",
+    )
+)
+"""The modules that decide how an engine is built from a graph, and what is told of its kernels."""
 
 
 @functools.cache

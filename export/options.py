@@ -62,10 +62,18 @@ class BuildOptions:
         operators: ``onnx`` keeps to the standard's operators; ``auto`` uses ONNX Runtime's own, which are faster on a
             processor, if nothing else will run the networks: no engines, fp32 and rewrites.
         split_guidance: build the denoiser for one guidance branch at a time: half the memory, two passes a step.
+        branches: 2 builds the denoiser for guided videos alone; 1 is the same as ``split_guidance``, and is the fastest
+            for videos without guidance. None is both in one.
         weight_streaming: build the denoiser's engine so that its weights may stay in host memory and be copied in as
             they are used; slower. How many of them stay there is decided when it is loaded. Needs engines.
         skip_checks: start even if disk or memory seem too small.
         backend: which engines to build beside the ONNX networks, which every bundle has.
+        device: the GPU that TensorRT builds on and for, ``cuda:1`` for the second; None is the first.
+        targets: GPUs that TensorRT for RTX builds for, such as ``"sm89,sm120"``, all in one engine; by default those
+            from Ampere (sm80) on that it serves. Turing, sm75, is only served if it is named here.
+        optimization_level: 0 to 5; a higher one lets the builder look longer for fast kernels. None is its default, 3.
+        timing_cache: a file in which TensorRT keeps the times of the kernels that it tried, so that later builds need
+            not try them again; by default it is in the cache, if there is one.
         cache: a folder of finished networks and engines to reuse, and to add new ones to; by default the environment
             variable SVD_TRT_CACHE names it, and without that there is none. It only grows; remove it with ``rm -r``.
         revision, variant, local_files_only: as in diffusers' ``from_pretrained``.
@@ -85,9 +93,14 @@ class BuildOptions:
     ff_chunks: int | None = None
     operators: Literal["auto", "onnx"] = "auto"
     split_guidance: bool = False
+    branches: Literal[1, 2] | None = None
     weight_streaming: bool = False
     skip_checks: bool = False
     backend: BuildBackend = "auto"
+    device: str | None = None
+    targets: str | Iterable[str] = ()
+    optimization_level: int | None = None
+    timing_cache: str | os.PathLike[str] | None = None
     revision: str | None = None
     variant: str | None = None
     local_files_only: bool = False
@@ -100,6 +113,14 @@ class BuildOptions:
                 object.__setattr__(self, name, _range(value))
         object.__setattr__(self, "exact_frames", _counts(self.exact_frames))
         object.__setattr__(self, "exact_sizes", _sizes(self.exact_sizes))
+        targets = self.targets.split(",") if isinstance(self.targets, str) else self.targets
+        object.__setattr__(self, "targets", tuple(dict.fromkeys(target for target in targets if target)))
+        if self.branches not in (None, 1, 2):
+            raise ArgumentError(f"branches must be 1 or 2, not {self.branches!r}")
+        if self.split_guidance and self.branches == 2:
+            raise ArgumentError("--split-guidance runs one branch at a time, and --branches 2 both; choose one")
+        if self.optimization_level not in (None, *range(6)):
+            raise ArgumentError(f"optimization_level must be 0 to 5, not {self.optimization_level!r}")
         choices: dict[str, tuple[str, ...]] = {
             "precision": get_args(Precision),
             "backend": get_args(BuildBackend),
@@ -172,12 +193,18 @@ def ranges_of(options: BuildOptions, model: ModelInfo) -> Ranges:
     return Ranges(
         batch=batch,
         pictures=Range(1, 1, batch.max),
-        branches=Range(1, 1, 1) if options.split_guidance else Range(1, 2, 2),
+        branches=_branches(options),
         frames=frames,
         chunk=chunk,
         height=height,
         width=width,
     )
+
+
+def _branches(options: BuildOptions) -> Range:
+    if options.split_guidance or options.branches == 1:
+        return Range(1, 1, 1)
+    return Range(2, 2, 2) if options.branches == 2 else Range(1, 2, 2)
 
 
 def exact_points(options: BuildOptions, ranges: Ranges, model: ModelInfo) -> list[dict[str, int]]:

@@ -239,6 +239,8 @@ def test_branches_that_cannot_be_split() -> None:
     manifest = full_size(DEFAULT, branches=Range(2, 2, 2))
     assert choice(manifest, VIDEO, 6 * GB) is None
     assert choice(manifest, VIDEO, 8 * GB) == (False, False, 5, 0)
+    with pytest.raises(ArgumentError, match=r"without guidance runs one branch, .* another --branches"):
+        plan_memory(manifest, replace(VIDEO, guided=False), None)
 
 
 def test_the_last_chunk_has_a_size_that_the_bundle_takes() -> None:

@@ -6,16 +6,25 @@ import contextlib
 import os
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
 import pytest
 
 from svd_trt import Bundle
-from svd_trt.engine.plan import build_plan
+from svd_trt.engine.kernels import read_kernels
+from svd_trt.engine.plan import build_plan, kernels_path
 from svd_trt.engine.profiles import profiles_of
 from svd_trt.engine.spec import NETWORKS, Range
-from svd_trt.engine.tensorrt_build import EngineOptions, MappedWeights, make_config, make_profile, parse_network
+from svd_trt.engine.tensorrt_build import (
+    EngineOptions,
+    MappedWeights,
+    kept_timings,
+    make_config,
+    make_profile,
+    parse_network,
+)
 from svd_trt.engine.tensorrt_import import find_tensorrt
 from svd_trt.errors import EngineBuildError
 
@@ -137,6 +146,66 @@ def test_profiles_of_the_default_build(name: Any, dynamic_bundle: Bundle) -> Non
     assert 0 < exact.activation_bytes < whole.activation_bytes, "the largest sizes need more than the optimum"
 
 
+@pytest.mark.parametrize("name", NETWORKS)
+def test_kernels_are_listed_for_each_profile(name: Any, dynamic_bundle: Bundle) -> None:
+    plan = dynamic_bundle.network(name).plan
+    assert plan is not None
+    assert plan.kernels in dynamic_bundle.manifest.files
+    kernels = read_kernels(kernels_path(dynamic_bundle.path / plan.file.path))
+    assert [p.ranges for p in kernels.profiles] == [p.ranges for p in plan.profiles]
+    assert [p.activation_bytes for p in kernels.profiles] == [p.activation_bytes for p in plan.profiles]
+    assert all(len(p.kernels) > 20 for p in kernels.profiles)
+
+
+def test_engines_for_several_gpus(builder: Any, small_bundle: Path, tmp_path: Path) -> None:
+    _, trt_builder, _ = builder
+    bundle = Bundle.open(small_bundle)
+    spec, graph = bundle.network("image_encoder").spec, bundle.onnx_path("image_encoder")
+    both = find_tensorrt("tensorrt-rtx", targets=["sm75", "sm120"])
+    assert both.target == "sm75,sm120"
+    config = make_config(both, trt_builder, spec, profiles_of(spec, ()), EngineOptions(optimization_level=1))
+    found = [str(config.get_compute_capability(i)) for i in range(config.num_compute_capabilities)]
+    assert found == ["ComputeCapability.SM75", "ComputeCapability.SM120"]
+    assert config.builder_optimization_level == 1
+    build_plan(both, graph, spec, tmp_path / "both.plan")
+    assert (tmp_path / "both.plan").stat().st_size > 1000
+
+
+class _Config:
+    """A builder's configuration, as far as its timing cache goes: text of a version and times."""
+
+    def __init__(self, version: str) -> None:
+        self.version = version
+        self.cache = SimpleNamespace(content=b"")
+
+    def create_timing_cache(self, content: bytes) -> SimpleNamespace:
+        return SimpleNamespace(content=content)
+
+    def set_timing_cache(self, cache: SimpleNamespace, ignore_mismatch: bool) -> bool:
+        self.cache = cache
+        return not cache.content or cache.content.startswith(self.version.encode())
+
+    def get_timing_cache(self) -> SimpleNamespace:
+        return SimpleNamespace(serialize=lambda: self.version.encode() + b"+" + self.cache.content)
+
+
+def test_kernel_times_are_kept(tmp_path: Path) -> None:
+    """TensorRT for RTX times nothing, so this is the file alone: made, extended, and left alone by another version."""
+    path, notes = tmp_path / "new" / "times", list[str]()
+    for _ in range(2):
+        with kept_timings(_Config("11"), path, notes.append):
+            pass
+    assert (path.read_bytes(), notes) == (b"11+11+", [])
+    with kept_timings(_Config("12"), path, notes.append):
+        pass
+    assert path.read_bytes() == b"11+11+"
+    assert len(notes) == 1
+    assert "another TensorRT or GPU" in notes[0]
+    with pytest.raises(EngineBuildError), kept_timings(_Config("11"), path, notes.append):
+        raise EngineBuildError("failed")
+    assert path.read_bytes() == b"11+11+"
+
+
 def test_progress_grows_to_the_end(small_bundle: Path, tmp_path: Path) -> None:
     bundle = Bundle.open(small_bundle)
     calls: list[tuple[str, float, float]] = []
@@ -154,7 +223,7 @@ def test_progress_grows_to_the_end(small_bundle: Path, tmp_path: Path) -> None:
     assert len(seen) > 10
     assert seen[0] == 0
     assert 0.5 < seen[-2] <= seen[-1] == 1
-    assert [p.name for p in tmp_path.iterdir()] == ["p.plan"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["p.kernels.json", "p.plan"]
 
 
 @pytest.mark.parametrize("fraction", [0.05, 0.5])

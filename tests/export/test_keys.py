@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,11 @@ from svd_trt import BuildOptions, build_bundle
 from svd_trt.engine.spec import NETWORKS, Range
 from svd_trt.errors import ArgumentError
 from svd_trt.export import build, code_digest
+from svd_trt.export import options as options_module
 from svd_trt.export.build import _make_job
+from svd_trt.export.checkpoint_kinds import open_checkpoint
 from svd_trt.export.code_digest import GRAPH_CODE, PLAN_CODE, digest_of
+from svd_trt.export.options import ranges_of
 from svd_trt.progress import ignore_progress
 
 pytest.importorskip("onnxruntime_ep_nv_tensorrt_rtx", reason="TensorRT for RTX is not installed (svd-trt[rtx])")
@@ -54,6 +58,12 @@ def shared(one: dict[str, str], other: dict[str, str]) -> list[str]:
         ({"ff_chunks": 4}, [*ENCODERS, "vae_decoder"], [*ENCODERS, "vae_decoder"]),
         ({"weight_streaming": True}, ALL, [*ENCODERS, "vae_decoder"]),
         ({"rewrites": False}, ["vae_encoder"], ["vae_encoder"]),
+        ({"branches": 2}, [*ENCODERS, "vae_decoder"], [*ENCODERS, "vae_decoder"]),
+        ({"exact": False}, ALL, ENCODERS),
+        ({"exact_frames": "4"}, ALL, ALL),
+        ({"exact_frames": "4,6"}, ALL, ENCODERS),
+        ({"targets": "sm89,sm120"}, ALL, []),
+        ({"optimization_level": 5}, ALL, []),
     ],
 )
 def test_bundles_share_what_their_options_do_not_change(
@@ -158,6 +168,71 @@ def test_ranges_as_text_and_numbers() -> None:
     for bad in ("2:14", "many", "9:5:2", 0):
         with pytest.raises(ArgumentError, match="MIN"):
             BuildOptions(frames=bad)
+
+
+def profiles(**options: Any) -> dict[str, list[str]]:
+    """The profiles of each network as text, such as ``frames=2:4:6``."""
+    job = _make_job("random:tiny", BuildOptions(**(PLAIN | options)), ignore_progress)
+    return {
+        name: [" ".join(f"{symbol}={r}" for symbol, r in profile.items()) for profile in found]
+        for name, found in job.profiles.items()
+    }
+
+
+def test_profiles_follow_the_options() -> None:
+    """Exact ones for the optimum and for what is named, each with its own decode chunk, then the whole range."""
+    found = profiles()
+    assert found["denoiser"] == ["branches=2 frames=4", "branches=1:2:2 frames=2:4:6"]
+    assert found["vae_decoder"] == ["chunk=2", "chunk=4", "chunk=1:2:4"], "the optimum asked for, and the default for 4"
+    assert found["image_encoder"] == [""]
+    assert profiles(exact=False)["denoiser"] == ["branches=1:2:2 frames=2:4:6"]
+    assert profiles(exact_frames=[6, 4])["denoiser"] == [
+        "branches=2 frames=4",
+        "branches=2 frames=6",
+        "branches=1:2:2 frames=2:4:6",
+    ]
+    sizes = profiles(height="64:64:128", width="64:128:128", exact_sizes="128x64", frames=4)
+    assert sizes["vae_encoder"] == ["height=64 width=128", "height=128 width=64", "height=64:64:128 width=64:128:128"]
+    assert sizes["denoiser"][:2] == ["branches=2 height=64 width=128", "branches=2 height=128 width=64"]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"exact_frames": "9"}, "--exact-frames 9 is outside --frames 2:4:6"),
+        ({"exact_sizes": "72x64"}, "--exact-sizes: height 72 is outside --height 64"),
+        ({"exact_frames": "many"}, "write one like 14,25"),
+        ({"exact_frames": 14}, "write one like 14,25"),
+        ({"exact_sizes": "576"}, "like 576x1024,1024x576"),
+        ({"exact": False, "exact_frames": "4"}, "choose one"),
+        ({"backend": "onnxruntime", "exact_frames": "4"}, "this build makes none"),
+        ({"targets": "sm90"}, "builds for sm75, sm80, sm86, sm89, sm120, sm121"),
+        ({"backend": "onnxruntime", "targets": "sm89"}, "--target is for --backend tensorrt-rtx"),
+        ({"device": "cuda:1"}, "--device is for --backend tensorrt, and the backend is tensorrt-rtx"),
+        ({"device": "gpu"}, "write cuda, or cuda:1"),
+        ({"timing_cache": "times"}, "--timing-cache is for --backend tensorrt"),
+        ({"optimization_level": 6}, "must be 0 to 5"),
+        ({"branches": 3}, "must be 1 or 2"),
+        ({"branches": 2, "split_guidance": True}, "choose one"),
+    ],
+)
+def test_refused_engine_options(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(ArgumentError, match=re.escape(words)):
+        profiles(**options)
+
+
+def test_large_decode_chunks_are_built_with_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By default no tensor has over 2^31 elements: 14 frames at 576x1024."""
+    messages = list[str]()
+    monkeypatch.setattr(options_module._log, "warning", lambda text, *values: messages.append(text % values))
+    model = open_checkpoint("random:svd-xt").description.model
+    chunk = ranges_of(BuildOptions(), model).chunk
+    assert (chunk, messages) == (Range(1, 5, 14), [])
+    assert ranges_of(BuildOptions(frames=14), model).chunk == Range(1, 14, 14)
+    assert ranges_of(BuildOptions(height=320, width=576), model).chunk == Range(1, 25, 25)
+    assert ranges_of(BuildOptions(decode_chunk="1:8:25"), model).chunk.max == 25
+    (message,) = messages
+    assert "more than 14 frames of 1024x576" in message
 
 
 def test_progress_of_a_build(small_checkpoint: Path, small_bundle: Path, cache: Path, tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ import PIL.Image
 import pytest
 
 from svd_trt import Bundle, VideoPipeline
-from svd_trt.engine.driver import gpu_count, load_driver
+from svd_trt.engine.driver import gpu_count, list_gpus, load_driver, select_gpu
+from svd_trt.engine.tensorrt_import import select_tensorrt
 from svd_trt.errors import ArgumentError, BackendError, CudaError
 from tests.gpu.conftest import Rig
 from tests.gpu.test_pipeline import FAST
@@ -29,6 +30,26 @@ def test_two_gpus_give_equal_frames(
     with pytest.raises(BackendError, match=r"there is no cuda:2; this machine has cuda:0 .*, cuda:1 "):
         rig.open(dynamic_bundle, device="cuda:2")
     rig.check()
+
+
+def test_engines_are_built_on_the_gpu_that_is_named(monkeypatch: pytest.MonkeyPatch, dynamic_bundle: Bundle) -> None:
+    rig = Rig(monkeypatch, StandInCuda(devices=2))
+    rig.install(dynamic_bundle, tensorrt="tensorrt")
+    monkeypatch.setattr(rig.trt, "__version__", "10.13.0")
+    chosen = select_tensorrt("tensorrt", "cuda:1")
+    assert chosen is not None
+    assert (chosen.device, chosen.target) == (1, load_sm(1))
+    with pytest.raises(BackendError, match=r"there is no cuda:2; this machine has cuda:0 .*, cuda:1 "):
+        select_tensorrt("tensorrt", "cuda:2")
+    with pytest.raises(ArgumentError, match="--target is for --backend tensorrt-rtx"):
+        select_tensorrt("auto", None, ["sm89"])
+    driver = load_driver()
+    select_gpu(driver, 1)
+    assert int(driver.call("cuCtxGetDevice")) == 1
+
+
+def load_sm(index: int) -> str:
+    return list_gpus(load_driver())[index].sm
 
 
 @pytest.mark.parametrize(

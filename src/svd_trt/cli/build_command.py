@@ -98,6 +98,28 @@ _DEFAULTS = BuildOptions()
     help="Engines to build beside the ONNX networks: TensorRT (on a GPU), TensorRT for RTX (with or without one), "
     "or none. auto takes the first that is installed and can build here.",
 )
+@click.option("--device", metavar="cuda[:N]", help="GPU that TensorRT builds on, and for.  [default: cuda, the first]")
+@click.option(
+    "--target",
+    "targets",
+    metavar="SM,...",
+    default="",
+    help="GPUs that TensorRT for RTX builds for, such as sm89,sm120; all are in one engine.  [default: those from "
+    "Ampere on; Turing, sm75, must be named]",
+)
+@click.option(
+    "--optimization-level",
+    type=click.IntRange(0, 5),
+    metavar="0-5",
+    help="How long the builder looks for fast kernels.  [default: TensorRT's own, 3]",
+)
+@click.option(
+    "--timing-cache",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Where TensorRT keeps the times of kernels that it tried, so that later builds are faster.  [default: in the "
+    "folder of --cache, if there is one]",
+)
 @click.option(
     "--ff-chunks",
     type=click.IntRange(1, MOST_FF_CHUNKS),
@@ -117,6 +139,13 @@ _DEFAULTS = BuildOptions()
     "--split-guidance",
     is_flag=True,
     help="Build the denoiser for one guidance branch at a time: half the memory, two passes a step.",
+)
+@click.option(
+    "--branches",
+    type=click.IntRange(1, 2),
+    metavar="1|2",
+    help="Build the denoiser for guided videos alone (2), or for one branch alone (1): videos without guidance, or two "
+    "passes a step.  [default: both in one engine]",
 )
 @click.option(
     "--weight-streaming",
