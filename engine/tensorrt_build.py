@@ -20,7 +20,7 @@ import numpy as np
 
 from svd_trt.engine.builder_messages import make_logger, make_monitor
 from svd_trt.engine.child_process import Answer, connect_to_parent
-from svd_trt.engine.driver import load_driver, select_gpu
+from svd_trt.engine.driver import gpu_count, load_driver, select_gpu
 from svd_trt.engine.kernels import parse_kernels, write_kernels
 from svd_trt.engine.manifest import TensorRtName
 from svd_trt.engine.profiles import Profile
@@ -35,6 +35,7 @@ __all__ = [
     "Message",
     "PlanReport",
     "build",
+    "engine_memory",
     "kept_timings",
     "make_config",
     "make_profile",
@@ -110,6 +111,8 @@ def build(job: Job, report_fraction: Callable[[float], object], note: Callable[[
     config.progress_monitor = monitor
     with kept_timings(config, Path(job.timing_cache) if job.timing_cache else None, note):
         report = _compile(tensorrt, builder, logger, network, config, spec, Path(job.plan_path), weights)
+    if (asked := engine_memory(trt, Path(job.plan_path), len(report.activation_bytes))) is not None:
+        report = msgspec.structs.replace(report, activation_bytes=asked)
     known = zip(job.profiles, report.activation_bytes, strict=True)
     write_kernels(parse_kernels(logger.kernels, spec, list(known)), Path(job.kernels_path))
     return msgspec.structs.replace(report, seconds=time.perf_counter() - started)
@@ -206,6 +209,24 @@ def _set_targets(config: Any, tensorrt: TensorRt) -> None:
         capability = getattr(tensorrt.trt.ComputeCapability, target.upper())
         if not config.set_compute_capability(capability, index):
             raise EngineBuildError(f"{tensorrt.name} {tensorrt.version} does not build for {target}")
+
+
+def engine_memory(trt: Any, plan_path: Path, profiles: int) -> tuple[int, ...] | None:
+    """Activation bytes of each of ``profiles`` profiles, from the engine itself; None if it cannot be loaded here.
+
+    Loading it needs a GPU that it was built for. Without one, what the builder logs is all there is.
+    """
+    if not gpu_count():
+        return None
+    with plan_path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as plan:
+        view = memoryview(plan)
+        try:
+            engine = trt.Runtime(make_logger(trt)).deserialize_cuda_engine(view)
+        finally:
+            view.release()
+    if engine is None:
+        return None
+    return tuple(int(engine.get_device_memory_size_for_profile_v2(index)) for index in range(profiles))
 
 
 @contextlib.contextmanager

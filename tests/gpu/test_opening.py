@@ -13,7 +13,9 @@ import pytest
 
 from svd_trt import Bundle, VideoPipeline
 from svd_trt.engine.driver import gpu_count, list_gpus, load_driver, select_gpu
-from svd_trt.engine.tensorrt_import import select_tensorrt
+from svd_trt.engine.spec import NETWORKS
+from svd_trt.engine.tensorrt_build import engine_memory
+from svd_trt.engine.tensorrt_import import find_tensorrt, select_tensorrt
 from svd_trt.errors import ArgumentError, BackendError, CudaError
 from tests.gpu.conftest import Rig
 from tests.gpu.test_pipeline import FAST
@@ -46,6 +48,26 @@ def test_engines_are_built_on_the_gpu_that_is_named(monkeypatch: pytest.MonkeyPa
     driver = load_driver()
     select_gpu(driver, 1)
     assert int(driver.call("cuCtxGetDevice")) == 1
+
+
+def test_memory_is_asked_of_the_engine_where_it_loads(standin: Rig, dynamic_bundle: Bundle) -> None:
+    standin.install(dynamic_bundle)
+    select_gpu(load_driver(), 0)
+    for name in NETWORKS:
+        path, plan = dynamic_bundle.plan_path(name), dynamic_bundle.network(name).plan
+        assert path is not None
+        assert plan is not None
+        asked = engine_memory(standin.trt, path, len(plan.profiles))
+        assert asked is not None
+        assert len(asked) == len(plan.profiles)
+        assert all(need > 0 for need in asked)
+
+
+def test_memory_is_the_builders_without_a_gpu(dynamic_bundle: Bundle) -> None:
+    path = dynamic_bundle.plan_path("denoiser")
+    assert path is not None
+    if gpu_count() == 0:
+        assert engine_memory(find_tensorrt("tensorrt-rtx").trt, path, 2) is None
 
 
 def load_sm(index: int) -> str:
