@@ -48,6 +48,7 @@ __all__ = [
     "plan_footprint",
     "plan_memory",
     "smallest_budget",
+    "streaming_buffers",
 ]
 
 _ELEMENT_BYTES = {"float32": 4, "uint8": 1}
@@ -208,7 +209,7 @@ def plan_footprint(manifest: Manifest, request: MemoryRequest, plan: MemoryPlan)
             return None
         weights = entry.plan.weight_bytes
         if name == "denoiser" and plan.streamed_bytes:
-            activations += _streaming_buffers(weights)
+            activations += streaming_buffers(weights)
             weights -= plan.streamed_bytes
         needs.append((weights, math.ceil(activations / _ALIGNMENT) * _ALIGNMENT))
     buffers = _buffers(manifest, sizes, passes=2 if plan.split_guidance else 1)
@@ -339,7 +340,7 @@ def _streamable(manifest: Manifest) -> int:
     return plan.weight_bytes - math.ceil(plan.weight_bytes / _LEAST_RESIDENT)
 
 
-def _streaming_buffers(weight_bytes: int) -> int:
+def streaming_buffers(weight_bytes: int) -> int:
     """Bytes to allow for the buffers that streamed weights are copied into.
 
     Only a loaded engine reports their real size; an eighth of the weights is more than the largest layers of SVD have.

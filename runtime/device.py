@@ -96,6 +96,13 @@ class Session(Closeable, ABC):
     def enqueue(self, tensors: Mapping[str, Buffer]) -> None:
         """Run once. ``tensors`` has a buffer for every input and output; no tensor memory is allocated."""
 
+    def profile_bytes(self) -> tuple[int, ...] | None:
+        """The bytes of activations that each profile needs at its largest sizes, as the loaded network says.
+
+        They are beside the buffers that the planner allows for streamed weights. None if the network does not say.
+        """
+        return None
+
     def save(self) -> None:
         """Keep for other processes what was compiled while the network ran, if the device compiles then."""
 
@@ -130,6 +137,11 @@ class Device(Closeable, ABC):
     @abstractmethod
     def name(self) -> str:
         """The device's name in messages, such as ``onnxruntime (CPU)``."""
+
+    @property
+    def runs_engines(self) -> bool:
+        """True if the networks are the bundle's TensorRT engines."""
+        return False
 
     @property
     def notes(self) -> Sequence[str]:

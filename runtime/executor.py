@@ -9,8 +9,9 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, suppre
 from typing import Protocol, TypeVar, cast
 
 from svd_trt.engine.bundle import Bundle
+from svd_trt.engine.measured import with_measured
 from svd_trt.engine.memory import MemoryPlan, MemoryRequest, plan_memory
-from svd_trt.engine.spec import NetworkName
+from svd_trt.engine.spec import NETWORKS, NetworkName
 from svd_trt.errors import ArgumentError, BackendError, BudgetError, DeviceMemoryError
 from svd_trt.runtime.closeable import Closeable
 from svd_trt.runtime.device import Array, Device, Session, download, synchronized_on_error, upload
@@ -46,6 +47,7 @@ class Executor(Closeable):
         self.vram_budget = vram_budget
         device.set_budget(vram_budget)
         self._engines = Engines(bundle, device)
+        self._measured: dict[NetworkName, tuple[int, ...]] = {}
         self._closed = False
         self._denoising = False
         self._loop: tuple[object, tuple[int, ...], Closeable] | None = None
@@ -66,13 +68,34 @@ class Executor(Closeable):
         Raises:
             BudgetError: no plan needs so little memory.
         """
-        manifest = self.bundle.manifest
+        manifest = with_measured(self.bundle.manifest, self._measured)
         if self.vram_budget is not None:
             return plan_memory(manifest, request, self.vram_budget)
         fastest, free = plan_memory(manifest, request, None), self.device.free_bytes()
         if fastest.total_bytes is None or free is None:
             return fastest
         return plan_memory(manifest, request, int(free * _FREE_SHARE))
+
+    def settle(self, request: MemoryRequest) -> MemoryPlan:
+        """Plan as `plan` does. The first time, load the engines and ask them; if they need more, plan once more.
+
+        If the engines are loaded one at a time, the first one stays loaded.
+
+        Raises:
+            BudgetError: no plan needs so little memory.
+            DeviceMemoryError: an engine does not fit.
+        """
+        plan = self.plan(request)
+        unknown = [name for name in reversed(NETWORKS) if name not in self._measured]
+        if self.device.free_bytes() is None or not unknown:
+            return plan
+        with self._following(request, plan):
+            for name in unknown:
+                with self._engines.use(name) as session:
+                    sizes = session.profile_bytes()
+                    if sizes is not None:
+                        self._measured[name] = sizes
+        return self.plan(request)
 
     @contextmanager
     def running(self, request: MemoryRequest, plan: MemoryPlan, latent_shape: tuple[int, ...]) -> Iterator[None]:
@@ -83,13 +106,19 @@ class Executor(Closeable):
         Raises:
             ArgumentError: called from a callback of another generation.
         """
-        try:
-            self._require_idle("start another video with")
-            if self._loop is not None and self._loop[1][1:] != latent_shape[1:]:
-                self._drop_loop()
-            self._engines.follow(plan)
+        if not self._denoising and self._loop is not None and self._loop[1][1:] != latent_shape[1:]:
+            self._drop_loop()
+        with self._following(request, plan):
             yield
             self._engines.save()  # now, because a server may run for months and then be killed
+
+    @contextmanager
+    def _following(self, request: MemoryRequest, plan: MemoryPlan) -> Iterator[None]:
+        """Follow ``plan`` while the block runs; if memory runs out, release everything and say which budget to use."""
+        try:
+            self._require_idle("start another video with")
+            self._engines.follow(plan)
+            yield
         except DeviceMemoryError as error:
             with suppress(BackendError):
                 self.release()
@@ -189,7 +218,7 @@ class Executor(Closeable):
         limits = [size for size in (self.vram_budget, self.device.free_bytes(), plan.total_bytes) if size is not None]
         within = int(min(limits) * _RETRY_SHARE) if limits else error.free
         try:
-            smaller = plan_memory(self.bundle.manifest, request, within)
+            smaller = plan_memory(with_measured(self.bundle.manifest, self._measured), request, within)
         except BudgetError as unfit:
             return str(unfit)
         assert smaller.total_bytes is not None, "a plan within a budget has figures"

@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 
 from svd_trt.engine.memory import MemoryPlan
+from svd_trt.engine.spec import NetworkName
 from svd_trt.errors import OutputError
+from svd_trt.runtime.chosen_profiles import ChosenProfile
 from svd_trt.runtime.decode import Frames
 from svd_trt.runtime.parameters import Settings
 from svd_trt.runtime.timings import Timings
@@ -30,6 +32,7 @@ class VideoOutput:
         memory: how the device's memory was used.
         timings: seconds by stage.
         metadata: what a file says about how the video was generated.
+        profiles: the profiles that runs of each engine took; empty if no TensorRT engines ran.
     """
 
     frames: Any
@@ -38,6 +41,7 @@ class VideoOutput:
     memory: MemoryPlan
     timings: Timings
     metadata: Mapping[str, Any]
+    profiles: Mapping[NetworkName, list[ChosenProfile]]
 
     def save(self, path: str | os.PathLike[str]) -> list[str]:
         """Write each video to ``path`` (its suffix chooses the format), with a number if there are several.
@@ -73,6 +77,7 @@ class VideoStream(Iterator[Frames]):
         memory: how the device's memory is used.
         timings: seconds by stage, complete after the last frame.
         metadata: what the video's file says about how it was generated.
+        profiles: the profiles that runs of each engine take; empty if no TensorRT engines run.
     """
 
     def __init__(
@@ -85,6 +90,7 @@ class VideoStream(Iterator[Frames]):
         memory: MemoryPlan,
         timings: Timings,
         metadata: Mapping[str, Any],
+        profiles: Mapping[NetworkName, list[ChosenProfile]],
     ) -> None:
         self.parameters = parameters
         self.num_videos = num_videos
@@ -92,6 +98,7 @@ class VideoStream(Iterator[Frames]):
         self.memory = memory
         self.timings = timings
         self.metadata = metadata
+        self.profiles = profiles
         self._chunks = chunks
         self._frames = (frame for chunk in chunks for frame in chunk)
 

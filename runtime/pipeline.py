@@ -14,10 +14,12 @@ import PIL.Image
 from svd_trt.engine.bundle import Bundle
 from svd_trt.engine.decode_chunks import chunk_sizes
 from svd_trt.engine.memory import MemoryPlan, MemoryRequest
+from svd_trt.engine.spec import NetworkName
 from svd_trt.errors import ArgumentError
 from svd_trt.progress import Progress, ignore_progress
 from svd_trt.runtime.backends import Provider, RunBackend, open_device
 from svd_trt.runtime.callback import StepCallback, bind_callback
+from svd_trt.runtime.chosen_profiles import ChosenProfile, chosen_profiles
 from svd_trt.runtime.closeable import Closeable
 from svd_trt.runtime.decode import Frames
 from svd_trt.runtime.denoise import Floats
@@ -27,6 +29,7 @@ from svd_trt.runtime.generation import Job, generate, groups_of
 from svd_trt.runtime.images import ImageInput, load_image
 from svd_trt.runtime.output import VideoOutput, VideoStream
 from svd_trt.runtime.parameters import ParameterArguments, Parameters, memory_request, resolve
+from svd_trt.runtime.timings import Timings, timed
 from svd_trt.version import __version__
 
 __all__ = ["OutputType", "VideoPipeline"]
@@ -123,7 +126,15 @@ class VideoPipeline(Closeable):
             frames = frames.reshape(*job.latent_shape[:2], *frames.shape[1:])  # [B, F, H, W, 3]
         if output_type == "pil":
             frames = [[PIL.Image.fromarray(frame) for frame in video] for video in frames]
-        return VideoOutput(frames, job.settings, self.device.name, job.plan, job.timings, self._metadata(job))
+        return VideoOutput(
+            frames,
+            job.settings,
+            self.device.name,
+            job.plan,
+            job.timings,
+            self._metadata(job),
+            self._profiles(job, latents_only=output_type == "latent"),
+        )
 
     def stream(
         self,
@@ -136,7 +147,8 @@ class VideoPipeline(Closeable):
     ) -> VideoStream:
         """Generate as a call does, but yield frames as soon as their chunk is decoded, to save memory and time.
 
-        Arguments are checked at once. The work starts when the first frame is requested.
+        Arguments are checked at once, and on a GPU the first call loads the engines, which say how much memory they
+        need. The other work starts when the first frame is requested.
         """
         images = _as_list(image)
         job = self._prepare(len(images), parameters, latents, callback_on_step_end, progress)
@@ -149,6 +161,7 @@ class VideoPipeline(Closeable):
             memory=job.plan,
             timings=job.timings,
             metadata=self._metadata(job),
+            profiles=self._profiles(job),
         )
 
     @property
@@ -209,7 +222,9 @@ class VideoPipeline(Closeable):
         parameters = Parameters(**arguments)  # type: ignore[arg-type]  # sigmas may be a list
         manifest = self.bundle.manifest
         request = memory_request(parameters, manifest, pictures)
-        plan = self.executor.plan(request)
+        timings = Timings()
+        with timed(timings, "load"):
+            plan = self.executor.settle(request)
         settings = resolve(parameters, manifest, request, plan, seed=secrets.randbits(32))
         factor = manifest.model.vae_scale_factor
         latent_size = (settings.height // factor, settings.width // factor)
@@ -227,7 +242,13 @@ class VideoPipeline(Closeable):
             start=start,
             on_step_end=on_step_end,
             progress=progress or ignore_progress,
+            timings=timings,
         )
+
+    def _profiles(self, job: Job, *, latents_only: bool = False) -> dict[NetworkName, list[ChosenProfile]]:
+        if not self.device.runs_engines:
+            return {}
+        return chosen_profiles(self.bundle.manifest, job, latents_only=latents_only)
 
     def _metadata(self, job: Job) -> dict[str, Any]:
         manifest = self.bundle.manifest

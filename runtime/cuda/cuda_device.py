@@ -170,6 +170,11 @@ class CudaDevice(Device):
         return self.context.memory()[0] + self.context.taken if self._backend.uses_block else None
 
     @property
+    def runs_engines(self) -> bool:
+        """True unless the backend is ONNX Runtime."""
+        return self._backend.uses_block
+
+    @property
     def notes(self) -> list[str]:
         """Why CUDA graphs are not used, if they are not."""
         return [f"CUDA graphs are not used: {reason}" for reason in dict.fromkeys(self.refusals)]

@@ -12,6 +12,7 @@ from typing import Any
 
 from svd_trt.engine.bundle import Bundle
 from svd_trt.engine.driver import Gpu
+from svd_trt.engine.memory import streaming_buffers
 from svd_trt.engine.rebuild import rebuild_command
 from svd_trt.engine.spec import NetworkName, NetworkSpec
 from svd_trt.engine.tensorrt_import import TensorRt
@@ -112,6 +113,12 @@ class TensorRtSession(Session):
                 context.run(buffers, stream)
             finally:
                 self._give_back(context)
+
+    def profile_bytes(self) -> tuple[int, ...]:
+        """Ask the engine."""
+        streaming = int(self._engine.weight_streaming_scratch_memory_size) if self._streams else 0
+        planned = min(streaming, streaming_buffers(self._weight_bytes))
+        return tuple(self._bytes_of(profile) - planned for profile in range(len(self._limits)))
 
     def save(self) -> None:
         """Write the kernels that were compiled for this GPU to the user's cache."""
@@ -233,6 +240,9 @@ class TensorRtSession(Session):
             self._device.context.give(self._taken - taken)
         self._taken = taken
 
+    def _bytes_of(self, profile: int) -> int:
+        return int(self._engine.get_device_memory_size_for_profile_v2(profile))
+
     def _make_context(self, profile: int, *, own_graphs: bool) -> EngineContext:
         if own_graphs not in self._configs:
             config = self._runtime.configure(self._engine, self._cache, own_graphs=own_graphs)
@@ -245,14 +255,13 @@ class TensorRtSession(Session):
         if self._device.layer_times is not None:
             # While a profiler is set, `execute_async_v3` waits for the run and reports its layers.
             handle.profiler = _profiler(self._runtime.trt, self.spec.name, self._device.layer_times)
-        profile_bytes = int(self._engine.get_device_memory_size_for_profile_v2(profile))
         return EngineContext(
             handle,
             self._device,
             self.spec,
             self._errors,
             profile=profile,
-            profile_bytes=profile_bytes,
+            profile_bytes=self._bytes_of(profile),
             own_graphs=own_graphs,
         )
 

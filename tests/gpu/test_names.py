@@ -27,6 +27,7 @@ COMMON = {
         "create_execution_context",
         "streamable_weights_size",
         "weight_streaming_budget_v2",
+        "weight_streaming_scratch_memory_size",
     ],
     "IRuntimeConfig": ["set_execution_context_allocation_strategy"],
     "ExecutionContextAllocationStrategy": ["USER_MANAGED"],
@@ -113,7 +114,7 @@ def test_the_lists_of_names_are_complete() -> None:
     listed = {name for names in (*COMMON.values(), *RTX.values()) for name in names}
     objects = r"(?:_engine|_context|\bhandle|\bengine|\bconfig|\.handle|\b_cache|\bgraphs)\.([a-z]\w+)"
     own = {"current", "take", "give", "gpu", "close", "driver", "rebuild", "save", "attach", "spec"}
-    own |= {"tensorrt_import", "bundle", "manifest"}
+    own |= {"tensorrt_import", "bundle", "manifest", "memory"}
     text = "".join(
         TEXT[f"{name}.py"] for name in ("tensorrt", "tensorrt_context", "tensorrt_errors", "tensorrt_runtime")
     )

@@ -18,6 +18,7 @@ from svd_trt.cli.sizes import ByteSize
 from svd_trt.errors import OutputError
 from svd_trt.progress import Progress
 from svd_trt.runtime.backends import PROVIDERS, RUN_BACKENDS, Provider, RunBackend
+from svd_trt.runtime.chosen_profiles import describe_profiles
 from svd_trt.runtime.layer_times import LayerTimes
 from svd_trt.runtime.output import VideoStream
 from svd_trt.runtime.parameters import Parameters
@@ -231,6 +232,7 @@ def _as_dict(pipe: VideoPipeline, stream: VideoStream, paths: list[str], timings
         "backend": stream.backend,
         "precision": pipe.bundle.manifest.precision,
         "memory": stream.memory.as_dict(),
+        "profiles": describe_profiles(stream.profiles),
         "notes": list(pipe.device.notes),
         "timings_s": rounded,
     }
