@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from svd_trt.engine.manifest import FileEntry, Manifest, NetworkEntry, read_manifest, sha256_of
+from svd_trt.engine.rebuild import rebuild_command
 from svd_trt.engine.spec import NETWORKS, NetworkName
 from svd_trt.errors import BundleError
 
@@ -41,7 +42,7 @@ class Bundle:
         bundle = cls(directory, read_manifest(directory))
         missing = [name for name in NETWORKS if name not in bundle.manifest.networks]
         if missing:
-            raise BundleError(f"{directory} lacks {', '.join(missing)}; run `svd-trt build` again to repair it")
+            raise BundleError(f"{directory} lacks {', '.join(missing)}; {bundle._repair()}")
         bundle._check_files(verify=verify)
         return bundle
 
@@ -69,9 +70,12 @@ class Bundle:
         try:
             for problem in pool.map(lambda file: self._problem(file, verify=verify), self.manifest.files):
                 if problem:
-                    raise BundleError(f"{problem}; run `svd-trt build` again to repair it")
+                    raise BundleError(f"{problem}; {self._repair()}")
         finally:
             pool.shutdown(cancel_futures=True)  # after a problem, files that are still queued are not hashed
+
+    def _repair(self) -> str:
+        return f"to repair it, run {rebuild_command(self.manifest, self.path)}"
 
     def _problem(self, file: FileEntry, *, verify: bool) -> str | None:
         path = self.path / file.path

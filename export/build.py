@@ -140,6 +140,8 @@ class _Job:
     """What is to be built, resolved: recipes and keys of the four networks, and keys of their engines if wanted."""
 
     checkpoint: AnyCheckpoint
+    path: str | None
+    """Of a checkpoint that is a local folder or file."""
     options: BuildOptions
     tensorrt: TensorRt | None
     ranges: Ranges
@@ -180,7 +182,14 @@ def _make_job(model: str, options: BuildOptions, progress: Progress) -> _Job:
     engines = specs if tensorrt else {}
     plan_keys = {n: _plan_key(onnx_keys[n], profiles[n], tensorrt, _engine_options(n, options)) for n in engines}
     progress(reading, 1, 1)
-    return _Job(checkpoint, options, tensorrt, ranges, specs, recipes, onnx_keys, profiles, plan_keys)
+    return _Job(
+        checkpoint, _local_path(model), options, tensorrt, ranges, specs, recipes, onnx_keys, profiles, plan_keys
+    )
+
+
+def _local_path(model: str) -> str | None:
+    path = Path(model).expanduser()
+    return str(path.resolve()) if path.exists() else None
 
 
 def _onnx_key(checkpoint: AnyCheckpoint, recipe: Recipe) -> str:
@@ -230,7 +239,9 @@ def _find_current(job: _Job, staging: Staging) -> Bundle | None:
         return None
     # The manifest itself matters, beside the networks: the runtime reads its sigmas from there.
     wanted = _manifest(job, {})
-    if msgspec.structs.replace(manifest, networks={}, svd_trt_version=wanted.svd_trt_version) != wanted:
+    source = msgspec.structs.replace(manifest.source, path=job.path)  # a checkpoint may be moved
+    same = msgspec.structs.replace(manifest, networks={}, svd_trt_version=wanted.svd_trt_version, source=source)
+    if same != wanted:
         return None
     found = {name: (entry.onnx.key, entry.spec) for name, entry in manifest.networks.items()}
     plans = {name: entry.plan.key for name, entry in manifest.networks.items() if entry.plan}
@@ -359,7 +370,7 @@ def _manifest(job: _Job, networks: dict[NetworkName, NetworkEntry]) -> Manifest:
         schema_version=SCHEMA_VERSION,
         svd_trt_version=__version__,
         family="stable-video-diffusion",
-        source=job.checkpoint.source,
+        source=msgspec.structs.replace(job.checkpoint.source, path=job.path),
         precision=job.options.precision,
         model=job.checkpoint.description.model,
         sampler=job.checkpoint.description.sampler,

@@ -93,8 +93,9 @@ def choose(
     if (wants_gpu or _has_gpu()) and built is not None:
         return Choice(built.name, None, gpu)
     if wants_gpu:
+        build = rebuild_command(bundle.manifest, bundle.path)
         raise BackendError(
-            f"{bundle.path} holds no engines to run on a GPU; build them with {rebuild_command(bundle)}, "
+            f"{bundle.path} holds no engines to run on a GPU; build them with {build}, "
             "or use --backend onnxruntime --provider cuda"
         )
     return Choice("onnxruntime", "cpu", None)

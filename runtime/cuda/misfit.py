@@ -34,7 +34,8 @@ def refuse_misfit(tensorrt: TensorRt, gpu: Gpu, bundle: Bundle) -> None:
         reason = f"its engines are for {built.target}, and this GPU is {gpu.sm} ({gpu.name})"
     else:
         return
-    raise BackendError(_message(bundle, gpu, reason, _build(bundle, "--backend", tensorrt.name)))
+    here = ("--device", f"cuda:{gpu.index}") if tensorrt.name == "tensorrt" and gpu.index else ()
+    raise BackendError(_message(bundle, gpu, reason, _build(bundle, "--backend", tensorrt.name, *here)))
 
 
 def refuse_invalid(runtime: Runtime, gpu: Gpu, bundle: Bundle) -> None:
@@ -58,7 +59,7 @@ def _explain(problem: str, runtime: Runtime, gpu: Gpu, bundle: Bundle) -> tuple[
             again = _build(bundle, "--backend", "tensorrt-rtx", "--target", gpu.sm)
             return "they were not built for this compute capability", again
         served = ", ".join(runtime.served)
-        return f"it serves no GPU of this kind, but {served}", _build(bundle, "--backend", "tensorrt") + f", {_ONNX}"
+        return f"it serves {served}, and no other GPU", _build(bundle, "--backend", "tensorrt") + f", {_ONNX}"
     if problem == "OLD_CUDA_DRIVER":
         return f"the driver, which supports CUDA {_cuda_of(gpu)}, is too old", _CUDA_13
     again = _build(bundle, "--backend", "tensorrt-rtx")
@@ -85,7 +86,7 @@ def _cuda_of(gpu: Gpu) -> str:
 
 
 def _build(bundle: Bundle, *options: str) -> str:
-    return f"build it again: {rebuild_command(bundle, *options)}"
+    return f"build it again: {rebuild_command(bundle.manifest, bundle.path, *options)}"
 
 
 def _message(bundle: Bundle, gpu: Gpu, reason: str, advice: str) -> str:

@@ -210,8 +210,9 @@ class TensorRtSession(Session):
                 view.release()
         if engine is None:
             what = f"the weights of {self.spec.name}"
-            again = f"; build it again: {rebuild_command(bundle)}" if _DAMAGED.search(errors.reason) else ""
-            message = f"TensorRT cannot load {path}: {errors.reason}{again}"
+            message = f"TensorRT cannot load {path}: {errors.reason}"
+            if _DAMAGED.search(errors.reason):
+                message += f"; build it again: {rebuild_command(bundle.manifest, bundle.path)}"
             raise errors.failure(self._device.context, "loading an engine", message, what, self._taken)
         self._errors.attach(engine)
         return engine

@@ -59,6 +59,19 @@ def test_second_build_does_nothing_and_says_so(small_checkpoint: Path, small_bun
     assert {p: p.stat().st_mtime_ns for p in bundle.rglob("*")} == before
 
 
+def test_a_checkpoint_may_move_after_the_build(small_checkpoint: Path, small_bundle: Path, tmp_path: Path) -> None:
+    """The manifest has the checkpoint's place, for the advice to build again. It is no part of what was built."""
+    bundle = copy(small_bundle, tmp_path / "bundle")
+    assert Bundle.open(bundle).manifest.source.path == str(small_checkpoint)
+    moved = shutil.copytree(small_checkpoint, tmp_path / "elsewhere" / small_checkpoint.name)
+    result = invoke("build", moved, "-o", bundle, *RTX)
+    assert result.returncode == 0, result.stderr
+    assert "up to date" in result.stderr
+    (bundle / "tensorrt-rtx" / "vae_encoder.plan").write_bytes(b"x")
+    with pytest.raises(BundleError, match=rf"run `svd-trt build {small_checkpoint} -o {bundle}` with the options"):
+        Bundle.open(bundle)
+
+
 def test_other_ranges_keep_the_export(small_checkpoint: Path, small_bundle: Path, cache: Path, tmp_path: Path) -> None:
     """Frame ranges are in the profile, not in the graph: the denoiser's ONNX is reused, its plan is built again."""
     bundle = copy(small_bundle, tmp_path / "bundle")

@@ -7,12 +7,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import numpy as np
 import PIL.Image
 import pytest
 
 from svd_trt import Bundle, VideoPipeline
 from svd_trt.engine.driver import gpu_count, list_gpus, load_driver, select_gpu
+from svd_trt.engine.rebuild import rebuild_command
 from svd_trt.engine.spec import NETWORKS
 from svd_trt.engine.tensorrt_build import engine_memory
 from svd_trt.engine.tensorrt_import import find_tensorrt, select_tensorrt
@@ -20,6 +22,7 @@ from svd_trt.errors import ArgumentError, BackendError, CudaError
 from tests.gpu.conftest import Rig
 from tests.gpu.test_pipeline import FAST
 from tests.standin.cuda import StandInCuda
+from tests.standin.rtx import real
 
 
 def test_two_gpus_give_equal_frames(
@@ -97,18 +100,86 @@ def test_engines_of_another_tensorrt_are_refused(
     assert standin.cuda.count("cuDevicePrimaryCtxRetain") == 0, "the bundle was refused too late"
 
 
-def test_the_reason_why_tensorrt_refuses_an_engine_is_reported(standin: Rig, dynamic_bundle: Bundle) -> None:
-    import tests.standin.rtx as rtx
+# A capability, a bit of the diagnostics, a line of the log, and what the message says and does not say.
+REFUSALS: dict[str, tuple[dict[str, Any], str, str, str, str | None]] = {
+    "a GPU that the engines were not built for": (
+        {"capability": (7, 5)},
+        "UNSUPPORTED_CC",
+        "",
+        r"not built for this compute capability; build it again: `svd-trt build \S+/checkpoint -o \S+/dynamic "
+        "--backend tensorrt-rtx --target sm75`",
+        None,
+    ),
+    "a GPU that TensorRT for RTX does not serve": (
+        {"capability": (9, 0)},
+        "UNSUPPORTED_CC",
+        "",
+        r"\(sm90\): it serves sm75, .*sm121, and no other GPU; .* --backend tensorrt` .*, or run its ONNX",
+        "tensorrt-rtx --target",
+    ),
+    "an old driver": (
+        {"driver_version": 12040},
+        "OLD_CUDA_DRIVER",
+        "",
+        r"the driver, which supports CUDA 12\.4, is too old; install NVIDIA driver 580 or newer",
+        "svd-trt build",
+    ),
+    "a driver that only the log calls too old": (
+        {},
+        "",
+        "Error reading CUDA GPU properties: CUDA driver version is insufficient for CUDA runtime version",
+        r"CUDA driver version is insufficient for CUDA runtime version; install NVIDIA driver 580 or newer",
+        "svd-trt build",
+    ),
+    "something else that only the log says": (
+        {},
+        "",
+        "Error reading CUDA GPU properties: out of luck",
+        "out of luck; run its ONNX networks with --backend onnxruntime --provider cuda",
+        "svd-trt build",
+    ),
+    "nothing": ({}, "", "", "it does not say why; run its ONNX networks", "svd-trt build"),
+    "a damaged plan": ({}, "MALFORMED_ENGINE", "", "the plan is damaged; build it again: `svd-trt build", "--target"),
+    "too small a GPU": ({}, "INSUFFICIENT_GPU_MEMORY", "", "choose a larger GPU with --device", "svd-trt build"),
+}
 
-    standin.install(dynamic_bundle)
-    diagnostics = rtx.real.EngineInvalidityDiagnostics
-    standin.trt.validity = (rtx.real.EngineValidity.INVALID, int(diagnostics.UNSUPPORTED_CC.value))
-    with pytest.raises(BackendError, match=r"refuses its engines on .*\(sm89\): they were not built for this compute"):
+
+@pytest.mark.parametrize("case", REFUSALS)
+def test_a_refused_engine_is_built_again_only_if_that_helps(
+    case: str, dynamic_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu, bit, log, said, unsaid = REFUSALS[case]
+    rig = Rig(monkeypatch, StandInCuda(**gpu))
+    rig.install(dynamic_bundle)
+    diagnostics = real.EngineInvalidityDiagnostics
+    rig.trt.validity = (real.EngineValidity.INVALID, int(diagnostics.__members__[bit].value) if bit else 0)
+    rig.trt.validity_log = log
+    with pytest.raises(BackendError, match=said) as caught:
         VideoPipeline.open(dynamic_bundle)
-    standin.trt.validity = (rtx.real.EngineValidity.SUBOPTIMAL, 0)
+    assert unsaid is None or unsaid not in str(caught.value)
+    assert rig.cuda.count("cuMemAlloc") == 0
+    rig.check()
+
+
+def test_an_engine_that_is_not_the_best_for_a_gpu_runs(standin: Rig, dynamic_bundle: Bundle) -> None:
+    standin.install(dynamic_bundle)
+    standin.trt.validity = (real.EngineValidity.SUBOPTIMAL, 0)
     VideoPipeline.open(dynamic_bundle).close()
-    assert standin.cuda.count("cuMemAlloc") == 0
-    assert standin.cuda.live.contexts == 0
+
+
+def test_the_command_names_a_checkpoint_that_is_gone(dynamic_bundle: Bundle) -> None:
+    source = dynamic_bundle.manifest.source
+    where = [("/gone/svd xt", "fp16"), (None, None)]
+    commands = []
+    for path, variant in where:
+        changed = msgspec.structs.replace(source, model="org/svd", path=path, variant=variant)
+        manifest = msgspec.structs.replace(dynamic_bundle.manifest, source=changed)
+        commands.append(rebuild_command(manifest, Path("a bundle"), "--backend", "tensorrt"))
+    assert commands == [
+        "`svd-trt build MODEL -o 'a bundle' --backend tensorrt --variant fp16` with the options of the first build "
+        "(MODEL was /gone/svd xt)",
+        "`svd-trt build org/svd -o 'a bundle' --backend tensorrt` with the options of the first build",
+    ]
 
 
 def test_a_missing_library_or_gpu_is_reported(
