@@ -122,7 +122,7 @@ def _formats() -> str:
     "host then waits for each run and CUDA graphs are off, so a video takes longer. On the CPU, ONNX Runtime does.",
 )
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
-@click.option("--json", "as_json", is_flag=True, help="Print timings, seed, parameters, backend and the engines' profiles as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print timings, seed, parameters, backend and profiles as JSON.")
 def command(
     bundle: Path,
     images: tuple[str, ...],
