@@ -13,10 +13,11 @@ from rich.table import Table
 from svd_trt.cli.console import print_json, stdout
 from svd_trt.cli.inspect_kernels import KernelOptions, add_kernels, show_kernels
 from svd_trt.cli.sizes import ByteSize
+from svd_trt.cli.trtexec import trtexec_commands
 from svd_trt.engine.bundle import Bundle
 from svd_trt.engine.manifest import Manifest, NetworkEntry, precision_of
 from svd_trt.engine.memory import MemoryPlan, MemoryRequest, compare_plans, plan_footprint, plan_memory
-from svd_trt.engine.spec import SYMBOLS
+from svd_trt.engine.spec import NETWORKS, SYMBOLS, NetworkName
 from svd_trt.units import format_bytes, format_count
 
 __all__ = ["command"]
@@ -68,8 +69,20 @@ _OF_BOTH = {"height", "width"}
 @click.option(
     "--plot", type=click.Path(path_type=Path), metavar="FILE.png", help="Draw bytes by kind, of both bundles."
 )
+@click.option(
+    "--trtexec",
+    type=click.Choice(NETWORKS),
+    help="Print the command that runs this network's plan in NVIDIA's benchmark tool, one for each profile, instead.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON; sizes are in bytes.")
-def command(bundle: Path, vram_budget: int | None, network: str | None, as_json: bool, **options: Any) -> None:
+def command(
+    bundle: Path,
+    vram_budget: int | None,
+    network: str | None,
+    trtexec: NetworkName | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
     """Show what BUNDLE contains and how much memory it needs, without loading its engines.
 
     Memory is the engine builder's report for the largest sizes of the ranges; FLOP are counted from the graphs at the
@@ -89,12 +102,16 @@ def command(bundle: Path, vram_budget: int | None, network: str | None, as_json:
         svd-trt inspect svd-xt --kernels denoiser --frames 14 --gpu "RTX 4090" --gpu "H100 SXM"
         svd-trt inspect svd-xt --kernels --compare svd-xt-plain --plot kernels.png
         svd-trt inspect svd-xt --vram-budget 8GB --num-frames 14
+        svd-trt inspect svd-xt --trtexec denoiser
         svd-trt inspect svd-xt --json | jq .networks.denoiser.activation_bytes
     """
     given = {name for name, value in options.items() if value not in (None, ())}
     _check_options(given, budget=vram_budget is not None, kernels=network is not None)
     opened = Bundle.open(bundle, verify=False)
     manifest = opened.manifest
+    if trtexec is not None:
+        click.echo("\n".join(trtexec_commands(opened, trtexec)))
+        return
     if network is not None:
         wanted = KernelOptions(None if network == _ALL else network, **{k: options[k] for k in options.keys() - _VIDEO})
         if as_json:
