@@ -323,6 +323,7 @@ def _network_dict(manifest: Manifest, name: Any, entry: NetworkEntry) -> dict[st
         "layers": plan.layers if plan else None,
         "weight_bytes": plan.weight_bytes if plan else None,
         "activation_bytes": plan.activation_bytes if plan else None,
+        "profiles": msgspec.to_builtins(plan.profiles) if plan else [],
         "tensors": [
             {
                 "name": tensor.name,
