@@ -26,7 +26,7 @@ from svd_trt.benchmarks.results import write_file
 from svd_trt.engine.kernel_kinds import KINDS
 from svd_trt.engine.kernel_summary import profile_summary
 from svd_trt.engine.kernels import read_kernels
-from svd_trt.engine.plan import build_plan
+from svd_trt.engine.plan import build_plan, kernels_path
 from svd_trt.engine.spec import Range, network_specs
 from svd_trt.engine.tensorrt_import import find_tensorrt
 from svd_trt.errors import OutputError, ResultError
@@ -107,9 +107,7 @@ def _measure_decoder(model: str, chunk: int, work: Path | None) -> dict[str, Any
             exporter.export(recipe, path)
         plan = path.with_suffix(".plan")
         report = build_plan(find_tensorrt("tensorrt-rtx"), path, spec, plan, [exact])
-        profile = profile_summary(read_kernels(path.with_suffix(".kernels.json")).profiles[0], {}, _TOP) | {
-            "taken": True
-        }
+        profile = profile_summary(read_kernels(kernels_path(plan)).profiles[0], {}, _TOP) | {"taken": True}
         network = {"plan_bytes": plan.stat().st_size, "weight_bytes": report.weight_bytes, "profiles": [profile]}
     return {"engine_seconds": round(report.seconds, 1), "networks": {"vae_decoder": network}}
 
