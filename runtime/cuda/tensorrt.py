@@ -169,7 +169,7 @@ class TensorRtSession(Session):
                 self._give_back(kept.contexts.pop(place))
             context = kept.contexts[place] = self._borrow(profile, own_graphs=kept.own_graphs)
         context.run(buffers, stream)
-        if graph.capturing or graph.refused or not self._device.use_graphs:
+        if graph.capturing or kept.own_graphs or not self._device.use_graphs:
             return
         if not self._runtime.capturable(context, stream):
             graph.refuse(f"TensorRT does not let {self.spec.name} be captured")

@@ -10,6 +10,7 @@ import PIL.Image
 import pytest
 
 from svd_trt import Bundle, VideoPipeline
+from svd_trt.engine.memory import MemoryRequest, smallest_budget
 from svd_trt.errors import BackendError, DeviceMemoryError
 from svd_trt.runtime.cuda.tensorrt_errors import logger_of
 from tests.gpu.conftest import Rig
@@ -195,6 +196,19 @@ def test_tensorrt_rtx_captures_runs_itself_and_only_once(
             np.testing.assert_array_equal(pipe(picture, **FAST).frames, dynamic_pipe(picture, **FAST).frames)
     assert standin.cuda.count("cuGraphLaunch") == 0
     assert standin.trt.own_captures == ["denoiser"] * 2
+
+
+def test_engines_that_are_loaded_again_capture_themselves_again(
+    standin: Rig, dynamic_bundle: Bundle, picture: PIL.Image.Image
+) -> None:
+    """The smallest budget loads one engine at a time, and runs one branch at a time: two runs in each step."""
+    standin.install(dynamic_bundle)
+    standin.trt.capturable = lambda network, sizes: False
+    least = smallest_budget(dynamic_bundle.manifest, MemoryRequest(frames=4, height=72, width=96))
+    with standin.open(dynamic_bundle, vram_budget=least) as pipe:
+        for _ in range(2):
+            pipe(picture, **FAST)
+    assert standin.trt.own_captures == ["denoiser"] * 8
 
 
 def test_runs_with_streamed_weights_are_not_captured_by_tensorrt_rtx(

@@ -148,6 +148,23 @@ def test_a_run_without_memory_or_valid_addresses_is_refused(trt: StandInTensorRT
         other.execute_async_v3(stream)
 
 
+def test_shapes_outside_the_active_profile_are_refused(trt: StandInTensorRT, stream: int) -> None:
+    """The first profile is exact: 3 frames. The last one is the range: 2 to 6. Its memory is that of its largest."""
+    engine = opened(trt, Logger(), "denoiser")
+    context, spec = context_of(trt, engine), trt.bundle.network("denoiser").spec
+    assert (context.active_optimization_profile, engine.num_optimization_profiles) == (0, 2)
+    sizes = {symbol: r.opt for symbol, r in spec.ranges.items()}
+    exact, longer = (spec.tensor("latents").resolve({**sizes, "frames": frames}) for frames in (3, 4))
+    assert context.set_input_shape("latents", exact)
+    assert not context.set_input_shape("latents", longer)
+    assert context.set_optimization_profile_async(1, stream)
+    assert "latents" in context.infer_shapes(), "another profile forgets the shapes"
+    assert context.set_input_shape("latents", longer)
+    needs = [engine.get_device_memory_size_for_profile_v2(index) for index in (0, 1)]
+    assert 0 < needs[0] < needs[1] == engine.device_memory_size_v2
+    assert engine.get_device_memory_size_for_profile_v2(2) == 0
+
+
 def test_memory_that_is_too_small_or_not_aligned_is_only_reported(
     trt: StandInTensorRT, stream: int, ready: Any
 ) -> None:
