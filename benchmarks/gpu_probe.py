@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import math
 import sys
 import tempfile
 import time
@@ -30,13 +31,13 @@ from svd_trt.errors import ResultError, SvdTrtError
 
 __all__ = ["main", "run_step"]
 
-_LEAST_SECONDS = 10.0  # a step that has fewer is not started
+_WHOLE_SHARE = 0.95  # of --limit; with so much left, a step starts that could take more than all of it
 
 
 @click.command()
 @click.option("--step", "names", multiple=True, metavar="NAME", help="A step or a group, such as rtx; several times.")
 @click.option("--missing", is_flag=True, help="Leave out the steps that the file has a record of.")
-@click.option("--limit", type=click.FloatRange(1), metavar="SECONDS", help="Stop after so many seconds altogether.")
+@click.option("--limit", type=click.FloatRange(1), metavar="SECONDS", help="Take so many seconds at most altogether.")
 @click.option("--dry-run", is_flag=True, help="Run every step with tiny networks on the CPU, as far as it goes.")
 @click.option("--backend", type=click.Choice(get_args(TensorRtName)), default="tensorrt-rtx", show_default=True)
 @click.option("--bundle", type=click.Path(path_type=Path, exists=True), help="Use this bundle instead of building one.")
@@ -137,22 +138,26 @@ class _Record:
 
 
 def _run_steps(steps: list[Step], job: ProbeJob, record: _Record, limit: float | None) -> None:
-    ends = None if limit is None else time.monotonic() + limit
-    for index, step in enumerate(steps):
-        left = float(step.seconds) if ends is None else min(step.seconds, ends - time.monotonic())
-        if left < min(_LEAST_SECONDS, step.seconds):
-            click.echo(f"{len(steps) - index} steps were not started: --limit has passed; go on with --missing")
-            return
+    started, whole = time.monotonic(), math.inf if limit is None else limit
+    left_out = 0
+    for step in steps:
+        left = whole - (time.monotonic() - started)
+        # A step that is cut short would leave a record that says nothing, so it waits for the next command.
+        if left < min(step.seconds, _WHOLE_SHARE * whole):
+            left_out += 1
+            continue
         click.echo(f"{step.name}: {step.what}")
 
         def update(entry: dict[str, Any], step: Step = step) -> None:
             record.update(step, entry)
 
-        entry = run_step(step, job, left, update)
+        entry = run_step(step, job, min(step.seconds, left), update)
         reason = f": {entry['reason']}" if entry["reason"] else ""
         click.echo(f"  {entry['outcome']} in {entry['seconds']:g} s{reason}")
         if entry["figures"]:
             click.echo(f"  {json.dumps(entry['figures'])[:2000]}")
+    if left_out:
+        click.echo(f"{left_out} steps did not fit into --limit; go on with --missing")
     click.echo(f"wrote {record.path}")
 
 

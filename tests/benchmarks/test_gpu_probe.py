@@ -97,8 +97,28 @@ def test_records_are_added_to_the_file_and_missing_leaves_them_out(tmp_path: Pat
     assert both["steps"]["rtx-8.9"] == first["steps"]["rtx-8.9"]
     refused = CliRunner().invoke(main, ["--work", str(tmp_path), "-o", str(tmp_path / "record.json")])
     assert "is no record of such a probe" in str(refused.exception)
-    stopped = probe(*common, "--limit", "1", "--step", "torch").output
-    assert "3 steps were not started: --limit has passed" in stopped
+
+
+def test_a_step_that_would_be_cut_short_waits_for_the_next_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter(range(0, 10_000, 70))  # every look at the clock finds that 70 s have passed
+    monkeypatch.setattr("svd_trt.benchmarks.gpu_probe.time.monotonic", lambda: float(next(clock)))
+    started: list[tuple[str, float]] = []
+
+    def run(step: Step, job: ProbeJob, seconds: float, update: Any) -> dict[str, Any]:
+        started.append((step.name, seconds))
+        return {"outcome": "passed", "reason": None, "seconds": 1.0, "figures": {}}
+
+    monkeypatch.setattr("svd_trt.benchmarks.gpu_probe.run_step", run)
+    chosen = ("--step", "rtx-8.0", "--step", "bundle", "--step", "rtx-8.9", "--step", "torch-denoiser")
+    said = probe("--dry-run", "--work", tmp_path, "--limit", "400", *chosen).output
+    assert started == [("rtx-8.0", 120), ("rtx-8.9", 120)]
+    assert "2 steps did not fit into --limit; go on with --missing" in said
+    started.clear()
+    probe("--dry-run", "--work", tmp_path, "--limit", "2000", "--step", "bundle")
+    probe("--dry-run", "--work", tmp_path, "--limit", "10000", "--step", "bundle")
+    assert started == [("bundle", 580), ("bundle", 580)]
 
 
 def test_an_unknown_step_is_refused_with_the_list() -> None:
@@ -176,8 +196,11 @@ def test_the_small_engine_is_compared_with_the_right_thing() -> None:
 
 
 @pytest.mark.slow
-def test_a_dry_run_executes_every_step(tmp_path: Path, small_checkpoint: Path) -> None:
-    """It builds its own bundle, runs the tests of a GPU, which are skipped, and compiles."""
+def test_a_dry_run_executes_every_step(
+    tmp_path: Path, small_bundle: Path, small_checkpoint: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It builds a bundle, whose networks the cache has, runs the tests of a GPU, which are skipped, and compiles."""
+    monkeypatch.setenv("SVD_TRT_CACHE", str(cache))
     result = probe("--dry-run", "--work", tmp_path, "-o", tmp_path / "record.json", "--model", small_checkpoint)
     steps = json.loads((tmp_path / "record.json").read_bytes())["steps"]
     assert set(steps) == {step.name for step in STEPS}, result.output
