@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,11 @@ import pytest
 
 from svd_trt import Bundle, VideoPipeline
 from svd_trt.engine.memory import MemoryRequest, smallest_budget
+from svd_trt.engine.tensorrt_import import find_tensorrt
 from svd_trt.errors import BackendError, DeviceMemoryError
 from svd_trt.runtime.cuda.tensorrt_errors import logger_of
-from tests.gpu.conftest import Rig
+from svd_trt.runtime.cuda.tensorrt_runtime import make_runtime
+from tests.gpu.conftest import Rig, why_no_gpu
 from tests.gpu.test_cuda_calls import with_changed_plans
 from tests.gpu.test_pipeline import FAST
 from tests.standin.context import IExecutionContext
@@ -101,6 +104,26 @@ def test_a_plan_that_does_not_load_is_built_again_only_if_it_is_damaged(
         monkeypatch.setattr(Runtime, "deserialize_cuda_engine", refuse)
         with standin.open(dynamic_bundle) as pipe, pytest.raises(BackendError, match=end):
             pipe.executor.load("vae_encoder")
+
+
+def test_the_real_tensorrt_for_rtx_reports_as_the_stand_in_does(dynamic_bundle: Bundle) -> None:
+    """It loads without a GPU, and refuses junk in the same way with one."""
+    runtime = make_runtime(find_tensorrt("tensorrt-rtx"))
+    runtime.errors.clear()
+    assert runtime.handle.deserialize_cuda_engine(b"junk" * 100) is None
+    assert runtime.errors.recorded
+    assert re.match(r"IRuntime::deserializeCudaEngine: Error Code 1: Serialization \(", runtime.errors.reason)
+    assert logger_of(real).errors == []
+    assert runtime.invalidity(b"junk" * 16) == ("MALFORMED_ENGINE",)
+    assert {"sm75", "sm89", "sm120"} <= set(runtime.served)
+    plan = dynamic_bundle.plan_path("denoiser")
+    assert plan is not None
+    if why_no_gpu() is not None:  # as with a driver that is too old for CUDA 13
+        assert runtime.handle.deserialize_cuda_engine(b"junk" * 100) is None
+        assert "checkMacros" in runtime.errors.messages[1], "a general message follows the one that says what happened"
+        assert runtime.invalidity(plan.read_bytes()[: runtime.header_bytes]) == ()
+        assert not runtime.errors.recorded
+        assert "driver version is insufficient" in runtime.errors.reason
 
 
 # Memory.
