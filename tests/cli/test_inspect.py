@@ -60,7 +60,7 @@ def test_engines_are_not_read(small_bundle: Path, tmp_path: Path) -> None:
     plan.unlink()
     result = invoke("inspect", bundle)
     assert result.returncode == 1
-    assert "denoiser.plan is missing; run `svd-trt build` again" in result.stderr
+    assert "denoiser.plan is missing; to repair it, run `svd-trt build " in result.stderr
 
 
 def test_refusals(small_checkpoint: Path, tmp_path: Path) -> None:
