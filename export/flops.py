@@ -63,9 +63,11 @@ def _allow_hard_links(model: ir.Model, folder: Path) -> None:
 
 
 def _operations(node: ir.Node) -> int:
-    if node.op_type not in {"MatMul", "Gemm", "Conv"}:
+    if node.op_type not in {"MatMul", "Gemm", "Conv", "ConvTranspose"}:
         return 0
     left, right, out = _shape(node, node.inputs[0]), _shape(node, node.inputs[1]), _shape(node, node.outputs[0])
+    if node.op_type == "ConvTranspose":
+        return 2 * math.prod(left) * math.prod(right[1:])  # [C, C', kernel]: products with one input value
     if node.op_type == "Conv":
         each = math.prod(right[1:])  # [C', C, kernel]: products for one output value
     elif node.op_type == "Gemm":

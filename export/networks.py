@@ -61,7 +61,8 @@ def make_network(
         module = VaeDecoder(replace_upsamplers(model))
     if rewrites and name in REWRITTEN:
         own = operators == "onnxruntime"
-        rewrite(module, ff_chunks=1 if own else ff_chunks, doubling=doubling or name == "vae_decoder")
+        doubling = doubling or name == "vae_decoder"
+        rewrite(module, ff_chunks=1 if own else ff_chunks, doubling=doubling, operators=operators)
         if own:
             fuse_for_onnxruntime(module, ff_chunks=ff_chunks)
     return module.eval().requires_grad_(requires_grad=False)

@@ -9,12 +9,14 @@ import torch
 from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
-from svd_trt.export.rewrites.surgery import linear, replace_layers
+from svd_trt.export.rewrites.surgery import after, linear, replace_layers
 
 __all__ = ["BoundedAttention", "PictureAttention", "bound_attention"]
 
 # Product of the factors on queries and keys, over the scale of attention itself.
 _SHRINK = 2.0**-13
+# Of the queries of a picture's attention. The smallest picture has 2x2 pixels, and a part must have one.
+_PARTS = 4
 
 
 def bound_attention(model: nn.Module) -> int:
@@ -49,6 +51,7 @@ class BoundedAttention(nn.Module):
         self.heads = attention.heads
         self.dtype = attention.to_q.weight.dtype
         self.bounded = self.dtype == torch.float16
+        self.parts = 1
         query_scale, key_scale = _balance(attention.to_q, attention.to_k) if self.bounded else (1.0, 1.0)
         self.to_q = _scaled(attention.to_q, query_scale)
         self.to_k = _scaled(attention.to_k, key_scale)
@@ -59,28 +62,59 @@ class BoundedAttention(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """``[N, T, C]`` to the same shape."""
+        query, key, value = self.project(hidden)  # [N, T, heads, D]
+        mixed = self.attend(query.transpose(1, 2), key.permute(0, 2, 3, 1), value.transpose(1, 2))
+        return cast(Tensor, self.to_out(mixed.transpose(1, 2).flatten(2)))
+
+    def project(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of ``[..., C]``: each ``[..., heads, D]``."""
         query, key, value = (
             project(hidden).unflatten(-1, (self.heads, -1)) for project in (self.to_q, self.to_k, self.to_v)
-        )  # [N, T, heads, D]
-        scores = query.transpose(1, 2) @ key.permute(0, 2, 3, 1)  # [N, heads, T, T]
+        )
+        return query, key, value
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Values mixed for each query.
+
+        Args:
+            query: ``[N, heads, T, D]``; with `parts`, its tokens are cut into that many, one after another.
+            key: ``[N, heads, D, T]``.
+            value: ``[N, heads, T, D]``.
+        """
+        if self.parts == 1:
+            return self._attend(query, key, value)
+        queries = query.shape[2]
+        mixed: list[Tensor] = []
+        for i in range(self.parts):
+            part = query[:, :, queries * i // self.parts : queries * (i + 1) // self.parts]
+            mixed.append(self._attend(after(mixed[-1], part) if mixed else part, key, value))
+        return torch.cat(mixed, dim=2)
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        scores = query @ key  # [N, heads, T, T]
         if self.bounded:
             scores = scores.clamp(-65504.0, 65504.0)
         weights = torch.softmax(scores.float() * self.scale, dim=-1).to(self.dtype)
-        mixed = (weights @ value.transpose(1, 2)).transpose(1, 2).flatten(2)  # [N, T, C]
-        return cast(Tensor, self.to_out(mixed))
+        return weights @ value
 
 
 class PictureAttention(nn.Module):
-    """Attention among the pixels of a picture with a residual connection, as in the VAE."""
+    """Attention among the pixels of a picture with a residual connection, as in the VAE.
+
+    TensorRT fuses heads of at most 256 values, and this has one of 512. So its scores are stored, and the queries are
+    cut into parts: at 576x1024 the scores of 25 frames at once would be 2.1e9 numbers.
+    """
 
     def __init__(self, norm: nn.Module, attention: BoundedAttention) -> None:
         super().__init__()
         self.norm = norm
+        attention.parts = _PARTS
         self.attention = attention
 
     def forward(self, hidden: Tensor) -> Tensor:
         """``[N, C, h, w]`` to the same shape."""
-        pixels = self.norm(hidden.flatten(2)).transpose(1, 2)  # [N, h*w, C]
+        # TensorRT does not fuse the normalisation if pixels become one axis before it.
+        pixels = self.norm(hidden).flatten(2).transpose(1, 2)  # [N, h*w, C]
         return cast(Tensor, hidden + self.attention(pixels).transpose(1, 2).reshape(hidden.shape))
 
 

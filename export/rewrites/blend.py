@@ -24,6 +24,8 @@ def constant_blends(model: nn.Module) -> int:
 
 def spatial_weight(blender: Any) -> float:
     """Weight of the spatial features in a video's blend; the temporal features have one minus it."""
+    if isinstance(blender, ConstantBlend):
+        return blender.spatial
     factor = blender.mix_factor.detach().float()
     alpha = float(factor if blender.merge_strategy == "fixed" else torch.sigmoid(factor))
     return 1.0 - alpha if blender.switch_spatial_to_temporal_mix else alpha

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F  # noqa: N812  (torch's own convention)
@@ -10,7 +10,7 @@ from diffusers.models.activations import GEGLU
 from diffusers.models.attention import FeedForward
 from torch import Tensor, nn
 
-from svd_trt.export.rewrites.surgery import linear, replace_layers
+from svd_trt.export.rewrites.surgery import after, linear, replace_layers
 
 __all__ = ["ResidualFeedForward", "SplitFeedForward", "split_feed_forwards"]
 
@@ -70,21 +70,18 @@ class SplitFeedForward(nn.Module):
         self.out = linear(out.weight.detach().float() * room, out.bias.detach().float(), dtype)
         self.chunks = chunks
 
-    def forward(self, hidden: Tensor) -> Tensor:
-        """``[N, T, ..., C]`` to the same shape; chunks are parts of ``T``."""
-        tokens = hidden.shape[1]
+    def forward(self, hidden: Tensor, axis: Literal[0, 1] = 1) -> Tensor:
+        """``[N, T, ..., C]`` to the same shape; chunks are parts of ``axis``."""
+        tokens = hidden.shape[axis]
         chunks = min(self.chunks, tokens) if isinstance(tokens, int) else self.chunks
         if chunks == 1:
             return self.run(hidden)
         parts: list[Tensor] = []
         for i in range(chunks):
-            part = hidden[:, tokens * i // chunks : tokens * (i + 1) // chunks]
-            if parts:
-                before = parts[-1].flatten()[:1].reshape((1,) * part.ndim)
-                # Never true; it only makes this part depend on the one before.
-                part = torch.where(before > torch.inf, before, part)
-            parts.append(self.run(part))
-        return torch.cat(parts, dim=1)
+            part = slice(tokens * i // chunks, tokens * (i + 1) // chunks)
+            tensor = hidden[part] if axis == 0 else hidden[:, part]
+            parts.append(self.run(after(parts[-1], tensor) if parts else tensor))
+        return torch.cat(parts, dim=axis)
 
     def run(self, hidden: Tensor) -> Tensor:
         """``[..., C]`` to the same shape, without chunks."""

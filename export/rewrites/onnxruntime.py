@@ -110,11 +110,8 @@ class PhasedUpsample(nn.Module):
     def __init__(self, layer: SubpixelUpsample) -> None:
         super().__init__()
         assert layer.bias is not None
-        channels = layer.weight.shape[0] // 4
-        # The shuffle groups the four kinds of an output channel; here all channels of one kind are a group.
-        weight = layer.weight.detach().unflatten(0, (channels, 4)).transpose(0, 1)  # [4, C', C, 2, 2]
-        self.weights = nn.ParameterList(frozen(kernel, kernel.dtype) for kernel in weight)
-        self.bias = frozen(layer.bias.detach()[::4], layer.bias.dtype)
+        self.weights = nn.ParameterList(_phase(layer.weight.detach(), *divmod(kind, 2)) for kind in range(4))
+        self.bias = layer.bias
 
     def forward(self, hidden: Tensor, output_size: tuple[int, int] | None = None) -> Tensor:
         """``[N, C, s, t]`` to ``[N, C', 2s, 2t]``, which ``output_size`` is if it is given."""
@@ -129,3 +126,13 @@ class PhasedUpsample(nn.Module):
         even_row, even_column = divmod(kind, 2)
         padding = (even_column, 1 - even_column, even_row, 1 - even_row)
         return F.conv2d(F.pad(hidden, padding), self.weights[kind], self.bias)
+
+
+def _phase(weight: Tensor, even_row: int, even_column: int) -> nn.Parameter:
+    """The 2x2 kernel of every other row and column, ``[C', C, 2, 2]``, of a transposed one, ``[C, C', 4, 4]``.
+
+    Even outputs get the last tap of the pixel before theirs and the second of their own; odd ones get the third of
+    their own and the first of the pixel after.
+    """
+    taps = ([2, 0], [3, 1])
+    return frozen(weight[:, :, taps[even_row]][..., taps[even_column]].transpose(0, 1), weight.dtype)

@@ -46,7 +46,8 @@ def subpixel_upsampling(model: nn.Module) -> int:
     After nearest upsampling the nine taps of a 3x3 kernel cover only 2x2 different pixels; which ones depends on
     whether row and column are even. So each of the four kinds of output pixel is a 2x2 convolution of the small picture
     with sums of the kernel's taps (the sub-pixel convolution of Shi et al. 2016, arXiv:1609.05158, in reverse): 4
-    products instead of 9. The layer's weights grow to 16/9.
+    products instead of 9. The layer's weights grow to 16/9. Together they are one transposed convolution with a 4x4
+    kernel and a stride of two, which writes every pixel to its place, without a shuffle and a crop after it.
 
     It does not apply to pictures that are cropped before the convolution, as the UNet's are at sizes that are not
     multiples of 64: there the last row is next to padding, and here it would be next to the row that was cut off.
@@ -55,32 +56,27 @@ def subpixel_upsampling(model: nn.Module) -> int:
 
 
 class SubpixelUpsample(nn.Module):
-    """Nearest upsampling by two and a 3x3 convolution, as one 2x2 convolution and a pixel shuffle."""
+    """Nearest upsampling by two and a 3x3 convolution, as one transposed convolution."""
 
     def __init__(self, upsample: CroppedUpsample) -> None:
         super().__init__()
         conv = cast(nn.Conv2d, upsample.conv)
         assert (conv.kernel_size, conv.stride, conv.padding, conv.groups) == ((3, 3), (1, 1), (1, 1), 1)
-        kernels = _phases(_phases(conv.weight.detach().float(), 2), 4)  # [C', C, row's phase, 2, column's phase, 2]
-        kernels = kernels.permute(0, 2, 4, 1, 3, 5).flatten(0, 2)  # [4 C', C, 2, 2], in the order of a pixel shuffle
-        self.weight = frozen(kernels, conv.weight.dtype)
-        self.bias = None if conv.bias is None else frozen(conv.bias.detach().repeat_interleave(4), conv.bias.dtype)
+        kernel = conv.weight.detach().float()  # [C', C, 3, 3]
+        self.weight = frozen(_spread(_spread(kernel, 2), 3).transpose(0, 1), conv.weight.dtype)  # [C, C', 4, 4]
+        self.bias = conv.bias
 
     def forward(self, hidden: Tensor, output_size: tuple[int, int] | None = None) -> Tensor:
         """``[N, C, s, t]`` to ``[N, C', 2s, 2t]``, which ``output_size`` is if it is given."""
-        height, width = 2 * hidden.shape[2], 2 * hidden.shape[3]
-        assert output_size in (None, (height, width))
-        shuffled = F.pixel_shuffle(F.conv2d(hidden, self.weight, self.bias, padding=1), 2)  # [N, C', 2s + 2, 2t + 2]
-        return shuffled[:, :, 1 : 1 + height, 1 : 1 + width]
+        assert output_size in (None, (2 * hidden.shape[2], 2 * hidden.shape[3]))
+        return F.conv_transpose2d(hidden, self.weight, self.bias, stride=2, padding=1)
 
 
-def _phases(kernel: Tensor, axis: int) -> Tensor:
-    """Split a kernel axis of 3 into ``[2, 2]``: for odd, then even outputs, their taps on two neighbouring pixels.
+def _spread(kernel: Tensor, axis: int) -> Tensor:
+    """Turn a kernel axis of 3 over the enlarged picture into one of 4: what each pixel adds to outputs around it.
 
-    Output ``2i`` covers pixels i-1, i, i and output ``2i + 1`` covers i, i, i+1. With one pixel of padding, both are
-    the window that starts at the same place of the padded picture as output ``2i - 1`` and ``2i`` of the shuffled one.
+    Pixel ``i`` fills ``2i`` and ``2i + 1`` of the enlarged picture. Output ``2i - 1`` reads the first of them with the
+    last tap, ``2i`` both with the last two, ``2i + 1`` both with the first two, ``2i + 2`` the second with the first.
     """
     first, second, third = kernel.unbind(axis)
-    even = [first, second + third]
-    odd = [first + second, third]
-    return torch.stack([torch.stack(odd, axis), torch.stack(even, axis)], axis)
+    return torch.stack([third, second + third, first + second, first], axis)

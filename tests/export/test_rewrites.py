@@ -17,11 +17,22 @@ from svd_trt.export.random_checkpoint import random_model
 from svd_trt.export.rewrites import REWRITES, rewrite
 from svd_trt.export.rewrites.attention import bound_attention
 from svd_trt.export.rewrites.feed_forward import SplitFeedForward, split_feed_forwards
+from svd_trt.export.rewrites.resnet import temporal_convolutions_2d
+from svd_trt.export.rewrites.statistics import normalise_by_statistics
+from svd_trt.export.rewrites.tokens_first import put_tokens_first
 from svd_trt.export.rewrites.transformer import cross_attention_to_values, tabulate_frame_positions
 from svd_trt.export.rewrites.upsample import replace_upsamplers, subpixel_upsampling
 
 # Largest difference allowed, relative to the output's standard deviation.
 BOUND = 5e-5
+
+# The rewrites on whose layers others work.
+NEEDED: dict[Callable[..., int], tuple[Callable[..., int], ...]] = {
+    tabulate_frame_positions: (cross_attention_to_values,),
+    bound_attention: (cross_attention_to_values,),
+    put_tokens_first: (cross_attention_to_values, split_feed_forwards, bound_attention),
+    normalise_by_statistics: (temporal_convolutions_2d,),
+}
 
 # Height and width of the latents, frames, videos, guidance branches.
 EVEN = (8, 16, 3, 1, 2)
@@ -87,8 +98,8 @@ def test_each_rewrite_of_the_denoiser(
         pytest.skip("is left out where upsampling is cropped")
 
     def change(model: nn.Module) -> object:
-        if function in (tabulate_frame_positions, bound_attention):  # for what is left of the transformers then
-            cross_attention_to_values(model)
+        for needed in NEEDED.get(function, ()):
+            needed(model)
         return function(model)
 
     difference = difference_of_denoiser(unet, change, size)
