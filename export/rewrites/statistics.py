@@ -1,10 +1,10 @@
 """Group normalisation from the statistics of channels, for layers in which TensorRT does not fuse the plain one.
 
 TensorRT's fused group normalisation reads its input once and writes its output. It takes no sum as its input, it needs
-a copy if frames and channels were transposed before it, and it needs static extents, so that a range of frame counts
-splits it into kernels that read the tensor five times. The form here costs one more read than the fused one in every
-case: a kernel computes the mean of each channel and of its square, some tiny ones turn these into two numbers for each
-channel, and a kernel applies them. Additions of one number for each channel, activations and transposes join these.
+a copy if frames and channels were transposed before it, and it needs static extents: a range of frame counts splits it
+into kernels that read the tensor three times. The form here reads it twice in every case. A kernel computes mean and
+variance of each channel of a frame, some tiny ones turn these into a few numbers for each channel, and a kernel applies
+those. It also does additions of a number for each channel, activations and transposes that follow.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch.nn.functional as F  # noqa: N812  (torch's own convention)
 from torch import Tensor, nn
 
 from svd_trt.export.rewrites.resnet import VideoResnet
-from svd_trt.export.rewrites.surgery import each_frame, replace_layers
+from svd_trt.export.rewrites.surgery import each_frame, frozen, replace_layers
 
 __all__ = ["StatisticsNorm", "StatisticsResnet", "normalise_by_statistics"]
 
@@ -35,54 +35,67 @@ class StatisticsNorm(nn.Module):
 
     def __init__(self, norm: nn.GroupNorm) -> None:
         super().__init__()
-        self.groups, self.eps = norm.num_groups, norm.eps
-        self.weight, self.bias = norm.weight, norm.bias
+        self.groups, self.eps, self.dtype = norm.num_groups, norm.eps, norm.weight.dtype
+        doubled, bias = (t.detach().float().unflatten(0, (self.groups, -1)) for t in (2 * norm.weight, norm.bias))
+        self.doubled, self.bias = frozen(doubled, torch.float32), frozen(bias, torch.float32)  # [groups, C / groups]
 
-    def forward(self, hidden: Tensor, shift: Tensor) -> Tensor:
-        """``silu(norm(hidden + shift))`` of ``[N, C, K, T]`` and ``[N, C]``."""
-        return _apply(hidden, *self.coefficients(*_statistics(hidden, (3,)), shift))
+    def forward(self, hidden: Tensor, shift: Tensor | None) -> Tensor:
+        """``silu(norm(hidden + shift))`` of ``[V, C, F, T]`` and ``[V, C]``."""
+        videos, _, frames, _ = hidden.shape
+        # TensorRT computes both statistics in one kernel if frames and videos are one axis.
+        statistics = _by_video(_statistics_of(hidden.transpose(1, 2).flatten(0, 1)), videos, frames)
+        shape = (videos, -1, 1, 1)
+        return _scaled(hidden, *(t.reshape(shape) for t in self.coefficients(*statistics, shift)))
 
     def coefficients(
-        self, means: Tensor, squares: Tensor, shift: Tensor | None = None
+        self, means: Tensor, variances: Tensor, shift: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """What `_apply` needs for each channel, each ``[N, C]``.
+        """What `_scaled` needs for each channel, each ``[N, groups, C / groups]``.
 
         Args:
             means: ``[N, C, K]`` in fp32: of K parts of the channel, all of the same size.
-            squares: means of the squares of the same values.
+            variances: of the same parts.
             shift: ``[N, C]``, added to every value first.
         """
-        if shift is not None:
-            added = shift.float().unsqueeze(2)
-            squares = squares + added * (2 * means + added)
-            means = means + added
-        mean = means.unflatten(1, (self.groups, -1)).mean((2, 3)).unsqueeze(2)  # [N, groups, 1]
-        square = squares.unflatten(1, (self.groups, -1)).mean((2, 3)).unsqueeze(2)
-        factor = torch.rsqrt((square - mean * mean).clamp(min=0) + self.eps)
-        weight, bias = (t.float().unflatten(0, (self.groups, -1)) for t in (self.weight, self.bias))
-        scale = (weight * factor).flatten(1)
-        centre = (mean + torch.zeros_like(weight)).flatten(1)
-        if shift is not None:
-            centre = centre - shift.float()
-        halved = (centre * 0.5).to(self.weight.dtype)
+        added = 0.0 if shift is None else shift.float().unsqueeze(2)
+        shape = (means.shape[0], self.groups, -1)
+        means, variances = (means + added).reshape(shape), variances.reshape(shape)
+        first = means[:, :, :1]  # near the others, so that squares of differences from it are accurate
+        differences = means - first
+        mean = differences.mean(2, keepdim=True)
+        variance = (variances + differences * differences).mean(2, keepdim=True) - mean * mean
+        scale = self.doubled * torch.rsqrt(variance.clamp(min=0) + self.eps)
+        shifts = torch.zeros_like(self.bias) if shift is None else shift.float().reshape(shape)
+        centre = (first + mean - shifts) * 0.5
+        rounded = centre.to(self.dtype)
         # The offset makes good what the rounding of the centre loses.
-        return halved, 2 * scale, bias.flatten() + (2 * halved.float() - centre) * scale
+        return rounded, scale, (rounded.float() - centre) * scale + self.bias
 
 
-def _statistics(hidden: Tensor, axes: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """Means over ``axes`` of the values and of their squares, in fp32."""
-    values = hidden.float()
-    return values.mean(axes), (values * values).mean(axes)
+def _statistics_of(hidden: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance over pixels in fp32: ``[N, C, T]`` to twice ``[N, C, 1]``.
+
+    The sums are those of differences from the first pixel. So a mean that is large beside the deviations loses nothing.
+    """
+    first = hidden[:, :, :1].float()
+    differences = hidden.float() - first
+    mean = differences.mean(2, keepdim=True)
+    return mean + first, (differences * differences).mean(2, keepdim=True) - mean * mean
 
 
-def _apply(hidden: Tensor, halved: Tensor, scale: Tensor, offset: Tensor) -> Tensor:
-    """``silu((hidden / 2 - halved) * scale + offset)`` of ``[N, C, K, T]``; the coefficients are ``[N, C]``.
+def _by_video(statistics: tuple[Tensor, Tensor], videos: int, frames: int) -> tuple[Tensor, Tensor]:
+    """Statistics of all frames, ``[V*F, C, 1]``, as parts of channels of videos, ``[V, C, F]``."""
+    mean, variance = (t.reshape(videos, frames, -1).transpose(1, 2) for t in statistics)
+    return mean, variance
+
+
+def _scaled(hidden: Tensor, centre: Tensor, scale: Tensor, offset: Tensor) -> Tensor:
+    """``silu((hidden / 2 - centre) * scale + offset)`` in the type of ``hidden``.
 
     The centre is subtracted before the cast to fp32: if this began with the cast that the statistics begin with,
     TensorRT would store the result of that cast. Halved, the difference of two half-precision numbers is finite.
     """
-    halved, scale, offset = (t[:, :, None, None] for t in (halved, scale, offset))
-    return F.silu((hidden * 0.5 - halved).float() * scale + offset).to(hidden.dtype)
+    return F.silu((hidden * 0.5 - centre).float() * scale + offset).to(hidden.dtype)
 
 
 class StatisticsResnet(VideoResnet):
@@ -113,16 +126,14 @@ class StatisticsResnet(VideoResnet):
             return cast(Tensor, spatial(hidden, temb, frames))
         change = spatial.conv1(F.silu(spatial.norm1(hidden)))
         shift = each_frame(spatial.time_emb_proj(F.silu(temb)), frames)
-        means, squares = (t.unsqueeze(2) for t in _statistics(change, (2, 3)))
-        change = spatial.conv2(_apply(change, *self.spatial_norm2.coefficients(means, squares, shift)))
+        shape = (change.shape[0], -1, 1, 1)
+        coefficients = self.spatial_norm2.coefficients(*_statistics_of(change.flatten(2)), shift)
+        change = spatial.conv2(_scaled(change, *(t.reshape(shape) for t in coefficients)))
         return cast(Tensor, (hidden if spatial.conv_shortcut is None else spatial.conv_shortcut(hidden)) + change)
 
     def _over_frames(self, hidden: Tensor, videos: int, frames: int) -> Tensor:
         """The first normalisation over all frames of a video: ``[V*F, C, h, w]`` to ``[V, C, F, h*w]``."""
-        means, squares = (
-            t.unflatten(0, (videos, frames)).transpose(1, 2) for t in _statistics(hidden, (2, 3))
-        )  # [V, C, F]
-        coefficients = (each_frame(t, frames) for t in self.norm1.coefficients(means, squares))
-        normalised = _apply(hidden, *coefficients)
+        statistics = _by_video(_statistics_of(hidden.flatten(2)), videos, frames)
+        coefficients = (t.reshape(videos, 1, -1, 1) for t in self.norm1.coefficients(*statistics))
         # Pixels become one axis before the transpose: TensorRT does not fuse the other order.
-        return cast(Tensor, normalised.flatten(2).unflatten(0, (videos, frames)).transpose(1, 2))
+        return _scaled(hidden.flatten(2).unflatten(0, (videos, frames)), *coefficients).transpose(1, 2)

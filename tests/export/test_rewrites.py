@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F  # noqa: N812  (torch's own convention)
 from diffusers.models.attention import FeedForward
 from torch import Tensor, nn
 
@@ -18,7 +19,7 @@ from svd_trt.export.rewrites import REWRITES, rewrite
 from svd_trt.export.rewrites.attention import bound_attention
 from svd_trt.export.rewrites.feed_forward import SplitFeedForward, split_feed_forwards
 from svd_trt.export.rewrites.resnet import temporal_convolutions_2d
-from svd_trt.export.rewrites.statistics import normalise_by_statistics
+from svd_trt.export.rewrites.statistics import StatisticsNorm, normalise_by_statistics
 from svd_trt.export.rewrites.tokens_first import put_tokens_first
 from svd_trt.export.rewrites.transformer import cross_attention_to_values, tabulate_frame_positions
 from svd_trt.export.rewrites.upsample import replace_upsamplers, subpixel_upsampling
@@ -145,6 +146,31 @@ def test_each_rewrite_of_the_decoder(size: tuple[int, ...], name: str, vae: Any,
     assert difference <= BOUND
 
 
+@pytest.mark.parametrize("mean", [0.0, 10.0, 300.0])
+def test_statistics_of_values_with_a_large_mean(mean: float, record_property: Any) -> None:
+    """The plain layer rounds the sum with the time embedding to half precision before it normalises; ours does not."""
+    torch.manual_seed(0)
+    norm = nn.GroupNorm(8, 32).requires_grad_(requires_grad=False)
+    norm.weight.normal_()
+    hidden, shift = torch.randn(2, 32, 3, 200) + mean, torch.randn(2, 32)
+    halves = hidden.half(), shift.half()
+    exact = F.silu(norm(halves[0].float() + halves[1].float()[:, :, None, None]))
+    difference = relative(StatisticsNorm(norm)(hidden, shift), F.silu(norm(hidden + shift[:, :, None, None])))
+    norm.half()
+    half = relative(StatisticsNorm(norm)(*halves).float(), exact)
+    plain = relative(F.silu(norm(halves[0] + halves[1][:, :, None, None])).float(), exact)
+    record_property("fp32_half_and_plain_half", f"{difference:.1e} {half:.1e} {plain:.1e}")
+    assert difference <= max(BOUND, mean * 1e-6)
+    assert half <= min(1e-2, 2 * plain)
+
+
+def test_statistics_of_the_largest_numbers() -> None:
+    """Differences and squares of half-precision numbers at both ends of their range stay finite."""
+    hidden = torch.tensor([-60000.0, 60000.0]).repeat(1, 8, 2, 50).half()
+    out = StatisticsNorm(nn.GroupNorm(2, 8).half())(hidden, torch.zeros(1, 8).half())
+    assert torch.allclose(out.float(), F.silu(hidden.float() / 60000), atol=2e-3)
+
+
 def test_more_chunks_than_tokens() -> None:
     layer = FeedForward(32, activation_fn="geglu")
     hidden = torch.randn(2, 3, 32)
@@ -159,6 +185,8 @@ def test_what_is_changed(unet: Any, vae: Any) -> None:
     assert changed["split_feed_forwards"] == 3 * transformers
     assert changed["bound_attention"] == 2 * transformers
     assert changed["subpixel_upsampling"] == 2
+    assert changed["put_tokens_first"] == transformers
+    assert changed["normalise_by_statistics"] == changed["temporal_convolutions_2d"]
     decoder = make_network("vae_decoder", copy.deepcopy(vae), rewrites=False)
     changed = rewrite(decoder)
     assert changed["bound_attention"] == 1
