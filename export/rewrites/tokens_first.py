@@ -95,9 +95,15 @@ def _within_frames(block: SpatialBlock, stream: Tensor, values: Tensor) -> Tenso
 
 
 def _over_frames(block: TemporalBlock, stream: Tensor, values: Tensor) -> Tensor:
-    """``[F, T*V, C]`` and ``[V, C]`` to the block's output without the values, which the caller adds."""
-    stream = block.feed_in(stream)
-    stream = stream + block.attn1(block.norm1(stream))
+    """``[F, T*V, C]`` and ``[V, C]`` to the block's output without the values, which the caller adds.
+
+    Only the stream is a plain list of tokens: then TensorRT adds to it in the products, and not in the normalisations.
+    """
+    frames, tokens, _ = stream.shape
+    shape = (frames, tokens)
+    layer = block.feed_in
+    flat = stream.flatten(0, 1) + layer.ff(layer.norm(stream)).flatten(0, 1)
+    flat = flat + block.attn1(block.norm1(flat.unflatten(0, shape))).flatten(0, 1)
     layer = block.feed_forward
-    read = (stream.unflatten(1, (-1, values.shape[0])) + values).flatten(1, 2)
-    return cast(Tensor, stream + layer.ff(layer.norm(read)))
+    read = (flat.unflatten(0, (frames, -1, values.shape[0])) + values).flatten(1, 2)
+    return cast(Tensor, (flat + layer.ff(layer.norm(read)).flatten(0, 1)).unflatten(0, shape))
