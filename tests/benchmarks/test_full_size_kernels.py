@@ -18,6 +18,9 @@ from tests.engine.kernel_block import EXACT, SPEC, build_log, write_block
 pytest.importorskip("onnxruntime_ep_nv_tensorrt_rtx", reason="TensorRT for RTX is not installed (svd-trt[rtx])")
 
 
+ROOT = Path(__file__).parents[2]
+
+
 @pytest.fixture(scope="module")
 def networks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What ``svd-trt inspect --kernels --json`` says of a network, from a real build of a small one."""
@@ -105,3 +108,9 @@ def test_sizes_that_a_profile_lacks_are_dashes(networks: dict[str, Any]) -> None
         }
     }
     assert "|  | chunk 1 to 8 | 17 | - | - | - | - | 2 |" in kernel_tables({"variants": {"default": found}})
+
+
+def test_the_tables_of_the_page_are_those_of_the_record() -> None:
+    record = ROOT / "benchmarks" / "results" / "kernels-full-size.json"
+    text = (ROOT / "docs" / "kernels.md").read_text()
+    assert kernel_tables(json.loads(record.read_text())) in text
