@@ -6,6 +6,7 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from svd_trt.engine.kernels import KernelList, read_kernels
 from svd_trt.engine.manifest import FileEntry, Manifest, NetworkEntry, read_manifest, sha256_of
 from svd_trt.engine.rebuild import rebuild_command
 from svd_trt.engine.spec import NETWORKS, NetworkName
@@ -59,10 +60,19 @@ class Bundle:
         plan = self.network(name).plan
         return self.path / plan.file.path if plan else None
 
-    def kernels_path(self, name: NetworkName) -> Path | None:
-        """The list of the kernels in the plan of network ``name``; None if there is no plan or it has no list."""
+    def kernels(self, name: NetworkName) -> KernelList | None:
+        """The kernels in the plan of network ``name``; None if there is no plan or it has no list.
+
+        Raises:
+            BundleError: the list is damaged.
+        """
         plan = self.network(name).plan
-        return self.path / plan.kernels.path if plan and plan.kernels else None
+        if plan is None or plan.kernels is None:
+            return None
+        try:
+            return read_kernels(self.path / plan.kernels.path)
+        except BundleError as error:
+            raise BundleError(f"{error}; {self._repair()}") from error
 
     def _check_files(self, *, verify: bool) -> None:
         # Hashing releases the interpreter lock, so threads hash files in parallel.

@@ -122,7 +122,7 @@ class AxisResolver:
         ``outputs`` are the unknown axes that `resolve` found. None if the log does not tell.
         """
         if kernel.type == "correlation":
-            return _of_convolution(kernel, outputs)
+            return _of_convolution(kernel, self._fused(kernel, "CONVOLUTION"), outputs)
         products = [layer for layer in self._fused(kernel, "MATRIX_MULTIPLY") if layer.outputs and any(layer.inputs)]
         return _sum([_of_axes(["2", *layer.outputs[0], layer.inputs[0][-1]]) for layer in products])
 
@@ -168,12 +168,16 @@ def _sum(products: Sequence[Product]) -> Product | None:
     return Product(1, 1, (f"(+ {' '.join(p.text for p in products)})",))
 
 
-def _of_convolution(kernel: LoggedKernel, outputs: Sequence[Product | None]) -> Product | None:
+def _of_convolution(
+    kernel: LoggedKernel, layers: Sequence[LoggedLayer], outputs: Sequence[Product | None]
+) -> Product | None:
     """Each value of the output takes as many multiply-adds as a filter ``[C', C, kernel]`` has weights."""
     filters = max(kernel.constants, key=known_axes, default=None)
     if filters is None or len(filters.dims) < 3 or not outputs or outputs[0] is None:
         return None
-    each = math.prod(filters.dims[1:])
+    # The builder pads few channels to a multiple of 4 or 8; the layer's input has the real number.
+    channels = [int(axes[1]) for layer in layers for axes in layer.inputs[:1] if axes[1:2] and axes[1].isdigit()]
+    each = min([filters.dims[1], *channels]) * math.prod(filters.dims[2:])
     return outputs[0].times(Product(2 * known_axes(kernel.outputs[0]) * each))
 
 

@@ -235,15 +235,14 @@ def read_kernels(path: Path) -> KernelList:
     """Read and check what `write_kernels` wrote.
 
     Raises:
-        BundleError: the file is missing or damaged.
+        BundleError: the file is missing or damaged; `svd_trt.engine.bundle.Bundle.kernels` adds how to repair it.
     """
-    rebuild = "run `svd-trt build` again to repair it"
     try:
         kernels = msgspec.json.decode(path.read_bytes(), type=KernelList)
         for profile in kernels.profiles:
             kernel_costs(profile, {symbol: r.max for symbol, r in profile.ranges.items()})
     except OSError as error:
-        raise BundleError(f"{path} cannot be read ({error.strerror}); {rebuild}") from error
+        raise BundleError(f"{path} cannot be read ({error.strerror})") from error
     except (msgspec.MsgspecError, ArgumentError, IndexError) as error:
-        raise BundleError(f"{path} is not a list of kernels ({error}); {rebuild}") from error
+        raise BundleError(f"{path} is not a list of kernels ({error})") from error
     return kernels

@@ -202,7 +202,7 @@ def test_a_damaged_list_is_a_damaged_bundle(old: bytes, new: bytes, kernels: Ker
     content = path.read_bytes()
     assert old in content
     path.write_bytes(content.replace(old, new))
-    with pytest.raises(BundleError, match=r"denoiser\.kernels\.json is not a list of kernels .*svd-trt build"):
+    with pytest.raises(BundleError, match=r"denoiser\.kernels\.json is not a list of kernels \("):
         read_kernels(path)
 
 
@@ -210,7 +210,7 @@ def test_a_list_that_names_no_tensor_is_damaged(kernels: KernelList, tmp_path: P
     path = tmp_path / "denoiser.kernels.json"
     short = [msgspec.structs.replace(profile, tensors=profile.tensors[:3]) for profile in kernels.profiles]
     write_kernels(msgspec.structs.replace(kernels, profiles=tuple(short)), path)
-    with pytest.raises(BundleError, match="svd-trt build"):
+    with pytest.raises(BundleError, match="is not a list of kernels"):
         read_kernels(path)
     path.unlink()
     with pytest.raises(BundleError, match="cannot be read"):

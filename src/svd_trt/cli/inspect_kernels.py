@@ -19,7 +19,7 @@ from svd_trt.cli.kernels_report import (
 )
 from svd_trt.engine.bundle import Bundle
 from svd_trt.engine.gpu_table import find_gpu
-from svd_trt.engine.kernels import KernelList, read_kernels
+from svd_trt.engine.kernels import KernelList
 from svd_trt.engine.spec import NETWORKS, NetworkName
 from svd_trt.errors import ArgumentError, MissingDependencyError
 
@@ -152,8 +152,7 @@ def _read(bundle: Bundle, network: str | None, wanted: Mapping[str, int]) -> lis
         raise ArgumentError(
             f"{bundle.path} has no engines, so no kernels; svd-trt build --backend tensorrt-rtx adds them"
         )
-    lists = [read_kernels(path) for name in names if (path := bundle.kernels_path(name)) is not None]
-    listed = [kernels for kernels in lists if kernels.known]
+    listed = [kernels for name in names if (kernels := bundle.kernels(name)) is not None and kernels.known]
     if not listed:
         raise ArgumentError(
             f"{bundle.manifest.tensorrt.name} {bundle.manifest.tensorrt.version} listed no kernels when it built "

@@ -1,0 +1,201 @@
+"""``svd-trt inspect --kernels``: tables, JSON, comparison, plot and refusals."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import PIL.Image
+import pytest
+
+from svd_trt import Bundle
+from svd_trt.engine.gpu_table import GPUS
+from svd_trt.engine.kernels import kernel_costs, read_kernels
+from svd_trt.engine.manifest import Manifest, write_manifest
+from svd_trt.engine.spec import NETWORKS
+from tests.cli.conftest import Run, invoke
+
+
+def kernels_of(bundle: Path, network: Any) -> Any:
+    kernels = Bundle.open(bundle, verify=False).kernels(network)
+    assert kernels is not None
+    return kernels
+
+
+def profiles(*arguments: str | Path) -> list[dict[str, Any]]:
+    result = invoke("inspect", *arguments, "--json")
+    assert result.returncode == 0, result.stderr
+    found: list[dict[str, Any]] = json.loads(result.stdout)["networks"]["denoiser"]["profiles"]
+    return found
+
+
+def copy(bundle: Path, to: Path, **plan: Any) -> Path:
+    """A copy of ``bundle`` whose plans have other fields in the manifest."""
+    shutil.copytree(bundle, to)
+    manifest = Bundle.open(bundle).manifest
+    change = msgspec.structs.replace
+    networks = {name: change(entry, plan=change(entry.plan, **plan)) for name, entry in manifest.networks.items()}
+    write_manifest(change(manifest, networks=networks), to)
+    return to
+
+
+def test_tables(run: Run, small_bundle: Path) -> None:
+    result = run("inspect", small_bundle, "--kernels", "--gpu", "RTX 4090", "--gpu", "h100sxm")
+    assert result.returncode == 0, result.stderr
+    words = ("convolution", "product", "attention", "norm", "copy or layout", "pointwise", "fp32 spills", "activations")
+    for word in (*NETWORKS, *words, "* branches 2, frames 3", "branches 1 to 2, frames 2 to 6", "RTX 4090", "H100 SXM"):
+        assert word in result.stdout, result.stdout
+    assert "A model, not measured" in result.stdout
+    assert max(map(len, result.stdout.splitlines())) <= 100
+    assert "…" not in result.stdout, "cut off"
+    assert "not known" not in result.stdout, "every size is known"
+
+
+def test_one_network(small_bundle: Path) -> None:
+    result = invoke("inspect", small_bundle, "--kernels", "vae_decoder", "--chunk", "2")
+    assert "vae_decoder at chunk 2" in result.stdout
+    assert "* chunk 1 to 6" in result.stdout, "the range is taken, as the runtime does"
+    assert "denoiser" not in result.stdout
+    assert "model" not in result.stdout, "no GPU was named"
+
+
+def test_json(small_bundle: Path) -> None:
+    exact, span = profiles(small_bundle, "--kernels", "denoiser", "--gpu", "L4", "--top", "3")
+    listed = kernels_of(small_bundle, "denoiser")
+    assert exact["ranges"]["frames"] == {"min": 3, "opt": 3, "max": 3}
+    assert span["ranges"]["frames"]["max"] == 6
+    assert [exact["taken"], span["taken"]] == [True, False]
+    for found, profile in zip((exact, span), listed.profiles, strict=True):
+        costs = kernel_costs(profile, {"branches": 2, "frames": 3})
+        assert found["sizes"] == {"branches": 2, "frames": 3}
+        assert found["kernels"] == len(costs) == sum(kind["kernels"] for kind in found["by_kind"].values())
+        assert found["bytes"]["read"] == sum(c.read for c in costs) > 0
+        assert found["flops"] == sum(c.flops for c in costs)
+        assert found["activation_bytes"] == profile.activation_bytes > 0
+        assert found["unknown"] == 0
+        assert len(found["heaviest"]) == 3
+        (model,) = found["roofline"]
+        assert model["seconds"] >= max(model["memory_seconds"], model["arithmetic_seconds"]) > 0
+        assert model["measured"] is False
+    whole = json.loads(invoke("inspect", small_bundle, "--kernels", "--json").stdout)
+    assert all(whole["networks"][name]["profiles"] for name in NETWORKS)
+    assert whole["ranges"]["frames"]["max"] == 6, "beside what inspect shows without --kernels"
+
+
+def test_arithmetic_is_that_of_the_graph(small_bundle: Path) -> None:
+    """Kernels have the operations that are counted from the ONNX graph, except for constants that were folded."""
+    for name in NETWORKS:
+        entry = Bundle.open(small_bundle).network(name)
+        profile = kernels_of(small_bundle, name).profiles[-1]
+        flops = sum(c.flops for c in kernel_costs(profile, {s: r.max for s, r in entry.spec.ranges.items()}))
+        assert flops == pytest.approx(entry.flops, rel=0.001), name
+
+
+def test_a_range_at_the_exact_sizes_moves_about_as_much(small_bundle: Path) -> None:
+    exact, span = profiles(small_bundle, "--kernels", "denoiser")
+    for figure in ("read", "written"):
+        assert span["bytes"][figure] == pytest.approx(exact["bytes"][figure], rel=0.15), "fused otherwise"
+    assert span["flops"] == exact["flops"]
+
+
+def test_sizes_outside_a_profile_have_no_figures(small_bundle: Path) -> None:
+    exact, span = profiles(small_bundle, "--kernels", "denoiser", "--frames", "6")
+    assert (exact["sizes"], exact["bytes"]) == (None, None)
+    assert span["taken"]
+    assert span["sizes"] == {"branches": 2, "frames": 6}
+    (_, less) = profiles(small_bundle, "--kernels", "denoiser", "--frames", "2")
+    assert span["bytes"]["read"] > 2 * less["bytes"]["read"]
+
+
+def test_comparison_and_plot(small_bundle: Path, tmp_path: Path) -> None:
+    picture = tmp_path / "deep" / "kernels.png"
+    result = invoke("inspect", small_bundle, "--kernels", "denoiser", "--compare", small_bundle, "--plot", picture)
+    assert result.returncode == 0, result.stderr
+    rows = {line.split("  ")[0]: line for line in result.stdout.splitlines()}
+    assert rows["all"].endswith("+0.0%")
+    assert "product" in rows
+    with PIL.Image.open(picture) as image:
+        assert image.format == "PNG"
+        assert image.width > 900
+        assert image.height > 300
+        assert len(image.convert("L").getcolors(256) or ()) > 10, "something is drawn"
+    whole = tmp_path / "whole.png"
+    assert invoke("inspect", small_bundle, "--kernels", "--plot", whole).returncode == 0
+    with PIL.Image.open(whole) as taller:
+        assert taller.height > image.height, "a panel for each network"
+    compared = json.loads(invoke("inspect", small_bundle, "--kernels", "--compare", small_bundle, "--json").stdout)
+    assert compared["compared"]["networks"]["denoiser"] == {"profiles": compared["networks"]["denoiser"]["profiles"]}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--kernels", "unet"], f"choose one of: {', '.join(NETWORKS)}"),
+        (["--kernels", "--gpu", "GTX 1080"], f"choose one of: {', '.join(gpu.name for gpu in GPUS)}"),
+        (["--kernels", "--frames", "7"], "frames 7 is outside what this bundle was built for (2 to 6)"),
+        (["--kernels", "--chunk", "9"], "build one with another --decode-chunk"),
+        (["--kernels", "--height", "64"], "height 64 is outside"),
+        (["--kernels", "--compare", "nowhere"], "there is no bundle at nowhere"),
+        (["--kernels", "--plot", "/proc/kernels.png"], "cannot write /proc/kernels.png"),
+    ],
+)
+def test_refusals(arguments: list[str], words: str, small_bundle: Path) -> None:
+    result = invoke("inspect", small_bundle, *arguments)
+    assert result.returncode == 1
+    assert words in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--frames", "3"], "--frames is for --kernels"),
+        (["--gpu", "L4"], "--gpu is for --kernels"),
+        (["--kernels", "--num-frames", "3"], "--num-frames is for --vram-budget, and --frames for --kernels"),
+        (["--kernels", "--vram-budget", "8GB"], "show different things"),
+    ],
+)
+def test_options_that_do_not_fit_are_usage_errors(arguments: list[str], words: str, small_bundle: Path) -> None:
+    result = invoke("inspect", small_bundle, *arguments)
+    assert result.returncode == 2
+    assert words in result.stderr
+
+
+def test_a_size_that_no_profile_holds(small_bundle: Path, tmp_path: Path) -> None:
+    bundle = copy(small_bundle, tmp_path / "bundle")
+    path = bundle / "tensorrt-rtx" / "denoiser.kernels.json"
+    listed = read_kernels(path)
+    content = msgspec.json.encode(msgspec.structs.replace(listed, profiles=listed.profiles[:1]))
+    path.write_bytes(content + b" " * (path.stat().st_size - len(content)))
+    result = invoke("inspect", bundle, "--kernels", "denoiser", "--frames", "6")
+    assert result.returncode == 1
+    assert "no profile of denoiser holds frames 6; its profiles are: branches 2, frames 3" in result.stderr
+
+
+def test_a_damaged_list_is_a_damaged_bundle(small_bundle: Path, tmp_path: Path) -> None:
+    bundle = copy(small_bundle, tmp_path / "bundle")
+    path = bundle / "tensorrt-rtx" / "denoiser.kernels.json"
+    path.write_bytes(b"{" * path.stat().st_size)
+    result = invoke("inspect", bundle, "--kernels")
+    assert result.returncode == 1
+    assert "denoiser.kernels.json is not a list of kernels" in result.stderr
+    assert "to repair it, run `svd-trt build " in result.stderr
+    path.unlink()
+    assert "denoiser.kernels.json is missing" in invoke("inspect", bundle, "--kernels").stderr
+
+
+def test_bundles_without_lists_say_what_to_do(small_bundle: Path, tmp_path: Path) -> None:
+    bundle = copy(small_bundle, tmp_path / "unlisted", kernels=None)
+    result = invoke("inspect", bundle, "--kernels")
+    assert result.returncode == 1
+    assert "listed no kernels" in result.stderr
+    assert "--backend tensorrt-rtx" in result.stderr
+    manifest: Manifest = Bundle.open(bundle).manifest
+    networks = {name: msgspec.structs.replace(entry, plan=None) for name, entry in manifest.networks.items()}
+    write_manifest(msgspec.structs.replace(manifest, networks=networks, tensorrt=None), bundle)
+    result = invoke("inspect", bundle, "--kernels")
+    assert result.returncode == 1
+    assert "has no engines, so no kernels; svd-trt build --backend tensorrt-rtx adds them" in result.stderr
