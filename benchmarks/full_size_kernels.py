@@ -74,13 +74,15 @@ def measure(model: str, output: Path, names: tuple[str, ...], work: Path | None)
     old = json.loads(output.read_text()) if names and output.exists() else {}
     if old and old["model"] != model:
         raise ResultError(f"{output} has figures of {old['model']}; measure all variants, or choose another file")
-    record = {"benchmark": "full_size_kernels", "model": model, "variants": old.get("variants", {})}
+    variants = old.get("variants", {})
     machine = describe_machine()
-    for name in names or (*BUILDS, *decoders):
+    order = (*BUILDS, *decoders)
+    for name in names or order:
         chunk = decoders.get(name)
         found = _measure_decoder(model, chunk, work) if chunk else _measure_variant(model, BUILDS[name], work)
-        when = {"date": dt.date.today().isoformat(), "machine": machine}
-        record["variants"][name] = when | found
+        variants[name] = {"date": dt.date.today().isoformat(), "machine": machine} | found
+        ordered = {known: variants[known] for known in order if known in variants}
+        record = {"benchmark": "full_size_kernels", "model": model, "variants": ordered}
         write_file(output, (json.dumps(record, indent=1) + "\n").encode())  # after each, since each takes minutes
         click.echo(_line(name, found))
 

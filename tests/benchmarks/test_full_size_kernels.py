@@ -78,6 +78,10 @@ def test_single_variants_are_measured_again_and_merged(measured: list[list[str]]
     assert list(second["variants"]) == list(first["variants"])
     assert second["variants"]["plain"] == first["variants"]["plain"]
     assert second["variants"]["default"]["seconds"] > first["variants"]["4 profiles"]["seconds"]
+    other = tmp_path / "other.json"
+    invoke("measure", "-o", other, "--variant", "decoder 8")
+    invoke("measure", "-o", other, "--variant", "default")
+    assert list(json.loads(other.read_text())["variants"]) == ["default", "decoder 8"], "in the order of the tables"
     with pytest.raises(Exception, match="measure all variants"):
         invoke("measure", "random:tiny", "-o", record, "--variant", "default")
 
