@@ -123,6 +123,8 @@ class AxisResolver:
         """
         if kernel.type == "correlation":
             return _of_convolution(kernel, self._fused(kernel, "CONVOLUTION"), outputs)
+        if kernel.type == "deconv":
+            return _of_upsampling(kernel, outputs)
         products = [layer for layer in self._fused(kernel, "MATRIX_MULTIPLY") if layer.outputs and any(layer.inputs)]
         return _sum([_of_axes(["2", *layer.outputs[0], layer.inputs[0][-1]]) for layer in products])
 
@@ -178,6 +180,15 @@ def _of_convolution(
     # The builder pads few channels to a multiple of 4 or 8; the layer's input has the real number.
     channels = [int(axes[1]) for layer in layers for axes in layer.inputs[:1] if axes[1:2] and axes[1].isdigit()]
     each = min([filters.dims[1], *channels]) * math.prod(filters.dims[2:])
+    return outputs[0].times(Product(2 * known_axes(kernel.outputs[0]) * each))
+
+
+def _of_upsampling(kernel: LoggedKernel, outputs: Sequence[Product | None]) -> Product | None:
+    """A transposed convolution of stride two: each output value takes a quarter of a filter ``[C, C', 4, 4]``."""
+    filters = max(kernel.constants, key=known_axes, default=None)
+    if filters is None or len(filters.dims) != 4 or not outputs or outputs[0] is None:
+        return None
+    each = filters.dims[0] * math.prod(filters.dims[2:]) // 4
     return outputs[0].times(Product(2 * known_axes(kernel.outputs[0]) * each))
 
 

@@ -117,6 +117,8 @@ def test_what_fuses_in_the_decoder(tmp_path: Path, record_property: Any) -> None
     for profile in profiles:
         copies = [cost for cost in costs_of(profile, "copy or layout") if cost.read + cost.written > stream / 10]
         assert not copies, [cost.kernel.name for cost in copies]
+    (enlarging,) = (cost for cost in costs_of(profiles[0], "convolution") if cost.kernel.type == "deconv")
+    assert enlarging.flops == 4 * 2 * frames * 128 * 128 * 576 * 1024  # 4 products for each output value and channel
     streams = moved_bytes(profiles[0]) / stream
     record_property("streams", f"{streams:.1f}")
     assert streams < 21 + 3
