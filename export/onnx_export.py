@@ -15,7 +15,7 @@ import onnx
 import onnx_ir as ir
 import torch
 from onnx_ir.passes import Sequential, common
-from onnxscript import optimizer
+from onnxscript import opset18, optimizer
 from torch.export import Dim
 
 from svd_trt.engine.spec import LARGEST_COUNT, NetworkSpec, TensorSpec
@@ -77,12 +77,8 @@ def export_network(
                 # symbolic solver cannot prove it; as run-time assertions they are dropped from the graph.
                 prefer_deferred_runtime_asserts_over_guards=True,
             )
-            translated = torch.onnx.export(
+            translated = _translate(
                 program,
-                (),
-                dynamo=True,
-                optimize=False,
-                verbose=False,
                 opset_version=_OPSET_OF_GROUP_NORMALIZATION if fp32_statistics else OPSET,
                 input_names=[t.name for t in spec.inputs],
                 output_names=[t.name for t in spec.outputs],
@@ -91,7 +87,6 @@ def export_network(
         raise
     except Exception as error:
         raise ExportError(f"{spec.name} could not be exported to ONNX: {first_line(error)}") from error
-    assert translated is not None
     model = translated.model
     _clean(model)
     _name_axes(model, spec)
@@ -107,6 +102,71 @@ def export_network(
         nodes=model.graph.num_nodes(),
         parameters=_parameters(model),
     )
+
+
+def _translate(program: torch.export.ExportedProgram, **options: Any) -> torch.onnx.ONNXProgram:
+    """The program in ONNX.
+
+    Torch traces the program once more to decompose its operators, which takes as long as the first time. Nearly all of
+    them have a translation as they are, so that is tried first; an operator without one, or one that changes a tensor
+    in place, which the second trace would make functional, needs it.
+    """
+    targets = [node.target for node in program.graph.nodes if isinstance(node.target, torch._ops.OpOverload)]
+    if not any(target._schema.is_mutable for target in targets):
+        _simplify(program.graph_module)
+        decompose = program.run_decompositions
+        program.run_decompositions = lambda _table=None: program
+        try:
+            return _to_onnx(program, custom_translation_table={torch.ops.aten.to.dtype: _cast}, **options)
+        except torch.onnx.errors.OnnxExporterError:
+            pass
+        finally:
+            program.run_decompositions = decompose
+    return _to_onnx(program, **options)
+
+
+def _to_onnx(program: torch.export.ExportedProgram, **options: Any) -> torch.onnx.ONNXProgram:
+    translated = torch.onnx.export(program, (), dynamo=True, optimize=False, verbose=False, **options)
+    assert translated is not None
+    return translated
+
+
+def _cast(value: Any, dtype: int, *_: Any, **__: Any) -> Any:
+    return opset18.Cast(value, to=dtype)
+
+
+def _simplify(module: torch.fx.GraphModule) -> None:
+    """Remove conversions of a tensor to the type that it has, and write flatten and unflatten as reshapes.
+
+    The translations of these two compute their shapes with three nodes and more.
+    """
+    flattening = (torch.ops.aten.flatten.using_ints, torch.ops.aten.unflatten.int)
+    for node in list(module.graph.nodes):
+        new = None
+        if node.target is torch.ops.aten.to.dtype and node.args[0].meta["val"].dtype == node.args[1]:
+            new = node.args[0]
+        elif node.target in flattening and (shape := _reshape_to(node)) is not None:
+            with module.graph.inserting_before(node):
+                new = module.graph.call_function(torch.ops.aten.reshape.default, (node.args[0], shape))
+            new.meta = dict(node.meta)
+        if new is not None:
+            node.replace_all_uses_with(new)
+            module.graph.erase_node(node)
+    module.recompile()
+
+
+def _reshape_to(node: torch.fx.Node) -> list[Any] | None:
+    """The shape that ``node`` gives, with -1 for one symbolic axis; None if there are others that it does not name."""
+    shape: list[Any] = [axis if isinstance(axis, int) else -1 for axis in node.meta["val"].shape]
+    if node.target is torch.ops.aten.unflatten.int and shape.count(-1) > 1:
+        _, axis, sizes = node.args
+        assert isinstance(axis, int)
+        assert isinstance(sizes, list | tuple)
+        axis %= node.args[0].meta["val"].ndim  # type: ignore[union-attr]
+        for offset, size in enumerate(sizes):
+            if isinstance(size, torch.fx.Node) and shape.count(-1) > 1:
+                shape[axis + offset] = size
+    return shape if shape.count(-1) <= 1 else None
 
 
 def _parameters(model: ir.Model) -> int:
