@@ -7,6 +7,7 @@ whose fusions TensorRT and ONNX Runtime find by themselves.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -117,7 +118,7 @@ def _translate(program: torch.export.ExportedProgram, **options: Any) -> torch.o
         decompose = program.run_decompositions
         program.run_decompositions = lambda _table=None: program
         try:
-            return _to_onnx(program, custom_translation_table={torch.ops.aten.to.dtype: _cast}, **options)
+            return _to_onnx(program, custom_translation_table=_TRANSLATIONS, **options)
         except torch.onnx.errors.OnnxExporterError:
             pass
         finally:
@@ -133,6 +134,35 @@ def _to_onnx(program: torch.export.ExportedProgram, **options: Any) -> torch.onn
 
 def _cast(value: Any, dtype: int, *_: Any, **__: Any) -> Any:
     return opset18.Cast(value, to=dtype)
+
+
+def _conv_transpose(
+    value: Any,
+    weight: Any,
+    bias: Any = None,
+    stride: Sequence[int] = (1, 1),
+    padding: Sequence[int] = (0, 0),
+    output_padding: Sequence[int] = (0, 0),
+    groups: int = 1,
+    dilation: Sequence[int] = (1, 1),
+) -> Any:
+    return opset18.ConvTranspose(
+        value,
+        weight,
+        bias,
+        strides=list(stride),
+        pads=[*padding, *padding],
+        output_padding=list(output_padding),
+        group=groups,
+        dilations=list(dilation),
+    )
+
+
+# Operators that torch.onnx knows only in their decomposed form.
+_TRANSLATIONS: dict[Any, Any] = {
+    torch.ops.aten.to.dtype: _cast,
+    torch.ops.aten.conv_transpose2d.input: _conv_transpose,
+}
 
 
 def _simplify(module: torch.fx.GraphModule) -> None:

@@ -27,7 +27,7 @@ __all__ = [
 
 _log = logging.getLogger("svd_trt")
 
-DEFAULT_FF_CHUNKS = 2
+DEFAULT_FF_CHUNKS = 1
 ONNXRUNTIME_FF_CHUNKS = 8
 MOST_FF_CHUNKS = 16
 # The smallest picture that a range may hold has 2x2 pixels at the deepest level, and a part must have one.
