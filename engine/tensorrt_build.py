@@ -131,7 +131,7 @@ def _compile(
     layers = network.num_layers
     with _PlanFile(tensorrt.trt, plan_path) as plan, weights.kept_small():
         built = plan.build(builder, network, config)
-    reason = logger.broken_profile or (logger.errors[-1] if logger.errors else "no reason given")
+    reason = logger.broken_profile or (logger.errors[0] if logger.errors else "no reason given")
     if not built or logger.broken_profile:
         raise EngineBuildError(f"{tensorrt.name} {tensorrt.version} cannot build {spec.name}: {reason}")
     count = max(config.num_optimization_profiles, 1)

@@ -109,11 +109,11 @@ def _translate(program: torch.export.ExportedProgram, **options: Any) -> torch.o
     """The program in ONNX.
 
     Torch traces the program once more to decompose its operators, which takes as long as the first time. Nearly all of
-    them have a translation as they are, so that is tried first; an operator without one, or one that changes a tensor
-    in place, which the second trace would make functional, needs it.
+    them have a translation as they are, so that is tried first. The second trace is needed for an operator without one,
+    for one that changes a tensor in place, and for shapes of several symbolic axes: TensorRT does not find their limits
+    in the form that the translations give them.
     """
-    targets = [node.target for node in program.graph.nodes if isinstance(node.target, torch._ops.OpOverload)]
-    if not any(target._schema.is_mutable for target in targets):
+    if not any(_needs_decomposition(node) for node in program.graph.nodes):
         _simplify(program.graph_module)
         decompose = program.run_decompositions
         program.run_decompositions = lambda _table=None: program
@@ -158,6 +158,8 @@ def _conv_transpose(
     )
 
 
+_FLATTENING = (torch.ops.aten.flatten.using_ints, torch.ops.aten.unflatten.int)
+
 # Operators that torch.onnx knows only in their decomposed form.
 _TRANSLATIONS: dict[Any, Any] = {
     torch.ops.aten.to.dtype: _cast,
@@ -165,18 +167,24 @@ _TRANSLATIONS: dict[Any, Any] = {
 }
 
 
+def _needs_decomposition(node: torch.fx.Node) -> bool:
+    if node.target in _FLATTENING:
+        return _reshape_to(node) is None
+    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+
+
 def _simplify(module: torch.fx.GraphModule) -> None:
     """Remove conversions of a tensor to the type that it has, and write flatten and unflatten as reshapes.
 
     The translations of these two compute their shapes with three nodes and more.
     """
-    flattening = (torch.ops.aten.flatten.using_ints, torch.ops.aten.unflatten.int)
     for node in list(module.graph.nodes):
         new = None
         if node.target is torch.ops.aten.to.dtype and node.args[0].meta["val"].dtype == node.args[1]:
             new = node.args[0]
-        elif node.target in flattening and (shape := _reshape_to(node)) is not None:
+        elif node.target in _FLATTENING:
             with module.graph.inserting_before(node):
+                shape = [_size(module.graph, node, size) for size in _reshape_to(node) or ()]
                 new = module.graph.call_function(torch.ops.aten.reshape.default, (node.args[0], shape))
             new.meta = dict(node.meta)
         if new is not None:
@@ -185,17 +193,34 @@ def _simplify(module: torch.fx.GraphModule) -> None:
     module.recompile()
 
 
-def _reshape_to(node: torch.fx.Node) -> list[Any] | None:
-    """The shape that ``node`` gives, with -1 for one symbolic axis; None if there are others that it does not name."""
-    shape: list[Any] = [axis if isinstance(axis, int) else -1 for axis in node.meta["val"].shape]
-    if node.target is torch.ops.aten.unflatten.int and shape.count(-1) > 1:
+def _size(graph: torch.fx.Graph, node: torch.fx.Node, size: int | torch.fx.Node | str) -> int | torch.fx.Node:
+    """One size of `_reshape_to`; that of an axis of the input becomes a node in ``graph``."""
+    if not isinstance(size, str):
+        return size
+    new = graph.call_function(torch.ops.aten.sym_size.int, (node.args[0], int(size)))
+    new.meta["val"] = node.args[0].meta["val"].shape[int(size)]  # type: ignore[union-attr]
+    return new
+
+
+def _reshape_to(node: torch.fx.Node) -> list[int | torch.fx.Node | str] | None:
+    """The shape that ``node`` gives: a number, a node, or, as text, the input's axis of that number.
+
+    One axis is -1. None if two symbolic axes are neither named nor the input's.
+    """
+    source = node.args[0].meta["val"].shape  # type: ignore[union-attr]
+    axes = {str(size): str(axis) for axis, size in enumerate(source) if not isinstance(size, int)}
+    shape: list[Any] = [size if isinstance(size, int) else axes.get(str(size), -1) for size in node.meta["val"].shape]
+    if node.target is torch.ops.aten.unflatten.int:
         _, axis, sizes = node.args
         assert isinstance(axis, int)
         assert isinstance(sizes, list | tuple)
-        axis %= node.args[0].meta["val"].ndim  # type: ignore[union-attr]
         for offset, size in enumerate(sizes):
             if isinstance(size, torch.fx.Node) and shape.count(-1) > 1:
-                shape[axis + offset] = size
+                shape[axis % len(source) + offset] = size
+    if -1 not in shape:
+        last = next((i for i, size in reversed(list(enumerate(shape))) if isinstance(size, str)), None)
+        if last is not None:
+            shape[last] = -1
     return shape if shape.count(-1) <= 1 else None
 
 
