@@ -180,7 +180,7 @@ def compare_plans(manifest: Manifest) -> list[tuple[MemoryRequest, MemoryPlan]]:
     """Plans for one guided video of the largest size that show what a bundle needs at most and at least.
 
     They are for the frame counts that SVD was trained for, if the bundle takes them, with resident engines and
-    without, and with the default decode chunk and the smallest.
+    without, and with the default decode chunk and the smallest. A count that the bundle cannot decode is left out.
     """
     ranges = manifest.ranges
     counts = [n for n in (14, 25) if n in ranges.frames] or sorted({ranges.frames.min, ranges.frames.max})
@@ -189,7 +189,8 @@ def compare_plans(manifest: Manifest) -> list[tuple[MemoryRequest, MemoryPlan]]:
     for resident in (True, False):
         for n in counts:
             request = MemoryRequest(n, ranges.height.max, ranges.width.max)
-            for chunk in dict.fromkeys((_chunks(manifest, request)[0], ranges.chunk.min)):
+            choices = _default_chunks(manifest, request)
+            for chunk in dict.fromkeys(choices[:1] + choices[-1:]):
                 plan = MemoryPlan(resident, split, chunk)
                 found.append((request, _with_figures(manifest, request, plan)))
     return found

@@ -214,9 +214,12 @@ def _set_targets(config: Any, tensorrt: TensorRt) -> None:
 def engine_memory(trt: Any, plan_path: Path, profiles: int) -> tuple[int, ...] | None:
     """Activation bytes of each of ``profiles`` profiles, from the engine itself; None if it cannot be loaded here.
 
-    Loading it needs a GPU that it was built for. Without one, what the builder logs is all there is.
+    Loading it needs a GPU that it was built for, and a driver that works. Without them there is only the builder's log.
     """
-    if not gpu_count():
+    try:
+        if not gpu_count():
+            return None
+    except SvdTrtError:
         return None
     with plan_path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as plan:
         view = memoryview(plan)
@@ -233,21 +236,34 @@ def engine_memory(trt: Any, plan_path: Path, profiles: int) -> tuple[int, ...] |
 def kept_timings(config: Any, path: Path | None, note: Callable[[str], object]) -> Iterator[None]:
     """Let the builder take measured times of kernels from the file ``path``, and add its own when it has built.
 
-    TensorRT gives and takes the file's content. A file of another version or GPU stays as it is.
+    TensorRT gives and takes the file's content. A file of another version or GPU stays as it is. A file that cannot be
+    read or written fails no build, because the engine does not need it.
     """
     if path is None:
         yield
         return
-    content = path.read_bytes() if path.exists() else b""
-    if not config.set_timing_cache(config.create_timing_cache(content), ignore_mismatch=False):
+    try:
+        content = path.read_bytes() if path.exists() else b""
+    except OSError as error:
+        note(f"the timing cache {path} cannot be read ({error.strerror}); it is not used")
+        yield
+        return
+    cache = config.create_timing_cache(content)
+    if cache is None or not config.set_timing_cache(cache, ignore_mismatch=False):
         note(f"{path} is the timing cache of another TensorRT or GPU: it is not used, and left as it is")
         yield
         return
     yield
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{os.getpid()}")
-    partial.write_bytes(bytes(config.get_timing_cache().serialize()))
-    partial.replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_bytes(bytes(config.get_timing_cache().serialize()))
+        partial.replace(path)
+    except OSError as error:
+        note(f"the timing cache {path} cannot be written ({error.strerror}); the engine is built all the same")
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
 
 
 def make_profile(builder: Any, spec: NetworkSpec, ranges: Profile) -> Any:

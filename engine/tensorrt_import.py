@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
-from svd_trt.engine.driver import gpu_count, list_gpus, load_driver
+from svd_trt.engine.driver import Gpu, gpu_count, list_gpus, load_driver
 from svd_trt.engine.manifest import TensorRtName
 from svd_trt.errors import ArgumentError, BackendError, MissingDependencyError
 
@@ -34,6 +34,8 @@ class TensorRt:
     """GPUs that its engines are for, as ``sm90`` or ``sm89,sm120``; empty if they run on several kinds."""
     device: int = 0
     """Index of the GPU that engines are built on; TensorRT for RTX needs none."""
+    gpu: str = ""
+    """Name of that GPU: TensorRT chooses kernels by their times on it."""
 
 
 def find_tensorrt(name: TensorRtName, device: int = 0, targets: Sequence[str] = ()) -> TensorRt:
@@ -54,11 +56,15 @@ def find_tensorrt(name: TensorRtName, device: int = 0, targets: Sequence[str] = 
     if name == "tensorrt" and tuple(int(part) for part in version.split(".")[:2]) < _MINIMUM_TENSORRT:
         raise BackendError(f"TensorRT {version} is too old; svd-trt needs 10.12 or newer: pip install -U tensorrt")
     if name == "tensorrt":
-        return TensorRt(name, trt, version, _sm_of(device), device)
+        gpu = _gpu_of(device)
+        return TensorRt(name, trt, version, gpu.sm if gpu else "", device, gpu.name if gpu else "")
     known = [member.lower() for member in trt.ComputeCapability.__members__ if member.startswith("SM")]
     for target in targets:
         if target not in known:
-            raise ArgumentError(f"--target {target}: TensorRT for RTX {version} builds for {', '.join(known)}")
+            raise ArgumentError(
+                f"--target {target}: TensorRT for RTX {version} builds for {', '.join(known)}; "
+                "for another GPU build on that GPU, with --backend tensorrt"
+            )
     return TensorRt(name, trt, version, ",".join(targets))
 
 
@@ -79,9 +85,11 @@ def select_tensorrt(backend: BuildBackend, device: str | None = None, targets: S
     tensorrt = _select(backend, index, targets)
     kind = tensorrt.name if tensorrt else "onnxruntime"
     if device is not None and kind != "tensorrt":
-        raise ArgumentError(f"--device is for --backend tensorrt, and the backend is {kind}; leave it out")
+        raise ArgumentError(f"--device is for --backend tensorrt, and the backend is {kind}; add that, or leave it out")
     if targets and kind != "tensorrt-rtx":
-        raise ArgumentError(f"--target is for --backend tensorrt-rtx, and the backend is {kind}; leave it out")
+        raise ArgumentError(
+            f"--target is for --backend tensorrt-rtx, and the backend is {kind}; add that, or leave it out"
+        )
     return tensorrt
 
 
@@ -113,19 +121,19 @@ def _gpu_index(device: str | None) -> int:
     return int(match[1] or 0)
 
 
-def _sm_of(index: int) -> str:
-    """Compute capability of a GPU, as ``sm90``; empty if there is no GPU at all.
+def _gpu_of(index: int) -> Gpu | None:
+    """The GPU of this index; None if there is no GPU at all.
 
     Raises:
         BackendError: there are GPUs, but not this one.
     """
     if not gpu_count():
-        return ""
+        return None
     gpus = list_gpus(load_driver())
     if index >= len(gpus):
         found = ", ".join(f"cuda:{gpu.index} ({gpu.name})" for gpu in gpus)
         raise BackendError(f"there is no cuda:{index}; this machine has {found}")
-    return gpus[index].sm
+    return gpus[index]
 
 
 def _import_tensorrt() -> Any:

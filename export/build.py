@@ -7,6 +7,7 @@ import importlib.metadata
 import importlib.util
 import json
 import os
+import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -168,6 +169,8 @@ def _make_job(model: str, options: BuildOptions, progress: Progress) -> _Job:
     tensorrt = select_tensorrt(options.backend, options.device, tuple(options.targets))
     if options.timing_cache is not None and (tensorrt is None or tensorrt.name != "tensorrt"):
         raise ArgumentError("--timing-cache is for --backend tensorrt, which times kernels on a GPU; leave it out")
+    if options.optimization_level is not None and tensorrt is None:
+        raise ArgumentError("--optimization-level is for engines, and this build makes none; leave it out")
     if options.weight_streaming and tensorrt is None:
         raise ArgumentError("--weight-streaming is for engines, and this build makes none; leave it out")
     if (options.exact_frames or options.exact_sizes) and tensorrt is None:
@@ -207,7 +210,7 @@ def _plan_key(onnx_key: str, profiles: tuple[Profile, ...], tensorrt: TensorRt |
         code=plan_code_digest(),
         onnx=onnx_key,
         profiles=[{symbol: str(r) for symbol, r in profile.items()} for profile in profiles],
-        tensorrt=[tensorrt.name, tensorrt.version, tensorrt.target],
+        tensorrt=[tensorrt.name, tensorrt.version, tensorrt.target, tensorrt.gpu],
         options=msgspec.to_builtins(options),
     )
 
@@ -225,7 +228,8 @@ def _timing_cache(tensorrt: TensorRt, options: BuildOptions) -> Path | None:
     folder = _cache_folder(options)
     if tensorrt.name != "tensorrt" or folder is None:
         return None
-    return folder / f"timings-{tensorrt.version}-{tensorrt.target}.cache"
+    gpu = re.sub(r"\W+", "-", tensorrt.gpu)
+    return folder / f"timings-{tensorrt.version}-{gpu}.cache"
 
 
 def _digest(**parts: object) -> str:

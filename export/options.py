@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Literal, TypeAlias, get_args
 
-from svd_trt.engine.decode_chunks import chunk_choices, largest_chunk
+from svd_trt.engine.decode_chunks import MOST_ELEMENTS, chunk_choices, largest_chunk
 from svd_trt.engine.manifest import GraphEntry, Operators, Precision
 from svd_trt.engine.spec import LARGEST_COUNT, LARGEST_SIDE, SYMBOLS, ModelInfo, Range, Ranges
 from svd_trt.engine.tensorrt_import import BuildBackend
@@ -114,7 +114,7 @@ class BuildOptions:
         object.__setattr__(self, "exact_frames", _counts(self.exact_frames))
         object.__setattr__(self, "exact_sizes", _sizes(self.exact_sizes))
         targets = self.targets.split(",") if isinstance(self.targets, str) else self.targets
-        object.__setattr__(self, "targets", tuple(dict.fromkeys(target for target in targets if target)))
+        object.__setattr__(self, "targets", tuple(dict.fromkeys(t.strip().lower() for t in targets if t.strip())))
         if self.branches not in (None, 1, 2):
             raise ArgumentError(f"branches must be 1 or 2, not {self.branches!r}")
         if self.split_guidance and self.branches == 2:
@@ -171,10 +171,9 @@ def ranges_of(options: BuildOptions, model: ModelInfo) -> Ranges:
         chunk = Range(1, chunk_choices(frames.opt, 1, Range(1, 1, largest), largest)[0], largest)
     else:
         chunk = _range(options.decode_chunk)
-    factor = model.vae_scale_factor
     for what, size in (("height", height), ("width", width)):
-        if any(value % 8 or value % factor for value in (size.min, size.opt, size.max)):
-            raise ArgumentError(f"--{what} {size}: sizes are multiples of {max(8, factor)}")
+        for value in (size.min, size.opt, size.max):
+            _require_multiple(value, model, f"--{what} {size}")
         if size.max > LARGEST_SIDE:
             raise ArgumentError(f"--{what} {size}: sizes up to {LARGEST_SIDE} are supported")
     if frames.min < 2:
@@ -182,11 +181,11 @@ def ranges_of(options: BuildOptions, model: ModelInfo) -> Ranges:
     for what, count in (("frames", frames), ("decode-chunk", chunk), ("batch", batch)):
         if count.max > LARGEST_COUNT:
             raise ArgumentError(f"--{what} {count}: counts up to {LARGEST_COUNT} are supported")
-    if chunk.max > safe:
+    if model.decoder_channels * height.max * width.max * chunk.max > MOST_ELEMENTS:
         _log.warning(
-            "decode chunks of more than %d frames of %dx%d have tensors of over 2^31 elements, for which TensorRT "
+            "decode chunks of %d frames of %dx%d have tensors of over 2^31 elements, for which TensorRT "
             "documents limits: compare their frames with those of smaller chunks",
-            safe,
+            chunk.max,
             width.max,
             height.max,
         )
@@ -223,6 +222,8 @@ def exact_points(options: BuildOptions, ranges: Ranges, model: ModelInfo) -> lis
     for height, width in sizes:
         _require(height, ranges.height, "--exact-sizes: height", "--height")
         _require(width, ranges.width, "--exact-sizes: width", "--width")
+        for value in (height, width):
+            _require_multiple(value, model, f"--exact-sizes {height}x{width}")
     best = {symbol: ranges.of(symbol).opt for symbol in SYMBOLS}
     points = [best]
     for (height, width), frames in product(((best["height"], best["width"]), *sizes), (best["frames"], *counts)):
@@ -235,6 +236,11 @@ def exact_points(options: BuildOptions, ranges: Ranges, model: ModelInfo) -> lis
 def _require(value: int, span: Range, what: str, option: str) -> None:
     if value not in span:
         raise ArgumentError(f"{what} {value} is outside {option} {span}; widen the range, or leave the value out")
+
+
+def _require_multiple(value: int, model: ModelInfo, what: str) -> None:
+    if value % 8 or value % model.vae_scale_factor:
+        raise ArgumentError(f"{what}: sizes are multiples of {max(8, model.vae_scale_factor)}")
 
 
 def _counts(value: str | Iterable[int]) -> tuple[int, ...]:

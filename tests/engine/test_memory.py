@@ -300,6 +300,15 @@ def test_compared_plans_have_the_figures_of_the_planner() -> None:
         assert (VIDEO, plan_memory(manifest, VIDEO, None)) in compared
 
 
+@pytest.mark.parametrize("chunk", [Range(2, 8, 14), Range(4, 8, 14), Range(5, 5, 14), Range(8, 8, 8)])
+def test_compared_plans_can_be_run(chunk: Range) -> None:
+    """A smallest chunk of more than one frame may leave a last chunk that the bundle does not take."""
+    manifest = default(chunk=chunk)
+    for request, plan in compare_plans(manifest):
+        assert plan_memory(manifest, replace(request, decode_chunk_size=plan.decode_chunk_size), None)
+    assert compare_plans(manifest) or chunk.fixed
+
+
 def test_buffers() -> None:
     """Five buffers of latents, conditions and coefficients, and two of decoded frames with their latents."""
     plan = plan_memory(default(), VIDEO, None)

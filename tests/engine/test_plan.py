@@ -201,6 +201,12 @@ def test_kernel_times_are_kept(tmp_path: Path) -> None:
     assert path.read_bytes() == b"11+11+"
     assert len(notes) == 1
     assert "another TensorRT or GPU" in notes[0]
+    (tmp_path / "folder").mkdir()
+    with kept_timings(_Config("11"), tmp_path / "folder", notes.append):  # cannot be read
+        pass
+    with kept_timings(_Config("11"), path / "below a file", notes.append):  # cannot be written
+        pass
+    assert ["cannot be read" in notes[1], "cannot be written" in notes[2]] == [True, True]
     with pytest.raises(EngineBuildError), kept_timings(_Config("11"), path, notes.append):
         raise EngineBuildError("failed")
     assert path.read_bytes() == b"11+11+"
