@@ -31,12 +31,13 @@ from svd_trt.errors import ResultError, SvdTrtError
 
 __all__ = ["main", "run_step"]
 
+_STOPPED = "the probe was stopped"  # the reason in a record until its step ends
 _WHOLE_SHARE = 0.95  # of --limit; with so much left, a step starts that could take more than all of it
 
 
 @click.command()
 @click.option("--step", "names", multiple=True, metavar="NAME", help="A step or a group, such as rtx; several times.")
-@click.option("--missing", is_flag=True, help="Leave out the steps that the file has a record of.")
+@click.option("--missing", is_flag=True, help="Leave out the steps that ended and were not skipped.")
 @click.option("--limit", type=click.FloatRange(1), metavar="SECONDS", help="Take so many seconds at most altogether.")
 @click.option("--dry-run", is_flag=True, help="Run every step with tiny networks on the CPU, as far as it goes.")
 @click.option("--backend", type=click.Choice(get_args(TensorRtName)), default="tensorrt-rtx", show_default=True)
@@ -72,7 +73,7 @@ def main(
         work.mkdir(parents=True, exist_ok=True)
         record = _Record(output or _default_output(work, dry_run=dry_run), dry_run=dry_run)
         if missing:
-            steps = [step for step in steps if step.name not in record.steps]
+            steps = [step for step in steps if not record.has_answer(step)]
         job = ProbeJob(
             work=str(work.resolve()),
             backend=backend,
@@ -123,6 +124,20 @@ class _Record:
                 raise ResultError(f"{path} is no record of such a probe; move it away, or name another file with -o")
             self.steps = content["steps"]
 
+    def has_answer(self, step: Step) -> bool:
+        """Whether ``step`` ended. One that was skipped may run now: what it needs can come later, such as a bundle."""
+        entry = self.steps.get(step.name)
+        return entry is not None and entry["outcome"] != "skipped" and entry["reason"] != _STOPPED
+
+    @property
+    def rtx_runs(self) -> bool:
+        """Whether a small engine of TensorRT for RTX, and not of TensorRT, ran on this GPU."""
+        small = [entry for name, entry in self.steps.items() if name.startswith("rtx-")]
+        return any(
+            entry["outcome"] == "passed" and str(entry["figures"].get("tensorrt")).startswith("tensorrt-rtx")
+            for entry in small
+        )
+
     def update(self, step: Step, entry: dict[str, Any]) -> None:
         """Write ``entry`` as the record of ``step``. A file may hold records of several commits."""
         self.steps[step.name] = {**entry, "commit": self.machine["commit"]}
@@ -151,6 +166,7 @@ def _run_steps(steps: list[Step], job: ProbeJob, record: _Record, limit: float |
         def update(entry: dict[str, Any], step: Step = step) -> None:
             record.update(step, entry)
 
+        job = msgspec.structs.replace(job, rtx_runs=record.rtx_runs)
         entry = run_step(step, job, min(step.seconds, left), update)
         reason = f": {entry['reason']}" if entry["reason"] else ""
         click.echo(f"  {entry['outcome']} in {entry['seconds']:g} s{reason}")
@@ -171,7 +187,7 @@ def run_step(step: Step, job: ProbeJob, seconds: float, update: Callable[[dict[s
     started = time.monotonic()
     entry: dict[str, Any] = {
         "outcome": "crashed",  # unless the process says otherwise
-        "reason": "the probe was stopped",
+        "reason": _STOPPED,
         "seconds": 0.0,
         "limit": round(seconds),
         "date": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),

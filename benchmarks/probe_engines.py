@@ -15,6 +15,9 @@ import numpy as np
 
 from svd_trt.benchmarks.probe_steps import ProbeError, ProbeJob, Report, SkippedError, bundle_of, sizes_of
 from svd_trt.engine.bundle import Bundle
+from svd_trt.engine.driver import gpu_count, list_gpus, load_driver
+from svd_trt.engine.tensorrt_import import find_tensorrt
+from svd_trt.runtime.cuda.tensorrt_runtime import served_capabilities
 from svd_trt.runtime.layer_times import LayerTimes, layers_by_time
 from svd_trt.runtime.pipeline import VideoPipeline
 
@@ -44,6 +47,8 @@ def build(job: ProbeJob, report: Report) -> None:
     """Build the bundle of the next steps, with decode chunks up to the number of frames."""
     if job.bundle is not None:
         raise SkippedError("--bundle was given")
+    if not job.dry_run and (reason := _unserved(job)) is not None:
+        raise SkippedError(reason)
     from svd_trt.export.build import build_bundle
     from svd_trt.export.options import BuildOptions
 
@@ -62,6 +67,16 @@ def build(job: ProbeJob, report: Report) -> None:
         seconds=round(time.perf_counter() - started, 1),
         stages={f"{stage.network} {stage.kind}": round(stage.seconds, 1) for stage in result.stages},
     )
+
+
+def _unserved(job: ProbeJob) -> str | None:
+    """Why no engine of this bundle would run on this GPU, which a build of ten minutes would only show afterwards."""
+    if job.backend == "tensorrt" or job.rtx_runs or gpu_count() == 0:
+        return None
+    gpu, served = list_gpus(load_driver())[0], served_capabilities(find_tensorrt(job.backend).trt)
+    if gpu.sm in served:
+        return None
+    return f"TensorRT for RTX serves {', '.join(served)}, and this GPU is {gpu.sm}; try --backend tensorrt"
 
 
 def compare_denoiser(job: ProbeJob, report: Report) -> None:

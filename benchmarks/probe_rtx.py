@@ -29,6 +29,8 @@ def run_small_engine(job: ProbeJob, report: Report, *, target: str) -> None:
 
     ``target`` is ``unset``, ``current`` or a compute capability. In a dry run without a GPU the engine is only built.
     """
+    if target != "unset" and job.backend == "tensorrt":
+        raise SkippedError("TensorRT builds for the GPU that it runs on, and takes no compute capability")
     if target == "current" and gpu_count() == 0:
         raise SkippedError("there is no current GPU to build for")
     tensorrt = find_tensorrt(job.backend)

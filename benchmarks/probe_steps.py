@@ -54,7 +54,7 @@ class Sizes:
     Attributes:
         model: the checkpoint, as ``svd-trt build`` takes it.
         frames: of a video; ``height`` and ``width`` in pixels.
-        chunk: of most decodes.
+        chunk: of most decodes: the default for these sizes.
         chunks: sizes of decode chunks that are compared with torch, by the step's name for them.
         steps: denoising steps of a video.
         rounds: how often each contender is timed.
@@ -79,7 +79,7 @@ FULL = Sizes(
     frames=25,
     height=576,
     width=1024,
-    chunk=8,
+    chunk=5,
     chunks={8: 8, 14: 14, 15: 15, 25: 25},
     steps=25,
     rounds=7,
@@ -112,6 +112,8 @@ class ProbeJob(msgspec.Struct, frozen=True):
     model: str | None = None
     """Use this checkpoint instead of that of the sizes."""
     dry_run: bool = False
+    rtx_runs: bool = False
+    """A step ``rtx-*`` showed that TensorRT for RTX runs on this GPU, whatever capabilities it lists."""
     place: str = ""
     """`Step.place`; its ``arguments`` and ``needs`` follow."""
     arguments: dict[str, Any] = {}

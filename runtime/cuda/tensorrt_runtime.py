@@ -22,7 +22,7 @@ from svd_trt.engine.tensorrt_import import TensorRt
 from svd_trt.runtime.cuda.tensorrt_context import EngineContext
 from svd_trt.runtime.cuda.tensorrt_errors import Errors, logger_of
 
-__all__ = ["Rtx", "Runtime", "RuntimeCache", "make_runtime"]
+__all__ = ["Rtx", "Runtime", "RuntimeCache", "make_runtime", "served_capabilities"]
 
 
 class Runtime:
@@ -88,7 +88,7 @@ class Rtx(Runtime):
     @property
     def served(self) -> tuple[str, ...]:
         """The capabilities that the module lists."""
-        return tuple(name.lower() for name in self.trt.ComputeCapability.__members__ if name.startswith("SM"))
+        return served_capabilities(self.trt)
 
     @property
     def header_bytes(self) -> int:
@@ -141,7 +141,10 @@ class RuntimeCache:
         """Write new kernels to the file by a rename, because another process may use the file at the same time."""
         if self._cache is None:
             return
-        content = bytes(memoryview(self._cache.serialize()))
+        serialized = self._cache.serialize()
+        if serialized is None:  # the runtime failed, and the kernels are only compiled again next time
+            return
+        content = bytes(memoryview(serialized))
         if content == self._saved:
             return
         partial = self.path.with_name(f"{self.path.name}.{secrets.token_hex(4)}")
@@ -153,6 +156,11 @@ class RuntimeCache:
                 self._saved = content
             finally:
                 partial.unlink(missing_ok=True)
+
+
+def served_capabilities(trt: Any) -> tuple[str, ...]:
+    """The compute capabilities, such as ``sm89``, that ``trt``, a TensorRT for RTX, lists."""
+    return tuple(name.lower() for name in trt.ComputeCapability.__members__ if name.startswith("SM"))
 
 
 def make_runtime(tensorrt: TensorRt) -> Runtime:

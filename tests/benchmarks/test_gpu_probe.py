@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import importlib
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 from click.testing import CliRunner, Result
 from torch import nn
 
-from svd_trt.benchmarks import probe_rtx
+from svd_trt.benchmarks import probe_engines, probe_rtx
 from svd_trt.benchmarks.gpu_probe import main, run_step
-from svd_trt.benchmarks.probe_steps import STEPS, ProbeError, ProbeJob, Step
+from svd_trt.benchmarks.probe_steps import FULL, STEPS, ProbeError, ProbeJob, SkippedError, Step
+from svd_trt.engine.decode_chunks import chunk_choices
+from svd_trt.engine.spec import Range
 from tests.benchmarks import probe_cases
+from tests.standin.cuda import StandInCuda
 
 ROOT = Path(__file__).parents[2]
 
@@ -97,6 +102,55 @@ def test_records_are_added_to_the_file_and_missing_leaves_them_out(tmp_path: Pat
     assert both["steps"]["rtx-8.9"] == first["steps"]["rtx-8.9"]
     refused = CliRunner().invoke(main, ["--work", str(tmp_path), "-o", str(tmp_path / "record.json")])
     assert "is no record of such a probe" in str(refused.exception)
+
+
+def entry_of(outcome: str, reason: str | None = None, **figures: Any) -> dict[str, Any]:
+    return {"outcome": outcome, "reason": reason, "seconds": 1.0, "figures": figures}
+
+
+def test_missing_runs_what_was_skipped_or_stopped_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a step needs can come later, and a machine can go away in the middle of a step."""
+    left = {
+        "rtx-8.0": entry_of("passed", tensorrt="tensorrt-rtx 1.7"),
+        "torch-denoiser": entry_of("crashed", "the probe was stopped"),
+        "torch-decoder": entry_of("crashed", "the step crashed (SIGSEGV)"),
+        "engine-video": entry_of("skipped", "it needs the step `bundle`, or --bundle: there is none yet"),
+    }
+    content = {"benchmark": "gpu-probe", "dry_run": True, "steps": left}
+    (tmp_path / "record.json").write_bytes(json.dumps(content).encode())
+    jobs: dict[str, ProbeJob] = {}
+
+    def run(step: Step, job: ProbeJob, seconds: float, update: Any) -> dict[str, Any]:
+        jobs[step.name] = job
+        return entry_of("passed")
+
+    monkeypatch.setattr("svd_trt.benchmarks.gpu_probe.run_step", run)
+    chosen = [word for name in left for word in ("--step", name)]
+    probe("--dry-run", "--work", tmp_path, "-o", tmp_path / "record.json", "--missing", *chosen)
+    assert list(jobs) == ["torch-denoiser", "engine-video"]
+    assert jobs["engine-video"].rtx_runs
+
+
+def test_a_bundle_that_cannot_run_here_is_not_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = ProbeJob(work=str(tmp_path))
+    monkeypatch.setitem(sys.modules, "cuda.bindings.driver", StandInCuda(capability=(9, 0)))
+    with pytest.raises(SkippedError, match=r"TensorRT for RTX serves sm75, .*, and this GPU is sm90; try --backend"):
+        probe_engines.build(job, lambda **_: None)
+    assert probe_engines._unserved(msgspec.structs.replace(job, rtx_runs=True)) is None
+    assert probe_engines._unserved(msgspec.structs.replace(job, backend="tensorrt")) is None
+    monkeypatch.setitem(sys.modules, "cuda.bindings.driver", StandInCuda(capability=(8, 9)))
+    assert probe_engines._unserved(job) is None
+
+
+def test_tensorrt_takes_no_capability(tmp_path: Path) -> None:
+    job = ProbeJob(work=str(tmp_path), backend="tensorrt", dry_run=True)
+    for target in ("current", "8.9"):
+        with pytest.raises(SkippedError, match="takes no compute capability"):
+            probe_rtx.run_small_engine(job, lambda **_: None, target=target)
+
+
+def test_decodes_have_the_default_chunk() -> None:
+    assert FULL.chunk == chunk_choices(FULL.frames, 1, Range(1, FULL.chunk, 25), 14)[0]
 
 
 def test_a_step_that_would_be_cut_short_waits_for_the_next_command(
