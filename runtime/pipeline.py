@@ -117,9 +117,7 @@ class VideoPipeline(Closeable):
         """
         if output_type not in ("pil", "np", "latent"):
             raise ArgumentError(f"output_type must be pil, np or latent, not {output_type!r}")
-        images = _as_list(image)
-        job = self._prepare(len(images), parameters, latents, callback_on_step_end, progress)
-        pictures = [load_image(one) for one in images]
+        job, pictures = self._prepare(_as_list(image), parameters, latents, callback_on_step_end, progress)
         generated = list(generate(self.executor, job, pictures, latents_only=output_type == "latent"))
         frames: Any = np.concatenate(generated)
         if output_type != "latent":
@@ -150,9 +148,7 @@ class VideoPipeline(Closeable):
         Arguments are checked at once, and on a GPU the first call loads the engines, which say how much memory they
         need. The other work starts when the first frame is requested.
         """
-        images = _as_list(image)
-        job = self._prepare(len(images), parameters, latents, callback_on_step_end, progress)
-        pictures = [load_image(one) for one in images]
+        job, pictures = self._prepare(_as_list(image), parameters, latents, callback_on_step_end, progress)
         return VideoStream(
             cast("Generator[Frames]", generate(self.executor, job, pictures)),
             parameters=job.settings,
@@ -205,34 +201,35 @@ class VideoPipeline(Closeable):
 
     def _prepare(
         self,
-        pictures: int,
+        images: list[ImageInput],
         arguments: ParameterArguments,
         latents: npt.ArrayLike | None,
         callback: StepCallback | None,
         progress: Progress | None,
-    ) -> Job:
-        """Check every argument and plan the memory for that number of pictures."""
+    ) -> tuple[Job, list[PIL.Image.Image]]:
+        """Check every argument, read the pictures, and then plan the memory, which may load the engines."""
         self.executor.require_open()
         unknown = set(arguments) - set(Parameters.fields())
         if unknown:
             raise TypeError(f"unexpected keyword argument {unknown.pop()!r}")
-        if not pictures:
+        if not images:
             raise ArgumentError("no picture was given")
         on_step_end = bind_callback(callback, self)
         parameters = Parameters(**arguments)  # type: ignore[arg-type]  # sigmas may be a list
         manifest = self.bundle.manifest
-        request = memory_request(parameters, manifest, pictures)
-        timings = Timings()
-        with timed(timings, "load"):
-            plan = self.executor.settle(request)
-        settings = resolve(parameters, manifest, request, plan, seed=secrets.randbits(32))
+        request = memory_request(parameters, manifest, len(images))
         factor = manifest.model.vae_scale_factor
-        latent_size = (settings.height // factor, settings.width // factor)
+        latent_size = (request.height // factor, request.width // factor)
         shape = (request.videos, request.frames, manifest.model.latent_channels, *latent_size)  # [B, F, C, h, w]
         groups = groups_of(request.videos, manifest.ranges.batch)
-        chunks = chunk_sizes(request.videos * request.frames, settings.decode_chunk_size, manifest.ranges.chunk)
         start = _checked_latents(latents, shape)
-        return Job(
+        pictures = [load_image(one) for one in images]
+        timings = Timings()
+        with timed(timings, "load"):
+            plan = self.executor.settle(request)  # checks the decode chunk before it loads
+        settings = resolve(parameters, manifest, request, plan, seed=secrets.randbits(32))
+        chunks = chunk_sizes(request.videos * request.frames, settings.decode_chunk_size, manifest.ranges.chunk)
+        job = Job(
             settings,
             request,
             plan,
@@ -244,6 +241,7 @@ class VideoPipeline(Closeable):
             progress=progress or ignore_progress,
             timings=timings,
         )
+        return job, pictures
 
     def _profiles(self, job: Job, *, latents_only: bool = False) -> dict[NetworkName, list[ChosenProfile]]:
         if not self.device.runs_engines:

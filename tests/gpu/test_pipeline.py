@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 
 from svd_trt import Bundle, VideoPipeline
 from svd_trt.engine.memory import MemoryRequest, plan_memory, smallest_budget
-from svd_trt.errors import BackendError, BudgetError, DeviceMemoryError
+from svd_trt.errors import BackendError, BudgetError, DeviceMemoryError, SvdTrtError
 from tests.gpu.conftest import Rig
 
 FAST: dict[str, Any] = {
@@ -108,6 +109,23 @@ def test_too_small_a_budget_is_refused_before_anything_is_loaded(
             pipe(picture, **FAST)
         with pytest.raises(BudgetError):
             pipe.stream(picture, **STREAMED)
+
+
+@pytest.mark.parametrize(
+    ("image", "more", "problem"),
+    [
+        (Path("none.png"), {}, "none.png"),
+        (None, {"latents": [1.0]}, "latents must be"),
+    ],
+)
+def test_every_argument_is_checked_before_anything_is_loaded(
+    image: Path | None, more: dict[str, Any], problem: str, standin: Rig, dynamic_bundle: Bundle, picture: Any
+) -> None:
+    with standin.open(dynamic_bundle) as pipe:
+        with pytest.raises(SvdTrtError, match=problem):
+            pipe.stream(picture if image is None else image, **(STREAMED | more))
+        assert standin.cuda.count("cuMemAlloc") == 0
+        assert not pipe.executor._engines._loaded
 
 
 def test_frames_are_the_same_with_and_without_graphs(
