@@ -22,6 +22,9 @@ GpuProvider: TypeAlias = Literal["cuda", "tensorrt"]
 
 _PROVIDERS: dict[str, str] = {"cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
 
+# TF32, which is on by default, rounds the factors of products of fp32 to 10 bits, and fp32 is asked for to be exact.
+_OPTIONS: dict[str, dict[str, str]] = {_PROVIDERS["cuda"]: {"use_tf32": "0"}, _PROVIDERS["tensorrt"]: {}}
+
 
 class OrtBackend(GpuBackend):
     """Runs ONNX graphs.
@@ -48,7 +51,7 @@ class OrtBackend(GpuBackend):
         """Load the ONNX form of one network."""
         del streamed_bytes  # ONNX Runtime does not stream weights
         options = {"device_id": str(device.context.gpu.index), "user_compute_stream": str(device.compute.handle)}
-        session = load_onnx(bundle, network, self._providers, [options] * len(self._providers))
+        session = load_onnx(bundle, network, self._providers, [options | _OPTIONS[name] for name in self._providers])
         used = session.get_providers()[0]
         if used != self._providers[0]:  # ONNX Runtime only logs that a library is missing, and uses the next provider
             raise BackendError(

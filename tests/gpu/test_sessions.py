@@ -133,6 +133,8 @@ def with_provider(standin: Rig, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     loads: list[Any] = []
 
     def load(bundle: Bundle, network: NetworkName, providers: Any, provider_options: Any) -> Any:
+        for name, options in zip(providers, provider_options, strict=True):
+            assert options.get("use_tf32") == ("0" if name == "CUDAExecutionProvider" else None), "fp32 means fp32"
         loads.append((network, list(providers)))
         session = _OnStream(standin, bundle, network, provider_options[0])
         session.providers = [*providers, "CPUExecutionProvider"]
