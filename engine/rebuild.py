@@ -5,9 +5,9 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
-from svd_trt.engine.manifest import Manifest
+from svd_trt.engine.manifest import Manifest, TensorRtName
 
-__all__ = ["rebuild_command"]
+__all__ = ["engine_options", "rebuild_command"]
 
 
 def rebuild_command(manifest: Manifest, path: Path, *options: str) -> str:
@@ -24,4 +24,15 @@ def rebuild_command(manifest: Manifest, path: Path, *options: str) -> str:
     words = ["svd-trt", "build", model, "-o", str(path), *options]
     if source.variant is not None:
         words += ["--variant", source.variant]
-    return f"`{shlex.join(words)}` with the options of the first build{remark}"
+    if source.path is None and source.commit is not None:
+        words += ["--revision", source.commit]
+    others = "other options" if options else "options"
+    return f"`{shlex.join(words)}` with the {others} of the first build{remark}"
+
+
+def engine_options(backend: TensorRtName, gpu: int) -> tuple[str, ...]:
+    """Options of ``svd-trt build`` for engines of ``backend`` that run on the GPU with the index ``gpu``.
+
+    TensorRT builds on that GPU, and for it. TensorRT for RTX builds without one, and takes no ``--device``.
+    """
+    return ("--backend", backend, *(("--device", f"cuda:{gpu}") if backend == "tensorrt" and gpu else ()))

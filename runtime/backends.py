@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
 from svd_trt.engine.bundle import Bundle
 from svd_trt.engine.driver import Driver, Gpu, list_gpus, load_driver
-from svd_trt.engine.rebuild import rebuild_command
+from svd_trt.engine.rebuild import engine_options, rebuild_command
 from svd_trt.engine.tensorrt_import import TensorRt, find_tensorrt
 from svd_trt.errors import ArgumentError, BackendError, MissingDependencyError, NoGpuError
 from svd_trt.runtime.device import Device
@@ -93,7 +93,8 @@ def choose(
     if (wants_gpu or _has_gpu()) and built is not None:
         return Choice(built.name, None, gpu)
     if wants_gpu:
-        build = rebuild_command(bundle.manifest, bundle.path)
+        # The first build made no engines, so this one must name a backend; TensorRT builds for any GPU.
+        build = rebuild_command(bundle.manifest, bundle.path, *engine_options("tensorrt", gpu))
         raise BackendError(
             f"{bundle.path} holds no engines to run on a GPU; build them with {build}, "
             "or use --backend onnxruntime --provider cuda"

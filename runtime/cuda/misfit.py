@@ -6,7 +6,7 @@ import re
 
 from svd_trt.engine.bundle import Bundle
 from svd_trt.engine.driver import Gpu
-from svd_trt.engine.rebuild import rebuild_command
+from svd_trt.engine.rebuild import engine_options, rebuild_command
 from svd_trt.engine.tensorrt_import import TensorRt
 from svd_trt.errors import BackendError
 from svd_trt.runtime.cuda.tensorrt_runtime import Runtime
@@ -34,8 +34,7 @@ def refuse_misfit(tensorrt: TensorRt, gpu: Gpu, bundle: Bundle) -> None:
         reason = f"its engines are for {built.target}, and this GPU is {gpu.sm} ({gpu.name})"
     else:
         return
-    here = ("--device", f"cuda:{gpu.index}") if tensorrt.name == "tensorrt" and gpu.index else ()
-    raise BackendError(_message(bundle, gpu, reason, _build(bundle, "--backend", tensorrt.name, *here)))
+    raise BackendError(_message(bundle, gpu, reason, _build(bundle, *engine_options(tensorrt.name, gpu.index))))
 
 
 def refuse_invalid(runtime: Runtime, gpu: Gpu, bundle: Bundle) -> None:
@@ -56,13 +55,14 @@ def _explain(problem: str, runtime: Runtime, gpu: Gpu, bundle: Bundle) -> tuple[
     """The reason, and what to do, for one of TensorRT for RTX's diagnostics. A new build is advised if it helps."""
     if problem == "UNSUPPORTED_CC":
         if gpu.sm in runtime.served:
-            again = _build(bundle, "--backend", "tensorrt-rtx", "--target", gpu.sm)
+            again = _build(bundle, *engine_options("tensorrt-rtx", gpu.index), "--target", gpu.sm)
             return "they were not built for this compute capability", again
         served = ", ".join(runtime.served)
-        return f"it serves {served}, and no other GPU", _build(bundle, "--backend", "tensorrt") + f", {_ONNX}"
+        other = _build(bundle, *engine_options("tensorrt", gpu.index))
+        return f"it serves {served}, and no other GPU", f"{other}, {_ONNX}"
     if problem == "OLD_CUDA_DRIVER":
         return f"the driver, which supports CUDA {_cuda_of(gpu)}, is too old", _CUDA_13
-    again = _build(bundle, "--backend", "tensorrt-rtx")
+    again = _build(bundle, *engine_options("tensorrt-rtx", gpu.index))
     known = {
         "VERSION_MISMATCH": ("they are from another version", again),
         "MALFORMED_ENGINE": ("the plan is damaged", again),
@@ -76,7 +76,7 @@ def _explain(problem: str, runtime: Runtime, gpu: Gpu, bundle: Bundle) -> tuple[
 def _from_log(runtime: Runtime, gpu: Gpu) -> tuple[str, str]:
     """The reason, and what to do, if no diagnostic is set. Only the log says that a driver is too old for CUDA 13."""
     said = runtime.errors.reason if runtime.errors.messages else ""
-    if re.search(r"driver", said, re.IGNORECASE) or gpu.driver_version < 13000:
+    if re.search(r"driver version is insufficient", said, re.IGNORECASE) or gpu.driver_version < 13000:
         return said or f"the driver supports CUDA {_cuda_of(gpu)}", _CUDA_13
     return said or "it does not say why", _ONNX.removeprefix("or ")
 

@@ -19,6 +19,7 @@ from svd_trt.engine.spec import NETWORKS
 from svd_trt.engine.tensorrt_build import engine_memory
 from svd_trt.engine.tensorrt_import import find_tensorrt, select_tensorrt
 from svd_trt.errors import ArgumentError, BackendError, CudaError
+from svd_trt.runtime.backends import choose
 from tests.gpu.conftest import Rig
 from tests.gpu.test_pipeline import FAST
 from tests.standin.cuda import StandInCuda
@@ -138,6 +139,13 @@ REFUSALS: dict[str, tuple[dict[str, Any], str, str, str, str | None]] = {
         "out of luck; run its ONNX networks with --backend onnxruntime --provider cuda",
         "svd-trt build",
     ),
+    "a line of the log with the word driver": (
+        {},
+        "",
+        "Error reading CUDA GPU properties: the driver returned 999",
+        "the driver returned 999; run its ONNX networks",
+        "install NVIDIA driver",
+    ),
     "nothing": ({}, "", "", "it does not say why; run its ONNX networks", "svd-trt build"),
     "a damaged plan": ({}, "MALFORMED_ENGINE", "", "the plan is damaged; build it again: `svd-trt build", "--target"),
     "too small a GPU": ({}, "INSUFFICIENT_GPU_MEMORY", "", "choose a larger GPU with --device", "svd-trt build"),
@@ -161,6 +169,24 @@ def test_a_refused_engine_is_built_again_only_if_that_helps(
     rig.check()
 
 
+def test_a_command_for_another_gpu_names_it(dynamic_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = Rig(monkeypatch, StandInCuda(devices=2, capability=(9, 0)))
+    rig.install(dynamic_bundle)
+    problem = real.EngineInvalidityDiagnostics.__members__["UNSUPPORTED_CC"]
+    rig.trt.validity = (real.EngineValidity.INVALID, int(problem.value))
+    with pytest.raises(BackendError, match=r"cuda:1: .*--backend tensorrt --device cuda:1` with the other options of"):
+        VideoPipeline.open(dynamic_bundle, device="cuda:1")
+    rig.check()
+
+
+def test_a_bundle_without_engines_is_built_again_with_a_backend(dynamic_bundle: Bundle) -> None:
+    """The options of the first build made none."""
+    manifest = msgspec.structs.replace(dynamic_bundle.manifest, tensorrt=None)
+    without = Bundle(dynamic_bundle.path, manifest)
+    with pytest.raises(BackendError, match=r"--backend tensorrt --device cuda:1` with the other options of the first"):
+        choose(without, device="cuda:1")
+
+
 def test_an_engine_that_is_not_the_best_for_a_gpu_runs(standin: Rig, dynamic_bundle: Bundle) -> None:
     standin.install(dynamic_bundle)
     standin.trt.validity = (real.EngineValidity.SUBOPTIMAL, 0)
@@ -169,16 +195,18 @@ def test_an_engine_that_is_not_the_best_for_a_gpu_runs(standin: Rig, dynamic_bun
 
 def test_the_command_names_a_checkpoint_that_is_gone(dynamic_bundle: Bundle) -> None:
     source = dynamic_bundle.manifest.source
-    where = [("/gone/svd xt", "fp16"), (None, None)]
+    where = [("/gone/svd xt", "fp16", None), (None, None, "8a1c2"), (None, None, None)]
     commands = []
-    for path, variant in where:
-        changed = msgspec.structs.replace(source, model="org/svd", path=path, variant=variant)
+    for path, variant, commit in where:
+        changed = msgspec.structs.replace(source, model="org/svd", path=path, variant=variant, commit=commit)
         manifest = msgspec.structs.replace(dynamic_bundle.manifest, source=changed)
         commands.append(rebuild_command(manifest, Path("a bundle"), "--backend", "tensorrt"))
     assert commands == [
-        "`svd-trt build MODEL -o 'a bundle' --backend tensorrt --variant fp16` with the options of the first build "
-        "(MODEL was /gone/svd xt)",
-        "`svd-trt build org/svd -o 'a bundle' --backend tensorrt` with the options of the first build",
+        "`svd-trt build MODEL -o 'a bundle' --backend tensorrt --variant fp16` with the other options of the first "
+        "build (MODEL was /gone/svd xt)",
+        "`svd-trt build org/svd -o 'a bundle' --backend tensorrt --revision 8a1c2` with the other options of the first "
+        "build",
+        "`svd-trt build org/svd -o 'a bundle' --backend tensorrt` with the other options of the first build",
     ]
 
 
