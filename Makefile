@@ -77,8 +77,8 @@ bench: $(READY)
 bench-build: $(READY)
 	$(BIN)/python -m svd_trt.benchmarks.full_size_builds cost -o benchmarks/results/build-cost.json
 
-# Lists the kernels of full-size engines: makes five builds in a quarter of an hour, with 8 GB of memory, and writes the
-# tables of docs/kernels.md. `VARIANTS="--variant default"` measures some again and keeps the others.
+# Lists the kernels of full-size engines: makes eight measurements in half an hour, with 8 GB of memory, and writes
+# the tables of docs/kernels.md. `VARIANTS="--variant default"` measures some again and keeps the others.
 KERNELS := benchmarks/results/kernels-full-size.json
 bench-kernels: $(READY)
 	$(BIN)/python -m svd_trt.benchmarks.full_size_kernels measure -o $(KERNELS) $(VARIANTS)

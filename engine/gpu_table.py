@@ -8,10 +8,10 @@ import msgspec
 
 from svd_trt.errors import ArgumentError
 
-__all__ = ["GPUS", "Gpu", "find_gpu"]
+__all__ = ["GPUS", "GpuFigures", "find_gpu"]
 
 
-class Gpu(msgspec.Struct, frozen=True):
+class GpuFigures(msgspec.Struct, frozen=True):
     """A GPU's figures on paper, at its boost clock."""
 
     name: str
@@ -32,25 +32,25 @@ _HOPPER = "NVIDIA H100 data sheet"
 _BLACKWELL = "NVIDIA RTX Blackwell architecture paper, appendix A"
 _BLACKWELL_PRO = "NVIDIA RTX PRO Blackwell architecture paper"
 
-GPUS: tuple[Gpu, ...] = (
-    Gpu("A100 PCIe", 312, 19.5, 1935, _AMPERE),
-    Gpu("A100 SXM", 312, 19.5, 2039, _AMPERE),
-    Gpu("H100 PCIe", 756, 51, 2000, _HOPPER),
-    Gpu("H100 SXM", 989, 67, 3350, _HOPPER),
-    Gpu("H200 SXM", 989, 67, 4800, "NVIDIA H200 data sheet"),
-    Gpu("L4", 121, 30.3, 300, "NVIDIA L4 data sheet"),
-    Gpu("L40S", 362, 91.6, 864, "NVIDIA L40S data sheet"),
-    Gpu("RTX 3090", 71, 35.6, 936, _GA102),
-    Gpu("RTX 4080", 97.5, 48.7, 717, _ADA),
-    Gpu("RTX 4090", 165, 82.6, 1008, _ADA),
-    Gpu("RTX 5080", 113, 56.3, 960, _BLACKWELL),
-    Gpu("RTX 5090", 210, 104.8, 1792, _BLACKWELL),
-    Gpu("RTX 6000 Ada", 364, 91.1, 960, _ADA_PRO),
-    Gpu("RTX PRO 6000", 504, 126, 1792, _BLACKWELL_PRO),
+GPUS: tuple[GpuFigures, ...] = (
+    GpuFigures("A100 PCIe", 312, 19.5, 1935, _AMPERE),
+    GpuFigures("A100 SXM", 312, 19.5, 2039, _AMPERE),
+    GpuFigures("H100 PCIe", 756, 51, 2000, _HOPPER),
+    GpuFigures("H100 SXM", 989, 67, 3350, _HOPPER),
+    GpuFigures("H200 SXM", 989, 67, 4800, "NVIDIA H200 data sheet"),
+    GpuFigures("L4", 121, 30.3, 300, "NVIDIA L4 data sheet"),
+    GpuFigures("L40S", 362, 91.6, 864, "NVIDIA L40S data sheet"),
+    GpuFigures("RTX 3090", 71, 35.6, 936, _GA102),
+    GpuFigures("RTX 4080", 97.5, 48.7, 717, _ADA),
+    GpuFigures("RTX 4090", 165, 82.6, 1008, _ADA),
+    GpuFigures("RTX 5080", 113, 56.3, 960, _BLACKWELL),
+    GpuFigures("RTX 5090", 210, 104.8, 1792, _BLACKWELL),
+    GpuFigures("RTX 6000 Ada", 364, 91.1, 960, _ADA_PRO),
+    GpuFigures("RTX PRO 6000", 504, 126, 1792, _BLACKWELL_PRO),
 )
 
 
-def find_gpu(text: str) -> Gpu:
+def find_gpu(text: str) -> GpuFigures:
     """The GPU that ``text`` names, or a part of its name; case, spaces, NVIDIA and GeForce do not matter.
 
     Raises:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from svd_trt.engine.gpu_table import Gpu
+from svd_trt.engine.gpu_table import GpuFigures
 from svd_trt.engine.kernels import KernelCost
 
 __all__ = ["Roofline", "roofline"]
@@ -30,7 +30,7 @@ class Roofline(msgspec.Struct, frozen=True):
     """The share of ``seconds`` in kernels whose bytes take longer than their operations."""
 
 
-def roofline(costs: Sequence[KernelCost], gpu: Gpu) -> Roofline:
+def roofline(costs: Sequence[KernelCost], gpu: GpuFigures) -> Roofline:
     """The model of ``costs``, kernels that run one after another, on ``gpu``."""
     memory = [cost.moved / (gpu.gb_per_s * 1e9) for cost in costs]
     peaks = ((gpu.fp16_tflops if cost.half else gpu.fp32_tflops) * 1e12 for cost in costs)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from svd_trt.engine.gpu_table import GPUS, Gpu, find_gpu
+from svd_trt.engine.gpu_table import GPUS, GpuFigures, find_gpu
 from svd_trt.engine.kernels import Kernel, KernelCost
 from svd_trt.engine.roofline import roofline
 from svd_trt.errors import ArgumentError
@@ -17,7 +17,7 @@ def cost(moved: int, flops: int, *, half: bool = True) -> KernelCost:
 
 
 def test_each_kernel_takes_the_longer_of_its_bytes_and_its_arithmetic() -> None:
-    gpu = Gpu("test", fp16_tflops=100, fp32_tflops=10, gb_per_s=1000, source="")
+    gpu = GpuFigures("test", fp16_tflops=100, fp32_tflops=10, gb_per_s=1000, source="")
     model = roofline([cost(10**9, 10**9), cost(1000, 10**12), cost(1000, 10**12, half=False)], gpu)
     assert model.seconds == pytest.approx(0.001 + 0.01 + 0.1), "1 GB, then 1 TFLOP in fp16, then 1 TFLOP in fp32"
     assert model.memory_seconds == pytest.approx(0.001, rel=1e-4)

@@ -10,7 +10,7 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
-from svd_trt.engine.gpu_table import Gpu
+from svd_trt.engine.gpu_table import GpuFigures
 from svd_trt.engine.kernel_kinds import KINDS
 from svd_trt.engine.kernel_summary import bytes_by_use, costs_by_kind, heaviest, moved_bytes, profile_summary
 from svd_trt.engine.kernels import KernelCost, KernelList, ProfileKernels, kernel_costs
@@ -49,7 +49,7 @@ class ShownKernels:
         return kernel_costs(self.profile, self.sizes)
 
 
-def print_kernels(console: Console, shown: Sequence[ShownKernels], gpus: Sequence[Gpu], top: int) -> None:
+def print_kernels(console: Console, shown: Sequence[ShownKernels], gpus: Sequence[GpuFigures], top: int) -> None:
     """Print the tables of each network: profiles, kinds, heaviest kernels, and the model for ``gpus``."""
     for one in shown:
         console.print(f"{one.kernels.network}{f' at {sizes_text(one.sizes)}' if one.sizes else ''}", style="bold")
@@ -134,7 +134,7 @@ def _heaviest(costs: Sequence[KernelCost], top: int) -> Table:
     return table
 
 
-def _models(costs: Sequence[KernelCost], gpus: Sequence[Gpu]) -> Table:
+def _models(costs: Sequence[KernelCost], gpus: Sequence[GpuFigures]) -> Table:
     table = _table("model, not measured", "time", "bytes alone", "FLOP alone", "bytes decide")
     for gpu in gpus:
         model = roofline(costs, gpu)
@@ -143,7 +143,7 @@ def _models(costs: Sequence[KernelCost], gpus: Sequence[Gpu]) -> Table:
     return table
 
 
-def kernels_dict(one: ShownKernels, gpus: Sequence[Gpu], top: int) -> list[dict[str, Any]]:
+def kernels_dict(one: ShownKernels, gpus: Sequence[GpuFigures], top: int) -> list[dict[str, Any]]:
     """Each profile of a network as JSON; figures are null if the profile does not hold the sizes."""
     profiles = enumerate(one.kernels.profiles)
     return [
@@ -153,7 +153,9 @@ def kernels_dict(one: ShownKernels, gpus: Sequence[Gpu], top: int) -> list[dict[
     ]
 
 
-def _models_dict(profile: ProfileKernels, wanted: Mapping[str, int], gpus: Sequence[Gpu]) -> list[dict[str, Any]]:
+def _models_dict(
+    profile: ProfileKernels, wanted: Mapping[str, int], gpus: Sequence[GpuFigures]
+) -> list[dict[str, Any]]:
     sizes = profile.sizes(wanted)
     costs = [] if sizes is None else kernel_costs(profile, sizes)
     models = ((gpu, roofline(costs, gpu)) for gpu in gpus if costs)
