@@ -74,9 +74,14 @@ class CpuSession(Session):
         self._times = times
         self._folder = None if times is None else TemporaryDirectory(prefix="svd-trt-")
         prefix = None if self._folder is None else str(Path(self._folder.name, network))
-        self._session: Any = load_onnx(
-            bundle, network, ["CPUExecutionProvider"], plan_memory=False, profile_prefix=prefix
-        )
+        try:
+            self._session: Any = load_onnx(
+                bundle, network, ["CPUExecutionProvider"], plan_memory=False, profile_prefix=prefix
+            )
+        except BaseException:
+            if self._folder is not None:
+                self._folder.cleanup()
+            raise
         self._worker = _Worker(network)
         self._running: Any = None
         self.run_seconds = 0.0

@@ -168,6 +168,25 @@ def test_backends_are_chosen_by_name(dynamic_bundle: Bundle) -> None:
         assert pipe.device.name == "onnxruntime (CPU)"
 
 
+def test_a_network_that_cannot_be_loaded_leaves_no_folder(
+    dynamic_bundle: Bundle, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Times of layers are written to one. An error's traceback keeps the session, so no collector removes it."""
+
+    def refuse(*_: Any, **options: Any) -> None:
+        assert Path(options["profile_prefix"]).parent.parent == tmp_path
+        raise BackendError("refused")
+
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr("svd_trt.runtime.cpu_device.load_onnx", refuse)
+    device = CpuDevice()
+    device.measure_layers({})
+    with pytest.raises(BackendError, match="refused") as caught:
+        device.open(dynamic_bundle, "image_encoder")
+    assert caught.tb is not None
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_cpu_device_uploads_runs_captures_and_copies(dynamic_bundle: Bundle) -> None:
     device: Device = CpuDevice()
     session: Session = device.open(dynamic_bundle, "image_encoder")
