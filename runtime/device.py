@@ -145,7 +145,7 @@ class Device(Closeable, ABC):
 
     @property
     def notes(self) -> Sequence[str]:
-        """Why the device runs slower than it could, a sentence each."""
+        """Why the device runs otherwise than usual, such as without graphs, a sentence each."""
         return ()
 
     @abstractmethod

@@ -52,7 +52,8 @@ class CudaDevice(Device):
         activations: the block that all networks compute in, one after another.
         graph: the graph whose work is being enqueued, captured or not; None for other work.
         use_graphs: replay captured work as CUDA graphs; False enqueues every call by itself.
-        refusals: why captured work is enqueued call by call, if it is.
+        refusals: why captured work is enqueued call by call, if it is; each reason once.
+        own_captures: what the backend captures itself, a sentence each.
         layer_times: gets the time of every layer; None if layers are not measured.
     """
 
@@ -73,6 +74,7 @@ class CudaDevice(Device):
         self.graph: CudaGraph | None = None
         self.use_graphs = True
         self.refusals: list[str] = []
+        self.own_captures: list[str] = []
         self.layer_times: LayerTimes | None = None
         self._graphs: weakref.WeakSet[CudaGraph] = weakref.WeakSet()
 
@@ -138,7 +140,7 @@ class CudaDevice(Device):
             super().measure_layers(times)
         self.layer_times = times
         self.use_graphs = False
-        self.refusals.append("the times of layers are measured")
+        _add_once(self.refusals, "the times of layers are measured")
 
     def drop_graphs(self) -> None:
         """Drop every captured graph, because an engine or the memory that it computes in is about to be freed."""
@@ -176,8 +178,8 @@ class CudaDevice(Device):
 
     @property
     def notes(self) -> list[str]:
-        """Why CUDA graphs are not used, if they are not."""
-        return [f"CUDA graphs are not used: {reason}" for reason in dict.fromkeys(self.refusals)]
+        """Why CUDA graphs are not used, or only those that the backend captures."""
+        return [*(f"CUDA graphs are not used: {reason}" for reason in self.refusals), *self.own_captures]
 
     def set_budget(self, nbytes: int | None) -> None:
         """Set the budget that every allocation is checked against.
@@ -274,7 +276,13 @@ class CudaGraph(Graph):
         """Never capture the work. What enqueues it calls this before there is a capture, in a call that is not one."""
         if not self.refused:
             self.refused = True
-            self._device.refusals.append(reason)
+            _add_once(self._device.refusals, reason)
+
+    def leave_to_backend(self, note: str) -> None:
+        """Never capture the work, because what enqueues it captures it itself, as ``note`` says. See `refuse`."""
+        if not self.refused:
+            self.refused = True
+            _add_once(self._device.own_captures, note)
 
     def when_closed(self, owner: object, call: Callable[[], None]) -> None:
         """Make `close` call ``call``, until ``owner`` calls `forget`."""
@@ -332,3 +340,9 @@ class CudaGraph(Graph):
         self.refused = True
         while self._at_close:
             self._at_close.popitem()[1]()
+
+
+def _add_once(texts: list[str], text: str) -> None:
+    """Add ``text`` if it is new: a server makes a graph for every loop, for months."""
+    if text not in texts:
+        texts.append(text)

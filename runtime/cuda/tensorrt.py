@@ -165,17 +165,19 @@ class TensorRtSession(Session):
         context = kept.contexts.get(place)
         if context is None or (context.profile, context.own_graphs) != (profile, kept.own_graphs):
             if context is not None:
-                self._device.synchronize()
                 self._give_back(kept.contexts.pop(place))
             context = kept.contexts[place] = self._borrow(profile, own_graphs=kept.own_graphs)
         context.run(buffers, stream)
         if graph.capturing or kept.own_graphs or not self._device.use_graphs:
             return
         if not self._runtime.capturable(context, stream):
-            graph.refuse(f"TensorRT does not let {self.spec.name} be captured")
             # TensorRT captures again if an address changes; those of this context do not. With streamed weights,
             # their copies would be captured too.
             kept.own_graphs = self._runtime.captures_itself and not self._streams
+            if kept.own_graphs:
+                graph.leave_to_backend(f"TensorRT for RTX makes the CUDA graphs of {self.spec.name} itself")
+            else:
+                graph.refuse(f"TensorRT does not let {self.spec.name} be captured")
 
     def _release_graph(self, graph: CudaGraph) -> None:
         kept = self._in_graphs.pop(graph, None)
@@ -187,6 +189,7 @@ class TensorRtSession(Session):
         return free.pop() if free else self._make_context(profile, own_graphs=own_graphs)
 
     def _give_back(self, context: EngineContext) -> None:
+        """Let other runs have ``context``, without waiting: they are on the same stream, so after its last run."""
         self._free[context.profile, context.own_graphs].append(context)
 
     def _choose_profile(self, shapes: Mapping[str, tuple[int, ...]]) -> int:
@@ -229,6 +232,10 @@ class TensorRtSession(Session):
             for _ in range(_TRIES):
                 self._errors.clear()
                 self._engine.weight_streaming_budget_v2 = ask
+                if self._errors.recorded:  # the setter returns nothing, and keeps the old budget if it fails
+                    message = f"TensorRT does not stream weights of {self.spec.name}: {self._errors.reason}"
+                    what = f"the weights of {self.spec.name}"
+                    raise self._errors.failure(self._device.context, "streaming weights", message, what)
                 resident = int(self._engine.weight_streaming_budget_v2)
                 if resident <= wanted or ask == 0:
                     break

@@ -20,7 +20,9 @@ from tests.gpu.conftest import Rig, why_no_gpu
 from tests.gpu.test_cuda_calls import with_changed_plans
 from tests.gpu.test_pipeline import FAST
 from tests.standin.context import IExecutionContext
+from tests.standin.engine import IRuntimeCache
 from tests.standin.rtx import real
+from tests.standin.tensorrt import ICudaEngine
 
 STEPS = FAST["num_inference_steps"]
 
@@ -173,6 +175,25 @@ def test_a_rounded_budget_of_weights_is_counted_as_tensorrt_rounds_it(
         assert device.context.taken == 0
 
 
+def test_a_refused_budget_of_weights_is_an_error(
+    standin: Rig, dynamic_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The setter returns nothing, and the engine keeps all weights on the GPU."""
+    bundle = with_changed_plans(dynamic_bundle, {"denoiser": {"weight_streaming": True}}, monkeypatch)
+    standin.install(bundle)
+
+    def refuse(self: ICudaEngine, budget: int) -> None:
+        self._error(f"ICudaEngine::setWeightStreamingBudgetV2: Error Code 3: API Usage Error ({budget} is refused)")
+
+    budget = ICudaEngine.weight_streaming_budget_v2.setter(refuse)
+    monkeypatch.setattr(ICudaEngine, "weight_streaming_budget_v2", budget)
+    expected = r"TensorRT does not stream weights of denoiser: .*is refused\)"
+    with standin.open(bundle) as pipe:
+        with pytest.raises(BackendError, match=expected):
+            pipe.device.open(bundle, "denoiser", streamed_bytes=100_000)
+        assert pipe.device.context.taken == 0  # type: ignore[attr-defined]
+
+
 # Captures.
 
 
@@ -202,7 +223,7 @@ def test_a_context_is_asked_before_the_capture_begins(
     with standin.open(dynamic_bundle) as pipe:
         np.testing.assert_array_equal(pipe(picture, **FAST).frames, dynamic_pipe(picture, **FAST).frames)
         assert standin.cuda.count("cuStreamBeginCapture") == 0
-        assert pipe.device.notes == ["CUDA graphs are not used: TensorRT does not let denoiser be captured"]
+        assert pipe.device.notes == ["TensorRT for RTX makes the CUDA graphs of denoiser itself"]
         pipe(picture, **(FAST | {"num_frames": 5}))
         assert standin.cuda.count("cuGraphLaunch") == STEPS - 2, "the answer depends on the shapes"
     assert standin.trt.asked_in_capture == 0
@@ -217,6 +238,7 @@ def test_tensorrt_rtx_captures_runs_itself_and_only_once(
     with standin.open(dynamic_bundle) as pipe:
         for _ in range(2):
             np.testing.assert_array_equal(pipe(picture, **FAST).frames, dynamic_pipe(picture, **FAST).frames)
+        assert pipe.device.notes == ["TensorRT for RTX makes the CUDA graphs of denoiser itself"]
     assert standin.cuda.count("cuGraphLaunch") == 0
     assert standin.trt.own_captures == ["denoiser"] * 2
 
@@ -243,7 +265,10 @@ def test_runs_with_streamed_weights_are_not_captured_by_tensorrt_rtx(
     with standin.open(bundle) as pipe:
         plan = pipe.executor.plan
         monkeypatch.setattr(pipe.executor, "plan", lambda request: _streaming(plan(request)))
-        assert pipe(picture, **FAST).memory.streamed_bytes > 0
+        for frames in (4, 5):
+            assert pipe(picture, **(FAST | {"num_frames": frames})).memory.streamed_bytes > 0
+        refusals = pipe.device.refusals  # type: ignore[attr-defined]
+        assert refusals == ["TensorRT does not let denoiser be captured"], "every loop adds its own"
     assert standin.trt.own_captures == []
 
 
@@ -267,6 +292,15 @@ def test_kernels_are_kept_after_the_first_video(
         before = {file: file.stat().st_mtime_ns for file in kept}
         pipe(picture, **FAST)
         assert before == {file: file.stat().st_mtime_ns for file in kept}, "nothing new was compiled"
+
+
+def test_a_cache_that_cannot_be_serialized_is_not_kept(
+    standin: Rig, dynamic_bundle: Bundle, picture: PIL.Image.Image, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(IRuntimeCache, "serialize", lambda self: None)
+    with standin.open(dynamic_bundle) as pipe:
+        pipe(picture, **FAST)
+    assert list((tmp_path / "cache").rglob("*.bin")) == []
 
 
 @pytest.mark.parametrize("capturable", [True, False])
