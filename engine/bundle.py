@@ -64,11 +64,14 @@ class Bundle:
         """The kernels in the plan of network ``name``; None if there is no plan or it has no list.
 
         Raises:
-            BundleError: the list is damaged.
+            BundleError: the list is damaged, or was altered since the build.
         """
         plan = self.network(name).plan
         if plan is None or plan.kernels is None:
             return None
+        problem = self._problem(plan.kernels, verify=True)
+        if problem:
+            raise BundleError(f"{problem}; {self._repair()}")
         try:
             return read_kernels(self.path / plan.kernels.path)
         except BundleError as error:

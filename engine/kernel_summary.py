@@ -14,7 +14,7 @@ __all__ = ["bytes_by_use", "costs_by_kind", "heaviest", "moved_bytes", "profile_
 
 
 def moved_bytes(costs: Sequence[KernelCost]) -> int:
-    """Bytes read and written, weights included."""
+    """Bytes of inputs and outputs, without weights."""
     return sum(cost.moved for cost in costs)
 
 

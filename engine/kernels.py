@@ -124,8 +124,8 @@ class KernelCost(msgspec.Struct, frozen=True):
 
     @property
     def moved(self) -> int:
-        """Bytes read and written, constants included."""
-        return self.read + self.written + self.weights
+        """Bytes of its inputs and outputs, without constants: what is meant by a kernel's bytes everywhere."""
+        return self.read + self.written
 
 
 def parse_kernels(

@@ -23,7 +23,7 @@ class Roofline(msgspec.Struct, frozen=True):
     seconds: float
     """Sum over the kernels of the larger of both times."""
     memory_seconds: float
-    """All bytes at the bandwidth."""
+    """All bytes at the bandwidth, weights included."""
     arithmetic_seconds: float
     """All operations at the peak of each kernel's type."""
     memory_bound_share: float
@@ -32,7 +32,7 @@ class Roofline(msgspec.Struct, frozen=True):
 
 def roofline(costs: Sequence[KernelCost], gpu: GpuFigures) -> Roofline:
     """The model of ``costs``, kernels that run one after another, on ``gpu``."""
-    memory = [cost.moved / (gpu.gb_per_s * 1e9) for cost in costs]
+    memory = [(cost.moved + cost.weights) / (gpu.gb_per_s * 1e9) for cost in costs]
     peaks = ((gpu.fp16_tflops if cost.half else gpu.fp32_tflops) * 1e12 for cost in costs)
     arithmetic = [cost.flops / peak for cost, peak in zip(costs, peaks, strict=True)]
     seconds = sum(map(max, memory, arithmetic))

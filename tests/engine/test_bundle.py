@@ -67,6 +67,15 @@ def test_damage_is_refused(name: str, bundle: Path) -> None:
     assert "svd-trt" in str(caught.value), "the message names the command that repairs it"
 
 
+def test_a_list_of_kernels_of_the_same_length_is_refused_if_altered(bundle: Path) -> None:
+    path = bundle / "tensorrt-rtx" / "denoiser.kernels.json"
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b'"convolution",', b'"pointwise"  ,'))
+    assert path.read_bytes() != content
+    with pytest.raises(BundleError, match=r"denoiser\.kernels\.json was altered .*; to repair it, run `svd-trt build"):
+        Bundle.open(bundle, verify=False).kernels("denoiser")
+
+
 def test_paths_out_of_the_bundle_are_refused(bundle: Path) -> None:
     """A manifest from an unknown source must not choose which files are read."""
     import msgspec

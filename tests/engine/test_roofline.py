@@ -12,8 +12,8 @@ from svd_trt.errors import ArgumentError
 _KERNEL = Kernel("k", "kgen", "pointwise", (), (), (), None, ())
 
 
-def cost(moved: int, flops: int, *, half: bool = True) -> KernelCost:
-    return KernelCost(_KERNEL, moved, 0, 0, 0, flops, half, known=True)
+def cost(moved: int, flops: int, *, half: bool = True, weights: int = 0) -> KernelCost:
+    return KernelCost(_KERNEL, moved, 0, weights, 0, flops, half, known=True)
 
 
 def test_each_kernel_takes_the_longer_of_its_bytes_and_its_arithmetic() -> None:
@@ -23,6 +23,8 @@ def test_each_kernel_takes_the_longer_of_its_bytes_and_its_arithmetic() -> None:
     assert model.memory_seconds == pytest.approx(0.001, rel=1e-4)
     assert model.arithmetic_seconds == pytest.approx(0.11, rel=1e-3)
     assert model.memory_bound_share == pytest.approx(0.001 / 0.111)
+    assert cost(10**9, 0, weights=1).moved == 10**9, "without weights"
+    assert roofline([cost(10**9, 0, weights=10**9)], gpu).seconds == pytest.approx(0.002), "weights take time too"
     assert roofline([], gpu).seconds == roofline([], gpu).memory_bound_share == 0
 
 
