@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from pathlib import Path
@@ -10,13 +11,23 @@ from typing import Any
 import msgspec
 import PIL.Image
 import pytest
+from rich.console import Console
 
 from svd_trt import Bundle
+from svd_trt.cli.kernels_report import ShownKernels, print_comparison, print_kernels
 from svd_trt.engine.gpu_table import GPUS
-from svd_trt.engine.kernels import kernel_costs, read_kernels
-from svd_trt.engine.manifest import Manifest, write_manifest
-from svd_trt.engine.spec import NETWORKS
-from tests.cli.conftest import Run, invoke
+from svd_trt.engine.kernels import (
+    Kernel,
+    KernelList,
+    KernelTensor,
+    ProfileKernels,
+    kernel_costs,
+    read_kernels,
+    write_kernels,
+)
+from svd_trt.engine.manifest import FileEntry, Manifest, read_manifest, write_manifest
+from svd_trt.engine.spec import NETWORKS, Range
+from tests.cli.conftest import Run, assert_refused, invoke
 
 
 def kernels_of(bundle: Path, network: Any) -> Any:
@@ -42,14 +53,45 @@ def copy(bundle: Path, to: Path, **plan: Any) -> Path:
     return to
 
 
+def keep_profile(bundle: Path, index: int) -> None:
+    """Reduce the denoiser's list of kernels to one of its profiles."""
+    path = bundle / "tensorrt-rtx" / "denoiser.kernels.json"
+    listed = read_kernels(path)
+    write_kernels(msgspec.structs.replace(listed, profiles=(listed.profiles[index],)), path)
+    manifest, change = read_manifest(bundle), msgspec.structs.replace
+    entry = manifest.networks["denoiser"]
+    assert entry.plan is not None
+    plan = change(entry.plan, kernels=FileEntry.of(bundle, path))
+    write_manifest(change(manifest, networks=manifest.networks | {"denoiser": change(entry, plan=plan)}), bundle)
+
+
 def test_tables(run: Run, small_bundle: Path) -> None:
-    result = run("inspect", small_bundle, "--kernels", "--gpu", "RTX 4090", "--gpu", "h100sxm")
+    result = run("inspect", small_bundle, "--kernels", "--gpu", "RTX 4090", "--gpu", "4090", "--gpu", "l4")
     assert result.returncode == 0, result.stderr
-    words = ("convolution", "product", "attention", "norm", "copy or layout", "pointwise", "fp32 spills", "activations")
-    for word in (*NETWORKS, *words, "* branches 2, frames 3", "branches 1 to 2, frames 2 to 6", "RTX 4090", "H100 SXM"):
+    words = (
+        "convolution",
+        "product",
+        "attention",
+        "norm",
+        "copy or layout",
+        "pointwise",
+        "fp32 spills",
+        "activations",
+        "share",
+    )
+    for word in (
+        *NETWORKS,
+        *words,
+        "* branches 2, frames 3",
+        "branches 1 to 2, frames 2 to 6",
+        "RTX 4090",
+        "L4",
+        "least on paper",
+    ):
         assert word in result.stdout, result.stdout
     assert "A model, not measured" in result.stdout
-    assert max(map(len, result.stdout.splitlines())) <= 100
+    assert result.stdout.count("RTX 4090") == len(NETWORKS), "a GPU that is named twice is shown once"
+    assert max(len(line.rstrip()) for line in result.stdout.splitlines()) <= 80
     assert "…" not in result.stdout, "cut off"
     assert "not known" not in result.stdout, "every size is known"
 
@@ -111,11 +153,12 @@ def test_sizes_outside_a_profile_have_no_figures(small_bundle: Path) -> None:
 
 
 def test_comparison_and_plot(small_bundle: Path, tmp_path: Path) -> None:
-    picture = tmp_path / "deep" / "kernels.png"
+    picture = tmp_path / "kernels.png"
     result = invoke("inspect", small_bundle, "--kernels", "denoiser", "--compare", small_bundle, "--plot", picture)
     assert result.returncode == 0, result.stderr
     rows = {line.split("  ")[0]: line for line in result.stdout.splitlines()}
-    assert rows["all"].endswith("+0.0%")
+    assert rows["all"].rstrip().endswith("+0.0%")
+    assert f"wrote {picture}" in result.stderr
     assert "product" in rows
     with PIL.Image.open(picture) as image:
         assert image.format == "PNG"
@@ -140,6 +183,11 @@ def test_comparison_and_plot(small_bundle: Path, tmp_path: Path) -> None:
         (["--kernels", "--height", "64"], "height 64 is outside"),
         (["--kernels", "--compare", "nowhere"], "there is no bundle at nowhere"),
         (["--kernels", "--plot", "/proc/kernels.png"], "cannot write /proc/kernels.png"),
+        (["--kernels", "--plot", "kernels.svg"], "--plot writes a PNG"),
+        (["--kernels", "--plot", "nowhere/kernels.png"], "nowhere does not exist; create it first"),
+        (["--kernels", "--gpu", "H100 SXM"], "is not among the GPUs that TensorRT for RTX serves"),
+        (["--kernels", "denoiser", "--chunk", "2"], "denoiser has no size chunk; it is a size of vae_decoder"),
+        (["--kernels", "denoiser,vae_decoder"], "is a list; name one of image_encoder"),
     ],
 )
 def test_refusals(arguments: list[str], words: str, small_bundle: Path) -> None:
@@ -156,6 +204,12 @@ def test_refusals(arguments: list[str], words: str, small_bundle: Path) -> None:
         (["--gpu", "L4"], "--gpu is for --kernels"),
         (["--kernels", "--num-frames", "3"], "--num-frames is for --vram-budget, and --frames for --kernels"),
         (["--kernels", "--vram-budget", "8GB"], "show different things"),
+        (["--top", "3"], "--top is for --kernels"),
+        (["--trtexec", "denoiser", "--json"], "leave out --json, --kernels and --vram-budget"),
+        (["--trtexec", "denoiser", "--kernels"], "leave out --json, --kernels and --vram-budget"),
+        (["--trtexec", "denoiser", "--vram-budget", "8GB"], "leave out --json, --kernels and --vram-budget"),
+        (["--kernels", "--branches", "3"], "3 is not in the range 1<=x<=2"),
+        (["--kernels", "--plot", "-"], "--plot writes a file, and not to standard output"),
     ],
 )
 def test_options_that_do_not_fit_are_usage_errors(arguments: list[str], words: str, small_bundle: Path) -> None:
@@ -166,13 +220,84 @@ def test_options_that_do_not_fit_are_usage_errors(arguments: list[str], words: s
 
 def test_a_size_that_no_profile_holds(small_bundle: Path, tmp_path: Path) -> None:
     bundle = copy(small_bundle, tmp_path / "bundle")
-    path = bundle / "tensorrt-rtx" / "denoiser.kernels.json"
-    listed = read_kernels(path)
-    content = msgspec.json.encode(msgspec.structs.replace(listed, profiles=listed.profiles[:1]))
-    path.write_bytes(content + b" " * (path.stat().st_size - len(content)))
+    keep_profile(bundle, 0)
     result = invoke("inspect", bundle, "--kernels", "denoiser", "--frames", "6")
     assert result.returncode == 1
-    assert "no profile of denoiser holds frames 6; its profiles are: branches 2, frames 3" in result.stderr
+    words = f"no profile of denoiser in {bundle} holds frames 6; its profiles are: branches 2, frames 3"
+    assert words in result.stderr
+
+
+def test_sizes_that_are_not_given_are_those_of_the_first_profile(small_bundle: Path) -> None:
+    result = invoke("inspect", small_bundle, "--kernels", "denoiser", "--branches", "1", "--top", "0")
+    assert "denoiser at branches 1, frames 3" in result.stdout
+    assert "heaviest" not in result.stdout
+
+
+def test_a_comparison_says_what_is_before_and_after_and_which_profiles(small_bundle: Path, tmp_path: Path) -> None:
+    other = copy(small_bundle, tmp_path / small_bundle.name)
+    keep_profile(other, 1)
+    result = invoke("inspect", small_bundle, "--kernels", "denoiser", "--compare", other, "--plot", tmp_path / "k.png")
+    assert result.returncode == 0, result.stderr
+    for word in (
+        f"before  {other}",
+        f"after   {small_bundle}",
+        "before  branches 2, frames 3: range, branches 1 to 2, frames 2 to 6",
+        "after   branches 2, frames 3: exact",
+        "Only one of the profiles is exact",
+        "bytes before",
+    ):
+        assert word in result.stdout, result.stdout
+
+
+@pytest.mark.parametrize(
+    ("ranges", "words"),
+    [
+        ({"frames": Range(2, 2, 2)}, "was built for frames 2; give a size that both have, such as --frames 2"),
+        (
+            {"height": Range(64, 64, 64)},
+            "is shown at height 32, and {other} was built for height 64; no size is common",
+        ),
+    ],
+)
+def test_a_comparison_is_at_sizes_that_both_have(
+    ranges: dict[str, Range], words: str, small_bundle: Path, tmp_path: Path
+) -> None:
+    other = copy(small_bundle, tmp_path / "other")
+    manifest, change = Bundle.open(other, verify=False).manifest, msgspec.structs.replace
+    write_manifest(change(manifest, ranges=change(manifest.ranges, **ranges)), other)
+    result = invoke("inspect", small_bundle, "--kernels", "--compare", other)
+    assert_refused(result, words.format(other=other), str(small_bundle))
+
+
+def test_the_option_before_the_bundle_is_explained() -> None:
+    result = invoke("inspect", "--kernels", "some/bundle")
+    assert_refused(result, "write: inspect some/bundle --kernels", code=2)
+    assert_refused(invoke("inspect", "--kernels"), "Missing argument 'BUNDLE'", code=2)
+
+
+def test_figures_are_whole_on_a_terminal_of_80_columns() -> None:
+    tensors = (
+        KernelTensor("in", "Half", (99_400_000,), (1,)),
+        KernelTensor("wide", "Float", (99_400_000,), (1,)),
+    )
+    kernel = Kernel("k" * 90, "kgen", "shape arithmetic", (0, 1), (0,), (1,), "99400000000", ("node" * 20,) * 12)
+    span = Range(200, 800, 1000)
+    ranges = dict.fromkeys(("batch", "branches", "frames", "height", "width"), span)
+    profile = ProfileKernels(ranges, 999_400_000_000, tensors, (kernel,) * 1234)
+    one = ShownKernels(KernelList("denoiser", (profile,)), 0, dict.fromkeys(ranges, 1000))
+    text = io.StringIO()
+    console = Console(width=80, file=text, highlight=False, markup=False, soft_wrap=True)
+    print_kernels(console, [one], [GPUS[0]], 3)
+    print_comparison(console, "a", [one], "b", [one])
+    lines = text.getvalue().splitlines()
+    assert all(len(line) <= 80 for line in lines if "denoiser at" not in line and ": range" not in line)
+    for line in lines:
+        if "…" in line:
+            name, figures = line.split("…")
+            assert name.startswith(("shape", "node")), line
+            assert len(figures.split()) > 5, line
+    assert any(line.startswith("shape arith") and "100.0%" in line for line in lines)
+    assert "1234" in text.getvalue()
 
 
 def test_a_damaged_list_is_a_damaged_bundle(small_bundle: Path, tmp_path: Path) -> None:
@@ -181,7 +306,7 @@ def test_a_damaged_list_is_a_damaged_bundle(small_bundle: Path, tmp_path: Path) 
     path.write_bytes(b"{" * path.stat().st_size)
     result = invoke("inspect", bundle, "--kernels")
     assert result.returncode == 1
-    assert "denoiser.kernels.json is not a list of kernels" in result.stderr
+    assert "denoiser.kernels.json was altered since it was built" in result.stderr
     assert "to repair it, run `svd-trt build " in result.stderr
     path.unlink()
     assert "denoiser.kernels.json is missing" in invoke("inspect", bundle, "--kernels").stderr

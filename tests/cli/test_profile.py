@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
 import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 
+from svd_trt.cli.layer_profile import print_slowest_layers
 from svd_trt.engine.spec import NETWORKS
+from svd_trt.runtime.layer_times import LayerTimes
 from tests.cli.conftest import assert_refused, invoke
 
 FAST = ("--num-inference-steps", "2", "--num-frames", "3", "--seed", "7", "--device", "cpu")
@@ -36,7 +40,23 @@ def test_onnxruntime_reports_every_node(
     assert all(layer["milliseconds"] > 0 for layer in convolutions)
     slowest = max((layer for n in written["networks"].values() for layer in n["layers"]), key=_milliseconds)
     assert slowest["name"][:60] in result.stderr
+    assert f"wrote {profile}: the times of " in result.stderr
     assert list(scratch.iterdir()) == []
+
+
+def test_figures_are_whole_on_a_terminal_of_80_columns() -> None:
+    text = io.StringIO()
+    times: LayerTimes = {"image_encoder": {f"{n}{'layer' * 30}": [123456.0 + n] * 1000 for n in range(20)}}
+    print_slowest_layers(Console(width=80, file=text, soft_wrap=True), times)
+    head, *rows, others = text.getvalue().splitlines()
+    assert "total ms" in head
+    assert all(len(line) <= 80 and line.endswith("5.0%") and "…" in line for line in rows)
+    assert others.endswith("40.0%")
+
+
+def test_standard_output_is_not_a_place_for_a_profile(small_bundle: Path, picture_file: Path) -> None:
+    result = invoke("infer", small_bundle, picture_file, "-o", "o.npy", *FAST, "--profile", "-")
+    assert_refused(result, "--profile writes a file, and not to standard output", code=2)
 
 
 def _milliseconds(layer: dict[str, float]) -> float:
@@ -51,6 +71,7 @@ def _milliseconds(layer: dict[str, float]) -> float:
         ("{bundle}/layers.json", "is inside the bundle"),
         ("{folder}", "is a folder; name a file for --profile"),
         ("{folder}/missing/layers.json", "does not exist; create it first"),
+        ("/proc/layers.json", "cannot write /proc/layers.json"),
     ],
 )
 def test_a_profile_that_cannot_be_written_is_refused_before_the_work(

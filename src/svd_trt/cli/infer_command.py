@@ -139,6 +139,8 @@ def command(
     """Make the videos, write them and report; the help text is in the decorator."""
     if as_json and output == _STDOUT:
         raise click.UsageError("--json and -o - both use standard output; write the video to a file")
+    if str(profile) == _STDOUT:
+        raise click.UsageError("--profile writes a file, and not to standard output; name one such as layers.json")
     started = time.perf_counter()
     count = len(images) * Parameters(**parameters).num_videos_per_prompt
     paths = [numbered(output, index, count) for index in range(count)]
@@ -164,6 +166,8 @@ def command(
     result = _as_dict(pipe, stream, paths, timings)
     if profile is not None:
         write_profile(profile, layers, result)
+        measured = sum(map(len, layers.values()))
+        console.print(f"wrote {profile}: the times of {measured:,} layers of {len(layers)} networks")
         print_slowest_layers(console, layers)
     if as_json:
         print_json(result)

@@ -33,12 +33,11 @@ MB more."""
 
 
 _ALL = "all"  # the value of --kernels if no network is named
-_VIDEO = {"num_frames"}
 _OF_BOTH = {"height", "width"}
 
 
 @click.command("inspect", short_help="Show what BUNDLE contains and how much memory it needs.")
-@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("bundle", type=click.Path(path_type=Path), required=False, metavar="BUNDLE")
 @click.option(
     "--vram-budget",
     type=ByteSize(),
@@ -55,19 +54,27 @@ _OF_BOTH = {"height", "width"}
     metavar="[NETWORK]",
     help="Show the kernels of the engines, or of one network's, instead of the tables.",
 )
-@click.option("--frames", type=click.IntRange(1), help="Frames of a run.  [default: the first profile's most]")
-@click.option("--branches", type=click.IntRange(1), help="Guidance branches of a run.  [default: likewise]")
+@click.option("--frames", type=click.IntRange(1), help="Frames of a run.  [default: the first profile's]")
+@click.option("--branches", type=click.IntRange(1, 2), help="Guidance branches of a run, 1 or 2.  [default: likewise]")
 @click.option("--chunk", type=click.IntRange(1), help="Frames decoded together.  [default: likewise]")
 @click.option("--batch", type=click.IntRange(1), help="Videos of a run.  [default: likewise]")
 @click.option(
     "--gpu", "gpus", multiple=True, help="Add the roofline model of this GPU, such as 'RTX 4090'; repeatable."
 )
-@click.option("--top", type=click.IntRange(0), default=8, show_default=True, help="Number of heaviest kernels to show.")
 @click.option(
-    "--compare", type=click.Path(path_type=Path), metavar="BUNDLE", help="Compare with the kernels of BUNDLE."
+    "--top", type=click.IntRange(0), help=f"Number of heaviest kernels to show.  [default: {KernelOptions.top}]"
 )
 @click.option(
-    "--plot", type=click.Path(path_type=Path), metavar="FILE.png", help="Draw bytes by kind, of both bundles."
+    "--compare",
+    type=click.Path(path_type=Path),
+    metavar="OTHER",
+    help="Show how the kernels changed from OTHER, which is before, to BUNDLE, which is after.",
+)
+@click.option(
+    "--plot",
+    type=click.Path(path_type=Path),
+    metavar="FILE.png",
+    help="Draw bytes by kind, of both bundles with --compare.",
 )
 @click.option(
     "--trtexec",
@@ -76,7 +83,7 @@ _OF_BOTH = {"height", "width"}
 )
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON; sizes are in bytes.")
 def command(
-    bundle: Path,
+    bundle: Path | None,
     vram_budget: int | None,
     network: str | None,
     trtexec: NetworkName | None,
@@ -94,7 +101,7 @@ def command(
 
     With --kernels, the command shows what the engine builder compiled: kernels by kind, the bytes that they read and
     write, their arithmetic, and with --gpu a model of the least time that this takes on paper. It needs no GPU. Sizes
-    that are not given are the largest of the first profile that holds the others.
+    that are not given are those of a network's first profile. With --compare, both bundles are shown at the same sizes.
 
     \b
     Examples:
@@ -106,14 +113,20 @@ def command(
         svd-trt inspect svd-xt --json | jq .networks.denoiser.activation_bytes
     """
     given = {name for name, value in options.items() if value not in (None, ())}
+    path = _bundle_path(bundle, network)
+    if trtexec is not None and (as_json or network is not None or vram_budget is not None):
+        raise click.UsageError("--trtexec prints commands only; leave out --json, --kernels and --vram-budget")
     _check_options(given, budget=vram_budget is not None, kernels=network is not None)
-    opened = Bundle.open(bundle, verify=False)
+    if str(options["plot"]) == "-":
+        raise click.UsageError("--plot writes a file, and not to standard output; name one such as kernels.png")
+    opened = Bundle.open(path, verify=False)
     manifest = opened.manifest
     if trtexec is not None:
         click.echo("\n".join(trtexec_commands(opened, trtexec)))
         return
     if network is not None:
-        wanted = KernelOptions(None if network == _ALL else network, **{k: options[k] for k in options.keys() - _VIDEO})
+        chosen_options = {name: options[name] for name in given}
+        wanted = KernelOptions(None if network == _ALL else network, **chosen_options)
         if as_json:
             print_json(add_kernels(_as_dict(manifest), opened, wanted))
         else:
@@ -126,17 +139,28 @@ def command(
         print_json(_as_dict(manifest) | chosen)
         return
     console = stdout()
-    _print_head(console, bundle, manifest)
+    _print_head(console, path, manifest)
     if plan is not None and vram_budget is not None:
         _print_plan(console, manifest, request, plan, vram_budget)
     else:
         _print_tables(console, manifest)
 
 
+def _bundle_path(bundle: Path | None, network: str | None) -> Path:
+    """The argument BUNDLE, which ``--kernels`` takes for its network if the option is before it."""
+    if bundle is not None:
+        return bundle
+    if network is not None and network not in (_ALL, *NETWORKS):
+        raise click.UsageError(
+            f"--kernels takes {network!r} for the name of a network; write: inspect {network} --kernels"
+        )
+    raise click.UsageError("Missing argument 'BUNDLE'.")
+
+
 def _check_options(given: set[str], *, budget: bool, kernels: bool) -> None:
     if budget and kernels:
         raise click.UsageError("--vram-budget and --kernels show different things; give one of them")
-    for name in sorted(given - {"top"}):
+    for name in sorted(given):
         option = f"--{name.removesuffix('s') if name == 'gpus' else name.replace('_', '-')}"
         if name in _OF_BOTH and not (budget or kernels):
             raise click.UsageError(f"{option} is for --vram-budget or --kernels; give one of them too")

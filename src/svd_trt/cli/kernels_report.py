@@ -9,24 +9,34 @@ from typing import Any
 import msgspec
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from svd_trt.engine.gpu_table import GpuFigures
 from svd_trt.engine.kernel_kinds import KINDS
 from svd_trt.engine.kernel_summary import bytes_by_use, costs_by_kind, heaviest, moved_bytes, profile_summary
 from svd_trt.engine.kernels import KernelCost, KernelList, ProfileKernels, kernel_costs
 from svd_trt.engine.roofline import roofline
-from svd_trt.units import format_bytes, format_count, format_seconds
+from svd_trt.units import format_count, format_seconds
 
-__all__ = ["ShownKernels", "kernels_dict", "print_comparison", "print_kernels", "ranges_text", "sizes_text"]
+__all__ = [
+    "ShownKernels",
+    "kernels_dict",
+    "print_comparison",
+    "print_kernels",
+    "profile_text",
+    "ranges_text",
+    "sizes_text",
+]
 
 _NOTES = """\
-Bytes are inputs and outputs of every kernel, as if nothing stayed in caches. fp32
-spills are the part that is written in fp32 between half-precision kernels."""
+Bytes are inputs and outputs of every kernel, without weights, as if nothing
+stayed in caches; "share" is of these bytes. "spills" are fp32 spills: the part
+that is written in fp32 between half-precision kernels."""
 
 _MODEL_NOTES = """\
-A model, not measured: each kernel takes the longer of its bytes at the bandwidth
-and its FLOP at the peak, both from the data sheet. Real kernels take longer, and
-caches save bytes."""
+A model, not measured: each kernel takes the longer of its bytes and weights at
+the bandwidth and its FLOP at the peak, both from the data sheet. Real kernels
+take longer, and caches save bytes."""
 
 
 @dataclass(frozen=True)
@@ -48,13 +58,19 @@ class ShownKernels:
         """What each kernel moves and computes."""
         return kernel_costs(self.profile, self.sizes)
 
+    @property
+    def exact(self) -> bool:
+        """True if the profile is for single sizes."""
+        return all(r.fixed for r in self.profile.ranges.values())
+
 
 def print_kernels(console: Console, shown: Sequence[ShownKernels], gpus: Sequence[GpuFigures], top: int) -> None:
     """Print the tables of each network: profiles, kinds, heaviest kernels, and the model for ``gpus``."""
     for one in shown:
         console.print(f"{one.kernels.network}{f' at {sizes_text(one.sizes)}' if one.sizes else ''}", style="bold")
         console.print()
-        for table in (_profiles(one), _kinds(one.costs), _heaviest(one.costs, top)):
+        tables = [_profiles(one), _kinds(one.costs), *([_heaviest(one.costs, top)] if top else [])]
+        for table in tables:
             console.print(table)
             console.print()
         if gpus:
@@ -68,22 +84,36 @@ def print_kernels(console: Console, shown: Sequence[ShownKernels], gpus: Sequenc
         console.print(_MODEL_NOTES)
 
 
-def print_comparison(console: Console, before: Sequence[ShownKernels], after: Sequence[ShownKernels]) -> None:
-    """Print a table for each network that both have: kernels and bytes by kind."""
-    others = {one.kernels.network: one for one in after}
-    for one in before:
-        other = others.get(one.kernels.network)
-        if other is None:
+def print_comparison(
+    console: Console, old_name: str, before: Sequence[ShownKernels], new_name: str, after: Sequence[ShownKernels]
+) -> None:
+    """Print a table for each network that both have: kernels and bytes by kind, in the two bundles."""
+    console.print(f"before  {old_name}\nafter   {new_name}\n")
+    olds = {one.kernels.network: one for one in before}
+    for new in after:
+        old = olds.get(new.kernels.network)
+        if old is None:
+            console.print(f"{new.kernels.network} has no list of kernels in {old_name}.\n")
             continue
-        table = _table(one.kernels.network, "kernels", "", "bytes", "", "change")
-        rows, other_rows = _with_all(one.costs), _with_all(other.costs)
-        for kind in (*KINDS, "all"):
-            old, new = rows.get(kind, []), other_rows.get(kind, [])
-            if old or new:
-                table.add_row(kind, str(len(old)), str(len(new)), *_change(moved_bytes(old), moved_bytes(new)))
-        console.print(table)
+        console.print(new.kernels.network, style="bold")
+        console.print(f"before  {profile_text(old)}\nafter   {profile_text(new)}")
+        if old.exact != new.exact:
+            console.print("Only one of the profiles is exact: a part of the change is due to that.")
+        console.print()
+        console.print(_changes(old.costs, new.costs))
         console.print()
     console.print(_NOTES)
+
+
+def _changes(old: Sequence[KernelCost], new: Sequence[KernelCost]) -> Table:
+    table = _table("kind", "kernels before", "after", "bytes before", "after", "change")
+    old_rows, new_rows = _with_all(old), _with_all(new)
+    for kind in (*KINDS, "all"):
+        olds, news = old_rows.get(kind, []), new_rows.get(kind, [])
+        if olds or news:
+            change = _change(moved_bytes(olds), moved_bytes(news))
+            table.add_row(_name(kind), str(len(olds)), str(len(news)), *change)
+    return table
 
 
 def _with_all(costs: Sequence[KernelCost]) -> dict[str, list[KernelCost]]:
@@ -92,11 +122,11 @@ def _with_all(costs: Sequence[KernelCost]) -> dict[str, list[KernelCost]]:
 
 def _change(old: int, new: int) -> tuple[str, str, str]:
     change = f"{new / old - 1:+.1%}" if old else "new"
-    return format_bytes(old), format_bytes(new), change
+    return _size(old), _size(new), change
 
 
 def _profiles(one: ShownKernels) -> Table:
-    table = _table("profile", "kernels", "read", "written", "fp32 spills", "activations")
+    table = _table("profile", "kernels", "read", "written", "spills", "activations")
     for index, profile in enumerate(one.kernels.profiles):
         sizes = profile.sizes(one.sizes)
         costs = [] if sizes is None else kernel_costs(profile, sizes)
@@ -105,20 +135,20 @@ def _profiles(one: ShownKernels) -> Table:
         table.add_row(
             f"{'*' if index == one.index else ' '} {ranges_text(profile)}",
             str(len(profile.kernels)),
-            *(format_bytes(figure) if costs else "-" for figure in figures),
-            format_bytes(profile.activation_bytes),
+            *(_size(figure) if costs else "-" for figure in figures),
+            _size(profile.activation_bytes),
         )
     return table
 
 
 def _kinds(costs: Sequence[KernelCost]) -> Table:
-    table = _table("kind", "kernels", "read", "written", "weights", "fp32 spills", "FLOP", "bytes")
+    table = _table("kind", "kernels", "read", "written", "weights", "spills", "FLOP", "share")
     total = moved_bytes(costs)
     for kind, members in _with_all(costs).items():
         table.add_row(
-            kind,
+            _name(kind),
             str(len(members)),
-            *(format_bytes(size) if size else "-" for size in bytes_by_use(members).values()),
+            *(_size(size) if size else "-" for size in bytes_by_use(members).values()),
             _count(sum(cost.flops for cost in members)),
             f"{moved_bytes(members) / total:.1%}" if total else "-",
         )
@@ -128,18 +158,16 @@ def _kinds(costs: Sequence[KernelCost]) -> Table:
 def _heaviest(costs: Sequence[KernelCost], top: int) -> Table:
     table = _table("heaviest", "kind", "read", "written", "FLOP", left=2)
     for cost in heaviest(costs, top):
-        table.add_row(
-            _label(cost), cost.kernel.kind, format_bytes(cost.read), format_bytes(cost.written), _count(cost.flops)
-        )
+        table.add_row(_name(_label(cost)), cost.kernel.kind, _size(cost.read), _size(cost.written), _count(cost.flops))
     return table
 
 
 def _models(costs: Sequence[KernelCost], gpus: Sequence[GpuFigures]) -> Table:
-    table = _table("model, not measured", "time", "bytes alone", "FLOP alone", "bytes decide")
+    table = _table("model, not measured", "least on paper", "bytes alone", "FLOP alone", "bytes decide")
     for gpu in gpus:
         model = roofline(costs, gpu)
         times = (model.seconds, model.memory_seconds, model.arithmetic_seconds)
-        table.add_row(gpu.name, *map(_time, times), f"{model.memory_bound_share:.0%}")
+        table.add_row(_name(gpu.name), *map(_time, times), f"{model.memory_bound_share:.0%}")
     return table
 
 
@@ -174,9 +202,27 @@ def ranges_text(profile: ProfileKernels) -> str:
     return sizes_text({symbol: r.words for symbol, r in profile.ranges.items()}) or "fixed"
 
 
+def profile_text(one: ShownKernels) -> str:
+    """``branches 2, frames 3: exact``, or ``chunk 3: range, chunk 1 to 6``."""
+    if not one.sizes:
+        return "fixed"
+    return f"{sizes_text(one.sizes)}: {'exact' if one.exact else f'range, {ranges_text(one.profile)}'}"
+
+
 def sizes_text(sizes: Mapping[str, Any]) -> str:
     """``branches 2, frames 25``."""
     return ", ".join(f"{symbol} {size}" for symbol, size in sizes.items())
+
+
+def _size(size: int | None) -> str:
+    """``132 B``, ``29.8 MB``: three digits, so that seven figures fit beside a name on a terminal of 80 columns."""
+    text = "-" if size is None else format_count(size)
+    return text if size is None else f"{text}B" if " " in text else f"{text} B"
+
+
+def _name(text: str) -> Text:
+    """A cell that is cut if the terminal is too narrow; figures never are."""
+    return Text(text, no_wrap=True, overflow="ellipsis")
 
 
 def _count(flops: int) -> str:
@@ -188,7 +234,8 @@ def _time(seconds: float) -> str:
 
 
 def _table(*headings: str, left: int = 1) -> Table:
+    """A table whose first column gives way on a narrow terminal."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for i, heading in enumerate(headings):
-        table.add_column(heading, justify="left" if i < left else "right", no_wrap=True)
+        table.add_column(heading, justify="left" if i < left else "right", no_wrap=i > 0)
     return table

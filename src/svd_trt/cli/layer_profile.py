@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from svd_trt.benchmarks.results import write_file
 from svd_trt.errors import OutputError
@@ -35,6 +38,13 @@ def check_profile(path: Path, others: Sequence[str], bundle: Path) -> None:
         raise OutputError(f"{path} is a folder; name a file for --profile, such as {path / 'layers.json'}")
     if not target.parent.is_dir():
         raise OutputError(f"cannot write {path}: the folder {target.parent} does not exist; create it first")
+    try:
+        if path.exists() and not path.is_file():
+            os.close(os.open(path, os.O_WRONLY | os.O_NONBLOCK))
+        else:
+            tempfile.TemporaryFile(dir=target.parent).close()
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror}; choose another place") from error
 
 
 def write_profile(path: Path, times: LayerTimes, run: dict[str, Any]) -> None:
@@ -51,20 +61,21 @@ def print_slowest_layers(console: Console, times: LayerTimes) -> None:
     layers = layers_by_time(times)
     total = sum(layer.milliseconds for layer in layers)
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("network", "layer"):
-        table.add_column(heading, no_wrap=True)
-    for heading in ("calls", "ms", "share"):
+    table.add_column("network", no_wrap=True)
+    table.add_column("layer")  # gives way on a narrow terminal, so that figures are never cut
+    for heading in ("calls", "total ms", "share"):
         table.add_column(heading, justify="right", no_wrap=True)
     for layer in layers[:_ROWS]:
         share = f"{layer.milliseconds / total:.1%}" if total else "-"
-        table.add_row(layer.network, _shortened(layer.name), f"{layer.calls}", f"{layer.milliseconds:.2f}", share)
+        table.add_row(layer.network, _name(layer.name), f"{layer.calls}", f"{layer.milliseconds:.2f}", share)
     rest = layers[_ROWS:]
     if rest:
         others = sum(layer.milliseconds for layer in rest)
         calls = sum(layer.calls for layer in rest)
-        table.add_row("", f"{len(rest):,} other layers", f"{calls:,}", f"{others:.2f}", f"{others / total:.1%}")
+        table.add_row("", _name(f"{len(rest):,} other layers"), f"{calls:,}", f"{others:.2f}", f"{others / total:.1%}")
     console.print(table)
 
 
-def _shortened(name: str) -> str:
-    return name if len(name) <= _NAME_WIDTH else f"{name[: _NAME_WIDTH - 1]}…"
+def _name(name: str) -> Text:
+    shortened = name if len(name) <= _NAME_WIDTH else f"{name[: _NAME_WIDTH - 1]}…"
+    return Text(shortened, no_wrap=True, overflow="ellipsis")
