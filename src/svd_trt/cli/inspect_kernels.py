@@ -20,7 +20,7 @@ from svd_trt.cli.kernels_report import (
     sizes_text,
 )
 from svd_trt.engine.bundle import Bundle
-from svd_trt.engine.gpu_table import Gpu, find_gpu
+from svd_trt.engine.gpu_table import GpuFigures, find_gpu
 from svd_trt.engine.kernels import KernelList
 from svd_trt.engine.manifest import Manifest
 from svd_trt.engine.spec import NETWORKS, SYMBOLS, NetworkName, Range, Ranges, network_specs
@@ -97,7 +97,7 @@ def add_kernels(fields: dict[str, Any], bundle: Bundle, options: KernelOptions) 
     return fields
 
 
-def _find_gpus(bundle: Bundle, names: Sequence[str]) -> list[Gpu]:
+def _find_gpus(bundle: Bundle, names: Sequence[str]) -> list[GpuFigures]:
     """Each GPU that is named, once; a GPU that the bundle's engines cannot run on is refused."""
     gpus = list(dict.fromkeys(find_gpu(name) for name in names))
     built = bundle.manifest.tensorrt
