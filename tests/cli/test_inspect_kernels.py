@@ -272,6 +272,8 @@ def test_a_comparison_is_at_sizes_that_both_have(
 def test_the_option_before_the_bundle_is_explained() -> None:
     result = invoke("inspect", "--kernels", "some/bundle")
     assert_refused(result, "write: inspect some/bundle --kernels", code=2)
+    result = invoke("inspect", "--kernels", "some/bundle", "denoiser")
+    assert_refused(result, "write: inspect some/bundle --kernels denoiser", code=2)
     assert_refused(invoke("inspect", "--kernels"), "Missing argument 'BUNDLE'", code=2)
 
 

@@ -106,7 +106,7 @@ def command(
     \b
     Examples:
         svd-trt inspect svd-xt
-        svd-trt inspect svd-xt --kernels denoiser --frames 14 --gpu "RTX 4090" --gpu "H100 SXM"
+        svd-trt inspect svd-xt --kernels denoiser --frames 14 --gpu "RTX 4090" --gpu L4
         svd-trt inspect svd-xt --kernels --compare svd-xt-plain --plot kernels.png
         svd-trt inspect svd-xt --vram-budget 8GB --num-frames 14
         svd-trt inspect svd-xt --trtexec denoiser
@@ -148,12 +148,12 @@ def command(
 
 def _bundle_path(bundle: Path | None, network: str | None) -> Path:
     """The argument BUNDLE, which ``--kernels`` takes for its network if the option is before it."""
+    swapped = network is not None and network not in (_ALL, *NETWORKS)
+    if swapped and (bundle is None or str(bundle) in NETWORKS):
+        right = f"inspect {network} --kernels {bundle or ''}".rstrip()
+        raise click.UsageError(f"--kernels takes {network!r} for the name of a network; write: {right}")
     if bundle is not None:
         return bundle
-    if network is not None and network not in (_ALL, *NETWORKS):
-        raise click.UsageError(
-            f"--kernels takes {network!r} for the name of a network; write: inspect {network} --kernels"
-        )
     raise click.UsageError("Missing argument 'BUNDLE'.")
 
 
