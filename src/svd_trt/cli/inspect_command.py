@@ -44,8 +44,12 @@ _OF_BOTH = {"height", "width"}
     help="Show how a video is made within this much VRAM, such as 8GB, instead of the tables.",
 )
 @click.option("--num-frames", type=click.IntRange(1), help="Frames of that video.  [default: the checkpoint's]")
-@click.option("--height", type=click.IntRange(8), help="Height of that video or run.  [default: the largest]")
-@click.option("--width", type=click.IntRange(8), help="Width of that video or run.  [default: the largest]")
+@click.option(
+    "--height",
+    type=click.IntRange(8),
+    help="Height of that video or run.  [default: the largest; of a run, the first profile's]",
+)
+@click.option("--width", type=click.IntRange(8), help="Width of that video or run.  [default: likewise]")
 @click.option(
     "--kernels",
     "network",

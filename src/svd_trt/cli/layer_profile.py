@@ -38,11 +38,16 @@ def check_profile(path: Path, others: Sequence[str], bundle: Path) -> None:
         raise OutputError(f"{path} is a folder; name a file for --profile, such as {path / 'layers.json'}")
     if not target.parent.is_dir():
         raise OutputError(f"cannot write {path}: the folder {target.parent} does not exist; create it first")
+    _check_writable(path)
+
+
+def _check_writable(path: Path) -> None:
+    if path.exists() and not path.is_file():  # a pipe or a device, which a reader may await: opening it would end that
+        if not os.access(path, os.W_OK):
+            raise OutputError(f"cannot write {path}: permission denied; choose another place")
+        return
     try:
-        if path.exists() and not path.is_file():
-            os.close(os.open(path, os.O_WRONLY | os.O_NONBLOCK))
-        else:
-            tempfile.TemporaryFile(dir=target.parent).close()
+        tempfile.TemporaryFile(dir=path.resolve().parent).close()
     except OSError as error:
         raise OutputError(f"cannot write {path}: {error.strerror}; choose another place") from error
 
