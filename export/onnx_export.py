@@ -110,8 +110,8 @@ def _translate(program: torch.export.ExportedProgram, **options: Any) -> torch.o
 
     Torch traces the program once more to decompose its operators, which takes as long as the first time. Nearly all of
     them have a translation as they are, so that is tried first. The second trace is needed for an operator without one,
-    for one that changes a tensor in place, and for shapes of several symbolic axes: TensorRT does not find their limits
-    in the form that the translations give them.
+    for one that changes a tensor in place, after an operator of ONNX Runtime's own, and for shapes of several symbolic
+    axes: TensorRT does not find their limits in the form that the translations give them.
     """
     if not any(_needs_decomposition(node) for node in program.graph.nodes):
         _simplify(program.graph_module)
@@ -170,7 +170,10 @@ _TRANSLATIONS: dict[Any, Any] = {
 def _needs_decomposition(node: torch.fx.Node) -> bool:
     if node.target in _FLATTENING:
         return _reshape_to(node) is None
-    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return False
+    # The shape of an operator of ONNX Runtime's own cannot be inferred, so those after it have to be written in full.
+    return node.target._schema.is_mutable or node.target.namespace == "onnx_symbolic"
 
 
 def _simplify(module: torch.fx.GraphModule) -> None:

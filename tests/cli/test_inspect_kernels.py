@@ -185,7 +185,6 @@ def test_comparison_and_plot(small_bundle: Path, tmp_path: Path) -> None:
         (["--kernels", "--plot", "/proc/kernels.png"], "cannot write /proc/kernels.png"),
         (["--kernels", "--plot", "kernels.svg"], "--plot writes a PNG"),
         (["--kernels", "--plot", "nowhere/kernels.png"], "nowhere does not exist; create it first"),
-        (["--kernels", "--gpu", "H100 SXM"], "is not among the GPUs that TensorRT for RTX serves"),
         (["--kernels", "denoiser", "--chunk", "2"], "denoiser has no size chunk; it is a size of vae_decoder"),
         (["--kernels", "denoiser,vae_decoder"], "is a list; name one of image_encoder"),
     ],
@@ -326,3 +325,9 @@ def test_bundles_without_lists_say_what_to_do(small_bundle: Path, tmp_path: Path
     result = invoke("inspect", bundle, "--kernels")
     assert result.returncode == 1
     assert "has no engines, so no kernels; svd-trt build --backend tensorrt-rtx adds them" in result.stderr
+
+
+def test_a_gpu_that_is_not_served_is_named(small_bundle: Path) -> None:
+    result = invoke("inspect", small_bundle, "--kernels", "vae_decoder", "--gpu", "H100 SXM")
+    assert result.returncode == 0, result.stderr
+    assert "TensorRT for RTX does not serve the H100 SXM" in result.stdout

@@ -73,10 +73,12 @@ def show_kernels(console: Console, bundle: Bundle, options: KernelOptions) -> No
         MissingDependencyError: a plot is wanted and matplotlib is not installed.
         OutputError: the plot cannot be written.
     """
-    gpus = _find_gpus(bundle, options.gpus)
+    gpus = _find_gpus(options.gpus)
     shown, before = _read_both(bundle, options)
     if options.compare is None:
         print_kernels(console, shown, gpus, options.top)
+        for name in _unserved(bundle, gpus):
+            console.print(f"TensorRT for RTX does not serve the {name}: its figures are for comparing graphs.")
     else:
         print_comparison(console, str(options.compare), before, str(bundle.path), shown)
 
@@ -87,7 +89,7 @@ def add_kernels(fields: dict[str, Any], bundle: Bundle, options: KernelOptions) 
     Raises:
         SvdTrtError: as `show_kernels`.
     """
-    gpus = _find_gpus(bundle, options.gpus)
+    gpus = _find_gpus(options.gpus)
     shown, before = _read_both(bundle, options)
     for one in shown:
         fields["networks"][one.kernels.network]["profiles"] = kernels_dict(one, gpus, options.top)
@@ -97,17 +99,17 @@ def add_kernels(fields: dict[str, Any], bundle: Bundle, options: KernelOptions) 
     return fields
 
 
-def _find_gpus(bundle: Bundle, names: Sequence[str]) -> list[GpuFigures]:
-    """Each GPU that is named, once; a GPU that the bundle's engines cannot run on is refused."""
-    gpus = list(dict.fromkeys(find_gpu(name) for name in names))
+def _find_gpus(names: Sequence[str]) -> list[GpuFigures]:
+    """Each GPU that is named, once."""
+    return list(dict.fromkeys(find_gpu(name) for name in names))
+
+
+def _unserved(bundle: Bundle, gpus: Sequence[GpuFigures]) -> list[str]:
+    """Names of the GPUs that the bundle's engines cannot run on."""
     built = bundle.manifest.tensorrt
-    for gpu in gpus:
-        if built is not None and built.name == "tensorrt-rtx" and gpu.name.startswith("H"):  # Hopper
-            raise ArgumentError(
-                f"{gpu.name} is not among the GPUs that TensorRT for RTX serves, so the engines of {bundle.path} do "
-                "not run there; name another --gpu"
-            )
-    return gpus
+    if built is None or built.name != "tensorrt-rtx":
+        return []
+    return [gpu.name for gpu in gpus if gpu.name.startswith("H")]  # Hopper
 
 
 def _read_both(bundle: Bundle, options: KernelOptions) -> tuple[list[ShownKernels], list[ShownKernels]]:
