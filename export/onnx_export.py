@@ -169,11 +169,15 @@ _TRANSLATIONS: dict[Any, Any] = {
 
 def _needs_decomposition(node: torch.fx.Node) -> bool:
     if node.target in _FLATTENING:
-        return _reshape_to(node) is None
+        return _is_output(node) or _reshape_to(node) is None
     if not isinstance(node.target, torch._ops.OpOverload):
         return False
     # The shape of an operator of ONNX Runtime's own cannot be inferred, so those after it have to be written in full.
     return node.target._schema.is_mutable or node.target.namespace == "onnx_symbolic"
+
+
+def _is_output(node: torch.fx.Node) -> bool:
+    return any(user.op == "output" for user in node.users)
 
 
 def _simplify(module: torch.fx.GraphModule) -> None:
@@ -183,6 +187,8 @@ def _simplify(module: torch.fx.GraphModule) -> None:
     """
     for node in list(module.graph.nodes):
         new = None
+        if _is_output(node):  # the program knows it by its name
+            continue
         if node.target is torch.ops.aten.to.dtype and node.args[0].meta["val"].dtype == node.args[1]:
             new = node.args[0]
         elif node.target in _FLATTENING:
