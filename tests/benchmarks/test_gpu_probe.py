@@ -18,7 +18,7 @@ from svd_trt.benchmarks import probe_engines, probe_rtx
 from svd_trt.benchmarks.gpu_probe import main, run_step
 from svd_trt.benchmarks.probe_steps import FULL, STEPS, ProbeError, ProbeJob, SkippedError, Step
 from svd_trt.engine.decode_chunks import chunk_choices
-from svd_trt.engine.spec import Range
+from svd_trt.engine.spec import NETWORKS, Range
 from tests.benchmarks import probe_cases
 from tests.standin.cuda import StandInCuda
 
@@ -218,7 +218,9 @@ def test_steps_with_a_bundle(step: str, job: ProbeJob) -> None:
     figures = run_here(step, job)
     assert figures["backend"] == "onnxruntime (CPU)"
     if step == "engine-video":
-        assert {layer["network"] for layer in figures["slowest_layers"]} <= {"denoiser", "vae_decoder", "vae_encoder"}
+        found = {layer["network"] for layer in figures["slowest_layers"]}
+        assert "denoiser" in found
+        assert found <= set(NETWORKS), "which ones are slow depends on the machine's load"
         assert figures["second_median_step"] > 0
 
 
