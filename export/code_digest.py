@@ -45,7 +45,7 @@ PLAN_CODE = tuple(
         "tensorrt_build",
     )
 )
-"""The modules that decide how an engine is built from a graph, and what is told of its kernels."""
+"""The modules that decide how an engine is built from a graph, and what its list of kernels says."""
 
 
 @functools.cache

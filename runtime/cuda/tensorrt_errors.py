@@ -2,8 +2,8 @@
 
 TensorRT reports an error to the `IErrorRecorder` of the object whose call failed, and then logs nothing. Without a
 recorder it logs the error, but a process has one logger: the first one that any library gave to TensorRT. So every
-runtime, engine and context here gets a recorder. Checks of a plan's header are logged in any case, so a logger of ours
-is needed too. (Seen with TensorRT for RTX 1.7.1.)
+runtime, engine and context here gets a recorder. Checks of a plan's header are logged in any case, so svd-trt's own
+logger is needed too. (Seen with TensorRT for RTX 1.7.1.)
 """
 
 from __future__ import annotations
