@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeAlias
 
 import msgspec
 
+from svd_trt.engine.manifest import NOT_JSON
 from svd_trt.errors import OutputError, ResultError
 
 __all__ = [
@@ -264,7 +265,7 @@ def read_result(path: Path) -> Result:
         raise ResultError(f"cannot read {path}: {error.strerror}") from error
     try:
         raw = msgspec.json.decode(content)
-    except msgspec.DecodeError as error:
+    except NOT_JSON as error:
         raise ResultError(f"{path} is not JSON, or cut short: {error}") from error
     if not isinstance(raw, dict) or raw.get("benchmark") != "side-by-side":
         raise ResultError(f"{path} is not a result of `svd-trt bench`")

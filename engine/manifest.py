@@ -13,10 +13,11 @@ from typing import Any, Literal, TypeAlias
 import msgspec
 
 from svd_trt.engine.spec import ModelInfo, NetworkName, NetworkSpec, Range, Ranges
-from svd_trt.errors import BundleError
+from svd_trt.errors import BundleError, first_line
 
 __all__ = [
     "MANIFEST_NAME",
+    "NOT_JSON",
     "SCHEMA_VERSION",
     "FileEntry",
     "GraphEntry",
@@ -36,6 +37,9 @@ __all__ = [
     "sha256_of",
     "write_manifest",
 ]
+
+NOT_JSON = (msgspec.MsgspecError, ValueError, RecursionError)
+"""What msgspec raises for bytes that are not the JSON that was asked for: ValueError if they are not even text."""
 
 SCHEMA_VERSION = 3
 MANIFEST_NAME = "manifest.json"
@@ -249,8 +253,8 @@ def read_manifest(directory: Path) -> Manifest:
         raise BundleError(
             f"{directory} is a file, not a bundle; make one with `svd-trt build MODEL -o BUNDLE`"
         ) from None
-    except (OSError, msgspec.MsgspecError) as error:
-        raise BundleError(f"{path} cannot be read ({error}); {rebuild}") from error
+    except (OSError, *NOT_JSON) as error:
+        raise BundleError(f"{path} cannot be read ({first_line(error)}); {rebuild}") from error
     version = fields.get("schema_version")
     if isinstance(version, int) and version > SCHEMA_VERSION:
         raise BundleError(

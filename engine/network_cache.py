@@ -20,15 +20,16 @@ from pathlib import Path
 from typing import TypeVar
 
 import msgspec
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
-from svd_trt.engine.manifest import OnnxEntry, PlanEntry
+from svd_trt.engine.manifest import NOT_JSON, OnnxEntry, PlanEntry
 from svd_trt.errors import OutputError
 
 __all__ = ["NetworkCache"]
 
 _Entry = TypeVar("_Entry", OnnxEntry, PlanEntry)
 _RECORD = "entry.json"
+_PARTIAL = ".partial"
 _CHUNK = 1 << 30
 
 
@@ -49,11 +50,12 @@ class NetworkCache:
             self.folder.mkdir(parents=True, exist_ok=True)
             if not os.access(self.folder, os.W_OK):
                 raise PermissionError(None, "permission denied")
+            self._remove_leftovers()
 
     @contextlib.contextmanager
     def locked(self, key: str) -> Iterator[None]:
         """Hold the lock of ``key``, so that two builds that want the same entry do not both make it."""
-        with FileLock(self.folder / f"{key}.lock"):
+        with FileLock(self._lock_path(key)):
             yield
 
     def take(self, key: str, kind: type[_Entry], target: Path) -> _Entry | None:
@@ -61,7 +63,7 @@ class NetworkCache:
         found = self.folder / key
         try:
             entry = msgspec.json.decode((found / _RECORD).read_bytes(), type=kind)
-        except (OSError, msgspec.MsgspecError):
+        except (OSError, *NOT_JSON):
             return None
         if entry.key != key or any(file.outside_bundle for file in entry.files):
             return None
@@ -78,14 +80,26 @@ class NetworkCache:
         Raises:
             OutputError: the cache cannot be written.
         """
-        final, partial = self.folder / entry.key, self.folder / f"{entry.key}.partial"
+        final, partial = self.folder / entry.key, self.folder / f"{entry.key}{_PARTIAL}"
         with self._writing():
-            _remove(partial)  # of a build that was killed
+            _remove(partial)  # of a build that was killed or failed since this one started
             for file in entry.files:
                 _copy(source / file.path, partial / file.path)
             (partial / _RECORD).write_bytes(msgspec.json.encode(entry))
             _remove(final)  # damaged, or `take` would have found it
             partial.rename(final)
+
+    def _remove_leftovers(self) -> None:
+        """Remove what builds left that were killed while they added an entry; they held its lock."""
+        for partial in self.folder.glob(f"*{_PARTIAL}"):
+            with (
+                contextlib.suppress(Timeout),
+                FileLock(self._lock_path(partial.name.removesuffix(_PARTIAL)), timeout=0),
+            ):
+                _remove(partial)
+
+    def _lock_path(self, key: str) -> Path:
+        return self.folder / f"{key}.lock"
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:

@@ -22,6 +22,7 @@ from filelock import FileLock, Timeout
 from svd_trt.engine.bundle import Bundle
 from svd_trt.engine.manifest import (
     MANIFEST_NAME,
+    NOT_JSON,
     Manifest,
     OnnxEntry,
     PlanEntry,
@@ -30,6 +31,7 @@ from svd_trt.engine.manifest import (
     write_manifest,
 )
 from svd_trt.engine.network_cache import NetworkCache
+from svd_trt.engine.swap import swap
 from svd_trt.errors import BundleError, LockedError, OutputError
 
 __all__ = ["Staging"]
@@ -147,11 +149,18 @@ class Staging:
                     path.rmdir()
             elif path.relative_to(self.path).as_posix() not in kept:
                 path.unlink()
+        if self.target.exists() and swap(self.path, self.target):
+            shutil.rmtree(self.path, ignore_errors=True)
+        else:
+            self._rename()
+        return Bundle.open(self.target, verify=False)
+
+    def _rename(self) -> None:
+        """Move the finished bundle to its place; in two steps if there is an older one, see `_recover`."""
         if self.target.exists():
             self.target.rename(self._aside)
         self.path.rename(self.target)
         shutil.rmtree(self._aside, ignore_errors=True)
-        return Bundle.open(self.target, verify=False)
 
     def _acquire(self) -> None:
         try:
@@ -164,7 +173,7 @@ class Staging:
                 raise LockedError(f"another process is building {self.target}; wait for it or stop it") from None
 
     def _recover(self) -> None:
-        """Finish or undo the work of a build that died between the two renames of `publish`."""
+        """Finish or undo the work of a build that died between the two renames of `_rename`."""
         if self._aside.exists():
             if self.target.exists():
                 shutil.rmtree(self._aside, ignore_errors=True)
@@ -185,7 +194,7 @@ class Staging:
     def _record(self, name: str, kind: type[_Entry]) -> _Entry | None:
         try:
             return msgspec.json.decode(self._record_path(name, kind).read_bytes(), type=kind)
-        except (OSError, msgspec.MsgspecError):
+        except (OSError, *NOT_JSON):
             return None
 
 
@@ -227,7 +236,7 @@ def _refuse_foreign(target: Path) -> None:
         )
     try:
         fields = msgspec.json.decode((target / MANIFEST_NAME).read_bytes())
-    except (FileNotFoundError, msgspec.DecodeError):
+    except (FileNotFoundError, *NOT_JSON):
         return  # an empty folder, or a damaged bundle
     if not isinstance(fields, dict) or "svd_trt_version" not in fields:
         raise OutputError(f"{target / MANIFEST_NAME} is not a bundle's; choose another place with -o")

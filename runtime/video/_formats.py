@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path, PurePath
 from typing import NamedTuple
 
+from svd_trt.engine.temporary_files import hidden_sibling
 from svd_trt.errors import ArgumentError, OutputError
 from svd_trt.runtime.video._gif import GifWriter
 from svd_trt.runtime.video._metadata import encode
@@ -16,7 +17,7 @@ from svd_trt.runtime.video._png import PngFolderWriter, check_only_frames
 from svd_trt.runtime.video._raw import NpyWriter, StdoutWriter, binary_stdout
 from svd_trt.runtime.video._timing import exact_rate
 from svd_trt.runtime.video._webp import WebpWriter
-from svd_trt.runtime.video._writer import STDOUT, VideoSpec, VideoWriter, explain, hidden_sibling, resolved
+from svd_trt.runtime.video._writer import STDOUT, VideoSpec, VideoWriter, explain, resolved
 
 FOLDER = "/"
 

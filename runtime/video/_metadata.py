@@ -38,12 +38,14 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
     source = Path(path)
     try:
         text = _stored_text(source)
-    except (OSError, av.FFmpegError) as error:
+    except OutputError:
+        raise
+    except Exception as error:  # on damaged files the decoders raise nearly anything, as `load_image` knows
         reason = getattr(error, "strerror", None) or "it is damaged, or its suffix is wrong"
         raise OutputError(f"cannot read {source}: {reason}") from error
     try:
         parameters = json.loads(text or "")
-    except ValueError:
+    except (ValueError, RecursionError):
         parameters = None
     if not isinstance(parameters, dict):
         raise OutputError(f"{source} holds no parameters; only .mp4, .gif, .webp and .png written by svd-trt do")

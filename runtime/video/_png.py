@@ -13,8 +13,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from svd_trt.engine.swap import swap
+from svd_trt.engine.temporary_files import REPLACED, create_folder, hidden_sibling, remove_leftovers
 from svd_trt.errors import OutputError
-from svd_trt.runtime.video._writer import VideoSpec, VideoWriter, hidden_sibling, resolved
+from svd_trt.runtime.video._writer import VideoSpec, VideoWriter, resolved
 
 # The keyword of the text chunk that holds the parameters; it also shows that svd-trt wrote the frame.
 KEYWORD = "svd-trt"
@@ -31,13 +33,18 @@ class PngFolderWriter(VideoWriter):
     def __init__(self, path: str, spec: VideoSpec) -> None:
         super().__init__(path, spec)
         self._target = resolved(path)
-        self._temporary = hidden_sibling(self._target, "")
-        self._previous = hidden_sibling(self._target, "")
+        self._opened: tuple[Path, int] | None = None
         self._text = PngInfo()
         self._text.add_text(KEYWORD, spec.parameters)
 
+    @property
+    def _temporary(self) -> Path:
+        assert self._opened is not None, "only used between _start and _finish"
+        return self._opened[0]
+
     def _start(self) -> None:
-        self._temporary.mkdir()
+        remove_leftovers(self._target.parent)
+        self._opened = create_folder(self._target)
 
     def _append(self, frame: NDArray[np.uint8]) -> None:
         with (self._temporary / f"frame_{self._count:04d}.png").open("xb") as file:
@@ -48,22 +55,32 @@ class PngFolderWriter(VideoWriter):
     def _finish(self) -> None:
         if not self._target.exists():
             self._temporary.rename(self._target)
-            return
-        check_only_frames(self._target)  # again: files may have been added since the first check
-        try:
-            self._target.rename(self._previous)
-            self._temporary.rename(self._target)
-        except BaseException:
-            if self._previous.exists() and not self._target.exists():
-                self._previous.rename(self._target)
-            raise
-        shutil.rmtree(self._previous)
+        else:
+            check_only_frames(self._target)  # again: files may have been added since the first check
+            if not swap(self._temporary, self._target):
+                _rename_twice(self._temporary, self._target)
+        self._discard()
 
     def _discard(self) -> None:
+        """Remove what is under the hidden name: unfinished frames, or the video that was replaced."""
+        if self._opened is None:
+            return
         shutil.rmtree(self._temporary, ignore_errors=True)
-        if self._target.exists():
-            # It exists only if the new folder is in place and the removal of the old one was interrupted.
-            shutil.rmtree(self._previous, ignore_errors=True)
+        os.close(self._opened[1])
+        self._opened = None
+
+
+def _rename_twice(new: Path, target: Path) -> None:
+    """Replace the folder ``target`` by ``new``; after a failure ``target`` is what it was."""
+    aside = hidden_sibling(target, REPLACED)
+    try:
+        target.rename(aside)
+        new.rename(target)
+    except BaseException:
+        if aside.exists() and not target.exists():
+            aside.rename(target)
+        raise
+    shutil.rmtree(aside)
 
 
 def check_only_frames(folder: Path) -> None:

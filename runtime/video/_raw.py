@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import fcntl
+import os
 import sys
 from io import RawIOBase
 from typing import BinaryIO
@@ -66,6 +68,14 @@ class StdoutWriter(VideoWriter):
         """Nothing to remove."""
 
 
+def _is_read_only(stream: BinaryIO) -> bool:
+    """Whether a stream of a descriptor takes nothing, as the command line's standard output does if it was closed."""
+    try:
+        return fcntl.fcntl(stream.fileno(), fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY
+    except OSError:  # a stream in memory has no descriptor
+        return False
+
+
 def binary_stdout() -> BinaryIO:
     """Standard output for bytes.
 
@@ -73,7 +83,7 @@ def binary_stdout() -> BinaryIO:
         OutputError: it is a terminal, closed, or replaced by something that takes only text.
     """
     buffer: BinaryIO | None = getattr(sys.stdout, "buffer", None)
-    if buffer is None or buffer.closed:
+    if buffer is None or buffer.closed or not buffer.writable() or _is_read_only(buffer):
         raise OutputError(f"{display(STDOUT)} takes no bytes here; write to a file instead")
     if buffer.isatty():
         raise OutputError(f"{display(STDOUT)} is a terminal; pipe it into a program, for instance ffmpeg, or a file")

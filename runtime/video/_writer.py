@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import secrets
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -18,6 +17,7 @@ from typing import Any, BinaryIO, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from svd_trt.engine.temporary_files import create_file, remove_leftovers
 from svd_trt.errors import ArgumentError, OutputError
 
 STDOUT = "-"
@@ -152,18 +152,22 @@ class FileWriter(VideoWriter):
     def __init__(self, path: str, spec: VideoSpec) -> None:
         super().__init__(path, spec)
         self._target = resolved(path)
-        # With the suffix of the format, because libraries choose the format by it.
-        self._temporary = hidden_sibling(self._target, self.suffix)
-        self._handle: BinaryIO | None = None
+        self._opened: tuple[Path, BinaryIO] | None = None
+
+    @property
+    def _temporary(self) -> Path:
+        assert self._opened is not None, "only used between _start and _finish"
+        return self._opened[0]
 
     @property
     def _file(self) -> BinaryIO:
-        assert self._handle is not None, "only used between _start and _finish"
-        return self._handle
+        assert self._opened is not None, "only used between _start and _finish"
+        return self._opened[1]
 
     def _start(self) -> None:
-        # Not tempfile: only the owner may read its files, and that would be so for the video.
-        self._handle = self._temporary.open("xb")
+        remove_leftovers(self._target.parent)
+        # With the suffix of the format, because libraries choose the format by it.
+        self._opened = create_file(self._target, self.suffix)
 
     def _complete(self) -> None:
         """Write what the format needs after the last frame."""
@@ -173,14 +177,16 @@ class FileWriter(VideoWriter):
         self._file.flush()
         # Some file systems report a full disk only now, and a crash could otherwise leave the new name without content.
         os.fsync(self._file.fileno())
-        self._file.close()
+        # Before it is closed, and with that unlocked: another process could take it for a leftover.
         self._temporary.replace(self._target)
+        self._file.close()
 
     def _discard(self) -> None:
-        if self._handle is not None:
-            # Closing flushes, which fails again on a full disk, but the file is closed.
-            with suppress(OSError):
-                self._handle.close()
+        if self._opened is None:
+            return
+        # Closing flushes, which fails again on a full disk, but the file is closed.
+        with suppress(OSError):
+            self._file.close()
         self._temporary.unlink(missing_ok=True)
 
 
@@ -188,14 +194,6 @@ def resolved(path: str) -> Path:
     """``path`` without symbolic links: the target of a link is replaced, and the link stays."""
     # Not Path.resolve: before Python 3.13 it raises RuntimeError if links form a circle.
     return Path(os.path.realpath(path))
-
-
-def hidden_sibling(target: Path, suffix: str) -> Path:
-    """An unused path beside ``target``, on the same file system so that a rename is enough.
-
-    Its length does not depend on the name of the target, which may be as long as the file system allows.
-    """
-    return target.with_name(f".svd-trt-{secrets.token_hex(6)}{suffix}")
 
 
 def display(path: str) -> str:

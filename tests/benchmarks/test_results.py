@@ -56,6 +56,8 @@ def test_a_result_is_read_back(make_result: Make, tmp_path: Path) -> None:
         (lambda t: t.replace(b'"schema": 1', b'"schema": 2'), "schema 2"),
         (lambda t: t.replace(b'"threads": 2', b'"threads": "two"'), "damaged"),
         (lambda t: b"\xff\xfe" + t, "not JSON"),
+        (lambda t: t.replace(b'"schema"', b'"\x80chema"'), "not JSON"),
+        (lambda t: b"[" * 9999, "not JSON"),
         (lambda t: b"[]", "not a result of"),
     ],
 )

@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import psutil
 import pytest
 
@@ -301,6 +302,21 @@ def test_death_between_the_two_renames(small_checkpoint: Path, small_bundle: Pat
     result = invoke("build", small_checkpoint, "-o", tmp_path / "bundle", *RTX)
     assert "up to date" in result.stderr
     Bundle.open(tmp_path / "bundle")
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".bundle.lock", "bundle"]
+
+
+def test_a_file_system_that_cannot_exchange_folders(
+    small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = copy(small_bundle, tmp_path / "bundle")
+    monkeypatch.setattr("svd_trt.engine.staging.swap", lambda *_: False)
+    with Staging(bundle) as staging:
+        copy(small_bundle / "onnx", staging.path / "onnx")
+        copy(small_bundle / "tensorrt-rtx", staging.path / "tensorrt-rtx")
+        manifest = read_manifest(bundle)
+        sampler = msgspec.structs.replace(manifest.sampler, sigma_max=300.0)
+        staging.publish(msgspec.structs.replace(manifest, sampler=sampler))
+    assert Bundle.open(bundle).manifest.sampler.sigma_max == 300
     assert sorted(p.name for p in tmp_path.iterdir()) == [".bundle.lock", "bundle"]
 
 

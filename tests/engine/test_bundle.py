@@ -43,6 +43,8 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "plan altered": (lambda b: flip(b / "tensorrt-rtx" / "denoiser.plan"), "altered"),
     "plan removed": (lambda b: (b / "tensorrt-rtx" / "denoiser.plan").unlink(), "missing"),
     "manifest truncated": (lambda b: (b / "manifest.json").write_text("{"), "cannot be read"),
+    "manifest not text": (lambda b: (b / "manifest.json").write_bytes(b'{"\x80igest": 1}'), "cannot be read"),
+    "manifest too deep": (lambda b: (b / "manifest.json").write_bytes(b'{"a":' + b"[" * 9999), "cannot be read"),
     "manifest removed": (lambda b: (b / "manifest.json").unlink(), "not a bundle"),
     "manifest altered": (
         lambda b: edit(b / "manifest.json", lambda m: m["sampler"].update(sigma_max=80.0)),

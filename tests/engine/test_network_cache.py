@@ -136,3 +136,22 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     for folder in (tmp_path / "file" / "cache", tmp_path / "file", Path("/proc/cache")):
         with pytest.raises(OutputError, match=r"cannot write to the cache .* choose another folder with --cache"):
             NetworkCache(folder)
+
+
+def test_what_a_killed_build_was_adding_is_removed_by_any_build(cache: NetworkCache, tmp_path: Path) -> None:
+    """Not only by one that wants the same entry; what a running build adds is left alone."""
+    entry = make_network(tmp_path / "made")
+    cache.store(entry, tmp_path / "made")
+    for name in (f"{'cd' * 32}.partial", f"{'ef' * 32}.partial"):
+        shutil.copytree(cache.folder / KEY, cache.folder / name)
+    with cache.locked("ef" * 32):
+        NetworkCache(cache.folder)
+    kept = {path.name for path in cache.folder.iterdir() if path.suffix != ".lock"}
+    assert kept == {KEY, f"{'ef' * 32}.partial"}
+
+
+def test_a_record_that_is_not_text_is_a_miss(cache: NetworkCache, tmp_path: Path) -> None:
+    entry = make_network(tmp_path / "made")
+    cache.store(entry, tmp_path / "made")
+    (cache.folder / KEY / "entry.json").write_bytes(b'{"\x80')
+    assert cache.take(KEY, OnnxEntry, tmp_path / "taken") is None

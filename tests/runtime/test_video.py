@@ -283,6 +283,15 @@ def test_parameters_of_damaged_files(tmp_path: Path, name: str) -> None:
         read_metadata(tmp_path / name)
 
 
+def test_parameters_of_a_file_that_claims_billions_of_pixels(tmp_path: Path) -> None:
+    save(tmp_path / "out.webp", moving(1, 16, 16), metadata={"seed": 1})
+    content = (tmp_path / "out.webp").read_bytes()
+    at = content.index(b"VP8X") + 12
+    (tmp_path / "out.webp").write_bytes(content[:at] + b"\xff" * 6 + content[at + 6 :])
+    with pytest.raises(OutputError, match="cannot read"):
+        read_metadata(tmp_path / "out.webp")
+
+
 @pytest.mark.parametrize("name", ["missing.mp4", "missing.gif"])
 def test_parameters_of_missing_files(tmp_path: Path, name: str) -> None:
     with pytest.raises(OutputError, match="No such file"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from pathlib import Path
@@ -135,6 +136,27 @@ def test_links_are_written_through(tmp_path: Path, name: str) -> None:
     assert (tmp_path / name).is_symlink()
     assert [entry.name for entry in (tmp_path / "disk").iterdir()] == [name]
     assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_file_system_that_cannot_exchange_folders(
+    fails: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The old folder is moved aside and back if the new one cannot take its place."""
+    save(tmp_path / "a", count=5)
+    monkeypatch.setattr("svd_trt.runtime.video._png.swap", lambda *_: False)
+    rename = Path.rename
+
+    def refuse_new(path: Path, to: Path) -> Path:
+        if fails and not (path / "frame_0002.png").exists():
+            raise OSError(13, "Permission denied")
+        return rename(path, to)
+
+    monkeypatch.setattr(Path, "rename", refuse_new)
+    with pytest.raises(OutputError, match="Permission denied") if fails else contextlib.nullcontext():
+        save(tmp_path / "a", count=2)
+    assert len(list((tmp_path / "a").iterdir())) == (5 if fails else 2)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a"]
 
 
 def test_links_in_a_circle(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from typing import NoReturn
 
 import click
 
+from svd_trt.cli.streams import open_streams
 from svd_trt.errors import SvdTrtError
 from svd_trt.version import __version__
 
@@ -57,6 +58,7 @@ def cli() -> None:
 
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the command line and exit."""
+    open_streams()
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _terminate)
     try:
@@ -71,12 +73,15 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         click.echo(f"svd-trt: {error}", err=True)
         sys.exit(1)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EPIPE):
+        if error.errno not in (errno.ENOSPC, errno.EPIPE, errno.EBADF):
             raise
         from svd_trt.cli.console import discard_stdout
 
         discard_stdout()
         click.echo(f"svd-trt: cannot write to standard output: {error.strerror}", err=True)
+        sys.exit(1)
+    except MemoryError:
+        click.echo("svd-trt: memory ran out; close other programs, or raise the limit (ulimit -v)", err=True)
         sys.exit(1)
     sys.exit(code if isinstance(code, int) else 0)
 
