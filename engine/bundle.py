@@ -53,7 +53,7 @@ class Bundle:
 
     def onnx_path(self, name: NetworkName) -> Path:
         """The ONNX graph of network ``name``; its weights are in the same folder."""
-        return self.path / self.network(name).onnx.files[0].path
+        return self.path / self.network(name).onnx.graph.path
 
     def plan_path(self, name: NetworkName) -> Path | None:
         """The TensorRT plan of network ``name``; None if the bundle has no engines."""

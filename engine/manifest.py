@@ -12,14 +12,18 @@ from typing import Any, Literal, TypeAlias
 
 import msgspec
 
+from svd_trt.engine.host import HostInfo
 from svd_trt.engine.spec import ModelInfo, NetworkName, NetworkSpec, Range, Ranges
 from svd_trt.errors import BundleError, first_line
 
 __all__ = [
+    "CHECKSUM_NAME",
+    "GOLDEN_FOLDER",
     "MANIFEST_NAME",
     "NOT_JSON",
     "SCHEMA_VERSION",
     "FileEntry",
+    "GoldenEntry",
     "GraphEntry",
     "Manifest",
     "NetworkEntry",
@@ -41,8 +45,10 @@ __all__ = [
 NOT_JSON = (msgspec.MsgspecError, ValueError, RecursionError)
 """What msgspec raises for bytes that are not the JSON that was asked for: ValueError if they are not even text."""
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 MANIFEST_NAME = "manifest.json"
+CHECKSUM_NAME = "manifest.json.sha256"
+GOLDEN_FOLDER = "golden"
 
 Precision: TypeAlias = Literal["fp16", "fp32"]
 TensorRtName: TypeAlias = Literal["tensorrt", "tensorrt-rtx"]
@@ -106,13 +112,20 @@ class FileEntry(msgspec.Struct, frozen=True):
 
 
 class OnnxEntry(msgspec.Struct, frozen=True):
-    """An exported network; the first file is the graph, the others its weights."""
+    """An exported network."""
 
     key: str
     """Hash of everything that the export depends on: equal keys mean equal networks."""
-    files: tuple[FileEntry, ...]
+    graph: FileEntry
+    weights: tuple[FileEntry, ...]
+    """Files that the graph names, in its folder; empty if the weights are in the graph."""
     nodes: int
     parameters: int
+
+    @property
+    def files(self) -> tuple[FileEntry, ...]:
+        """The graph and its weights."""
+        return (self.graph, *self.weights)
 
     def is_whole(self, root: Path) -> bool:
         """True if all files are under ``root`` as they were written."""
@@ -202,8 +215,22 @@ class TensorRtEntry(msgspec.Struct, frozen=True):
         return tuple(self.target.split(",")) if self.target else ()
 
 
-class Manifest(msgspec.Struct, frozen=True, rename={"tensorrt": "flavour"}):
-    """All of ``manifest.json`` except its ``digest``, a hash of the rest."""
+class GoldenEntry(msgspec.Struct, frozen=True):
+    """Values that every host must get; see `svd_trt.runtime.golden`."""
+
+    picture: FileEntry
+    values: FileEntry
+    frames: FileEntry | None
+    """The frames of a short video; None if making them would have taken the build too long."""
+
+    @property
+    def files(self) -> tuple[FileEntry, ...]:
+        """All of them."""
+        return (self.picture, self.values) if self.frames is None else (self.picture, self.values, self.frames)
+
+
+class Manifest(msgspec.Struct, frozen=True):
+    """All of ``manifest.json``."""
 
     schema_version: int
     svd_trt_version: str
@@ -216,11 +243,15 @@ class Manifest(msgspec.Struct, frozen=True, rename={"tensorrt": "flavour"}):
     graph: GraphEntry
     tensorrt: TensorRtEntry | None
     networks: dict[NetworkName, NetworkEntry]
+    host: HostInfo
+    golden: GoldenEntry | None
+    """None only while the bundle is built."""
 
     @property
     def files(self) -> tuple[FileEntry, ...]:
-        """Every file of the bundle except the manifest."""
-        return tuple(file for network in self.networks.values() for file in network.files)
+        """Every file of the bundle except the manifest and its checksum."""
+        networks = tuple(file for network in self.networks.values() for file in network.files)
+        return networks + (self.golden.files if self.golden else ())
 
 
 def sha256_of(path: Path) -> str:
@@ -230,11 +261,10 @@ def sha256_of(path: Path) -> str:
 
 
 def write_manifest(manifest: Manifest, directory: Path) -> None:
-    """Write ``manifest.json`` into ``directory``, its digest included."""
-    fields = msgspec.to_builtins(manifest)
-    content = {"digest": _digest(fields), **fields}
-    encoded = msgspec.json.format(msgspec.json.encode(content), indent=2)
-    (directory / MANIFEST_NAME).write_bytes(encoded + b"\n")
+    """Write ``manifest.json`` into ``directory``, and its sha256 in the format of ``sha256sum`` beside it."""
+    content = msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n"
+    (directory / MANIFEST_NAME).write_bytes(content)
+    (directory / CHECKSUM_NAME).write_text(f"{hashlib.sha256(content).hexdigest()}  {MANIFEST_NAME}\n")
 
 
 def read_manifest(directory: Path) -> Manifest:
@@ -246,7 +276,8 @@ def read_manifest(directory: Path) -> Manifest:
     path = directory / MANIFEST_NAME
     rebuild = "run `svd-trt build` again to repair it"
     try:
-        fields = msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
+        content = path.read_bytes()
+        fields = msgspec.json.decode(content, type=dict[str, Any])
     except FileNotFoundError:
         raise BundleError(_no_bundle(directory)) from None
     except NotADirectoryError:
@@ -268,7 +299,7 @@ def read_manifest(directory: Path) -> Manifest:
         )
     if version != SCHEMA_VERSION:
         raise BundleError(f"{path} has no schema version that this svd-trt reads; {rebuild}")
-    if fields.pop("digest", None) != _digest(fields):
+    if _recorded_sha256(directory) != hashlib.sha256(content).hexdigest():
         raise BundleError(f"{path} was altered since it was built; {rebuild}")
     try:
         manifest = msgspec.convert(fields, Manifest)
@@ -279,8 +310,12 @@ def read_manifest(directory: Path) -> Manifest:
     return manifest
 
 
-def _digest(fields: dict[str, Any]) -> str:
-    return hashlib.sha256(msgspec.json.encode(fields, order="sorted")).hexdigest()
+def _recorded_sha256(directory: Path) -> str:
+    """What the checksum file says of the manifest; empty if it cannot be read."""
+    try:
+        return (directory / CHECKSUM_NAME).read_text("ascii").partition(" ")[0]
+    except (OSError, UnicodeDecodeError):
+        return ""
 
 
 def _no_bundle(directory: Path) -> str:

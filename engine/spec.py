@@ -3,9 +3,9 @@
 The export takes the names of ONNX inputs from here, the engine builder its optimisation profiles and the runtime the
 shapes of its buffers. The manifest stores the specifications, so that a host in another language can read them.
 
-An axis is an integer, a symbol such as ``"frames"``, or a symbol divided by a constant such as ``"height//8"``
-(all sizes are in pixels; latents are smaller by the VAE's factor). An axis whose range is a single value is written
-as that integer, because the graph gets smaller and the engine faster.
+An axis is an integer or a `Symbol`: the value of ``frames``, or of ``height`` divided by 8 (all sizes are in pixels;
+latents are smaller by the VAE's factor). An axis whose range is a single value is written as that integer, because the
+graph gets smaller and the engine faster.
 """
 
 from __future__ import annotations
@@ -24,11 +24,13 @@ __all__ = [
     "LARGEST_STEPS",
     "NETWORKS",
     "SYMBOLS",
+    "Axis",
     "ModelInfo",
     "NetworkName",
     "NetworkSpec",
     "Range",
     "Ranges",
+    "Symbol",
     "TensorSpec",
     "network_specs",
 ]
@@ -42,7 +44,6 @@ LARGEST_STEPS = 1000
 LARGEST_SIDE = 4096
 """The largest height or width, in pixels, that a bundle can be built for."""
 
-Axis: TypeAlias = int | str
 DType: TypeAlias = Literal["float32", "uint8"]
 NetworkName: TypeAlias = Literal["image_encoder", "vae_encoder", "denoiser", "vae_decoder"]
 
@@ -171,6 +172,19 @@ class ModelInfo(msgspec.Struct, frozen=True):
     """Channels of the decoder's largest tensor, which has the height and width of a frame: 256 for SVD."""
 
 
+class Symbol(msgspec.Struct, frozen=True):
+    """An axis that is not fixed: the value of ``symbol``, one of `SYMBOLS`, divided by ``divisor``."""
+
+    symbol: str
+    divisor: int = 1
+
+    def __str__(self) -> str:
+        return self.symbol if self.divisor == 1 else f"{self.symbol}//{self.divisor}"
+
+
+Axis: TypeAlias = int | Symbol
+
+
 class TensorSpec(msgspec.Struct, frozen=True):
     """One input or output of a network."""
 
@@ -186,7 +200,7 @@ class TensorSpec(msgspec.Struct, frozen=True):
     @property
     def dynamic(self) -> bool:
         """True if at least one axis is symbolic."""
-        return any(isinstance(axis, str) for axis in self.shape)
+        return any(isinstance(axis, Symbol) for axis in self.shape)
 
 
 class NetworkSpec(msgspec.Struct, frozen=True):
@@ -222,13 +236,13 @@ class NetworkSpec(msgspec.Struct, frozen=True):
     @property
     def symbols(self) -> tuple[str, ...]:
         """Symbols in the shapes of the tensors, in the order of `SYMBOLS`."""
-        used = {_symbol(axis) for tensor in self.tensors for axis in tensor.shape if isinstance(axis, str)}
+        used = {axis.symbol for tensor in self.tensors for axis in tensor.shape if isinstance(axis, Symbol)}
         return tuple(symbol for symbol in SYMBOLS if symbol in used)
 
 
 def network_specs(model: ModelInfo, ranges: Ranges) -> dict[NetworkName, NetworkSpec]:
     """The four specifications of a bundle for ``model`` with sizes in ``ranges``."""
-    axes: dict[str, Axis] = {s: ranges.of(s).min if ranges.of(s).fixed else s for s in SYMBOLS}
+    axes: dict[str, Axis] = {s: ranges.of(s).min if ranges.of(s).fixed else Symbol(s) for s in SYMBOLS}
     batch, pictures, branches = (axes[s] for s in ("batch", "pictures", "branches"))
     frames, chunk = (axes[s] for s in ("frames", "chunk"))
     height, width = axes["height"], axes["width"]
@@ -296,15 +310,8 @@ def network_specs(model: ModelInfo, ranges: Ranges) -> dict[NetworkName, Network
 
 
 def _divided(axis: Axis, factor: int) -> Axis:
-    return axis // factor if isinstance(axis, int) else f"{axis}//{factor}"
-
-
-def _symbol(axis: str) -> str:
-    return axis.partition("//")[0]
+    return axis // factor if isinstance(axis, int) else Symbol(axis.symbol, factor)
 
 
 def _axis_size(axis: Axis, sizes: Mapping[str, int]) -> int:
-    if isinstance(axis, int):
-        return axis
-    symbol, _, factor = axis.partition("//")
-    return sizes[symbol] // int(factor or 1)
+    return axis if isinstance(axis, int) else sizes[axis.symbol] // axis.divisor

@@ -21,6 +21,8 @@ from filelock import FileLock, Timeout
 
 from svd_trt.engine.bundle import Bundle
 from svd_trt.engine.manifest import (
+    CHECKSUM_NAME,
+    GOLDEN_FOLDER,
     MANIFEST_NAME,
     NOT_JSON,
     Manifest,
@@ -41,7 +43,7 @@ _log = logging.getLogger("svd_trt")
 _Entry = TypeVar("_Entry", OnnxEntry, PlanEntry)
 _RECORDS = "records"
 # Everything at the top level of a bundle.
-_BUNDLE_NAMES = {MANIFEST_NAME, "onnx", *get_args(TensorRtName)}
+_BUNDLE_NAMES = {MANIFEST_NAME, CHECKSUM_NAME, GOLDEN_FOLDER, "onnx", *get_args(TensorRtName)}
 
 
 class Staging:
@@ -141,7 +143,7 @@ class Staging:
 
     def publish(self, manifest: Manifest) -> Bundle:
         """Write the manifest and move the finished bundle to its place, where it replaces an older one."""
-        kept = {file.path for file in manifest.files} | {MANIFEST_NAME}
+        kept = {file.path for file in manifest.files} | {MANIFEST_NAME, CHECKSUM_NAME}
         write_manifest(manifest, self.path)  # first: from here on it replaces the records
         for path in sorted(self.path.rglob("*"), reverse=True):
             if path.is_dir():

@@ -18,9 +18,11 @@ from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar
 import msgspec
 
 from svd_trt.engine.bundle import Bundle
+from svd_trt.engine.host import describe_host
 from svd_trt.engine.manifest import (
     SCHEMA_VERSION,
     FileEntry,
+    GoldenEntry,
     Manifest,
     NetworkEntry,
     OnnxEntry,
@@ -43,6 +45,9 @@ from svd_trt.export.options import BuildOptions, exact_points, ranges_of
 from svd_trt.export.preflight import Work, check_resources
 from svd_trt.export.recipe import Recipe, make_recipe
 from svd_trt.progress import Progress, ignore_progress
+from svd_trt.runtime.golden import short_video_flops, write_golden
+from svd_trt.runtime.parameters import describe_arguments
+from svd_trt.runtime.samplers import adds_one
 from svd_trt.version import __version__
 
 if TYPE_CHECKING:
@@ -52,6 +57,9 @@ __all__ = ["BuildResult", "Stage", "build_bundle"]
 
 _Form: TypeAlias = Literal["onnx"] | TensorRtName
 _Entry = TypeVar("_Entry", OnnxEntry, PlanEntry)
+
+# The golden video is made by default if the CPU makes it in seconds.
+_QUICK_FLOPS = 1e11
 
 # Releases of these change the graphs they export.
 _GRAPH_PACKAGES = ("torch", "diffusers", "transformers", "onnxscript", "onnx_ir")
@@ -244,7 +252,9 @@ def _find_current(job: _Job, staging: Staging) -> Bundle | None:
     # The manifest itself matters, beside the networks: the runtime reads its sigmas from there.
     wanted = _manifest(job, {})
     source = msgspec.structs.replace(manifest.source, path=job.path)  # a checkpoint may be moved
-    same = msgspec.structs.replace(manifest, networks={}, svd_trt_version=wanted.svd_trt_version, source=source)
+    same = msgspec.structs.replace(
+        manifest, networks={}, golden=None, svd_trt_version=wanted.svd_trt_version, source=source
+    )
     if same != wanted:
         return None
     found = {name: (entry.onnx.key, entry.spec) for name, entry in manifest.networks.items()}
@@ -277,7 +287,21 @@ def _build(job: _Job, staging: Staging, progress: Progress) -> BuildResult:
         for name, spec in job.specs.items()
     }
     stages = [onnx[name][1] for name in job.onnx_keys] + [plans[name][1] for name in job.plan_keys]
-    return BuildResult(staging.publish(_manifest(job, networks)), tuple(stages), up_to_date=False)
+    manifest = _manifest(job, networks)
+    golden = _write_golden(job, manifest, staging, progress)
+    bundle = staging.publish(msgspec.structs.replace(manifest, golden=golden))
+    return BuildResult(bundle, tuple(stages), up_to_date=False)
+
+
+def _write_golden(job: _Job, manifest: Manifest, staging: Staging, progress: Progress) -> GoldenEntry:
+    """Make the values that hosts check themselves with; frames only if the CPU makes them in seconds, or if asked."""
+    wanted = job.options.golden_frames
+    with_frames = short_video_flops(manifest) <= _QUICK_FLOPS if wanted is None else wanted
+    stage = "golden values"
+    progress(stage, 0, 0)
+    entry = write_golden(staging.path, manifest, with_frames=with_frames)
+    progress(stage, 1, 1)
+    return entry
 
 
 def _find_finished(
@@ -331,9 +355,9 @@ def _new_network(job: _Job, name: NetworkName, exporter: Exporter, staging: Stag
     stage = _stage_of(name, "onnx")
     progress(stage, 0, 0)
     done = exporter.export(job.recipes[name], _onnx_path(staging, name))
-    files = tuple(FileEntry.of(staging.path, Path(file)) for file in done.files)
+    graph, *weights = (FileEntry.of(staging.path, Path(file)) for file in done.files)
     progress(stage, 1, 1)
-    return OnnxEntry(key=job.onnx_keys[name], files=files, nodes=done.nodes, parameters=done.parameters)
+    return OnnxEntry(job.onnx_keys[name], graph, tuple(weights), done.nodes, done.parameters)
 
 
 def _new_plan(job: _Job, name: NetworkName, staging: Staging, progress: Progress) -> PlanEntry:
@@ -369,19 +393,26 @@ def _flops(staging: Staging, spec: NetworkSpec) -> int:
 
 
 def _manifest(job: _Job, networks: dict[NetworkName, NetworkEntry]) -> Manifest:
-    tensorrt = job.tensorrt
+    tensorrt, model, sampler = job.tensorrt, job.checkpoint.description.model, job.checkpoint.description.sampler
     return Manifest(
         schema_version=SCHEMA_VERSION,
         svd_trt_version=__version__,
         family="stable-video-diffusion",
         source=msgspec.structs.replace(job.checkpoint.source, path=job.path),
         precision=job.options.precision,
-        model=job.checkpoint.description.model,
-        sampler=job.checkpoint.description.sampler,
+        model=model,
+        sampler=sampler,
         ranges=job.ranges,
         graph=job.options.graph,
         tensorrt=TensorRtEntry(tensorrt.name, tensorrt.version, tensorrt.target) if tensorrt else None,
         networks=networks,
+        host=describe_host(
+            model,
+            half=job.options.precision == "fp16",
+            adds_one=adds_one(sampler),
+            arguments=describe_arguments(model, job.ranges),
+        ),
+        golden=None,
     )
 
 

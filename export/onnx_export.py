@@ -19,7 +19,7 @@ from onnx_ir.passes import Sequential, common
 from onnxscript import opset18, optimizer
 from torch.export import Dim
 
-from svd_trt.engine.spec import LARGEST_COUNT, NetworkSpec, TensorSpec
+from svd_trt.engine.spec import LARGEST_COUNT, NetworkSpec, Symbol, TensorSpec
 from svd_trt.errors import ExportError, first_line
 from svd_trt.export.silence import silence_libraries
 
@@ -241,8 +241,8 @@ def _parameters(model: ir.Model) -> int:
 
 def _latent_factor(spec: NetworkSpec) -> int:
     """The VAE's scale factor in the specification's axes; 1 if no axis is divided."""
-    axes = (axis for tensor in spec.tensors for axis in tensor.shape if isinstance(axis, str))
-    return max((int(axis.partition("//")[2] or 1) for axis in axes), default=1)
+    axes = (axis for tensor in spec.tensors for axis in tensor.shape if isinstance(axis, Symbol))
+    return max((axis.divisor for axis in axes), default=1)
 
 
 def _traced_shape(tensor: TensorSpec, factor: int) -> tuple[int, ...]:
@@ -260,9 +260,9 @@ def _dynamic_shapes(spec: NetworkSpec, factor: int, smallest_latent: int) -> lis
         "chunk": Dim("chunk", min=1, max=LARGEST_COUNT),
     }
     for symbol, dim in latent.items():
-        dims[f"{symbol}//{factor}"] = dim
+        dims[str(Symbol(symbol, factor))] = dim
         dims[symbol] = factor * dim if factor > 1 else dim
-    return [{i: dims[axis] for i, axis in enumerate(t.shape) if isinstance(axis, str)} for t in spec.inputs]
+    return [{i: dims[str(axis)] for i, axis in enumerate(t.shape) if isinstance(axis, Symbol)} for t in spec.inputs]
 
 
 def _clean(model: ir.Model) -> None:
@@ -288,4 +288,4 @@ def _name_axes(model: ir.Model, spec: NetworkSpec) -> None:
     for value, tensor in zip((*model.graph.inputs, *model.graph.outputs), spec.tensors, strict=True):
         if value.name != tensor.name:
             raise ExportError(f"{spec.name}: the exporter renamed {tensor.name} to {value.name}")
-        value.shape = ir.Shape(tensor.shape)
+        value.shape = ir.Shape(axis if isinstance(axis, int) else str(axis) for axis in tensor.shape)

@@ -66,6 +66,8 @@ class BuildOptions:
             for videos without guidance. None is both in one.
         weight_streaming: build the denoiser's engine so that its weights may stay in host memory and be copied in as
             they are used; slower. How many of them stay there is decided when it is loaded. Needs engines.
+        golden_frames: make the frames of a short video on the CPU, with which hosts check themselves; None makes them
+            if that takes seconds.
         skip_checks: start even if disk or memory seem too small.
         backend: which engines to build beside the ONNX networks, which every bundle has.
         device: the GPU that TensorRT builds on and for, ``cuda:1`` for the second; None is the first.
@@ -95,6 +97,7 @@ class BuildOptions:
     split_guidance: bool = False
     branches: Literal[1, 2] | None = None
     weight_streaming: bool = False
+    golden_frames: bool | None = None
     skip_checks: bool = False
     backend: BuildBackend = "auto"
     device: str | None = None

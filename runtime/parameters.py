@@ -12,13 +12,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import InitVar, dataclass, field
 from typing import Any, TypedDict
 
+from svd_trt.engine.host import ArgumentInfo, ArgumentKind
 from svd_trt.engine.manifest import Manifest
 from svd_trt.engine.memory import MemoryPlan, MemoryRequest
-from svd_trt.engine.spec import LARGEST_STEPS
+from svd_trt.engine.spec import LARGEST_STEPS, ModelInfo, Ranges
 from svd_trt.errors import ArgumentError
 from svd_trt.runtime.samplers import SAMPLERS, custom_sigmas, karras_sigmas
 
-__all__ = ["ParameterArguments", "Parameters", "Settings", "memory_request", "resolve"]
+__all__ = ["ParameterArguments", "Parameters", "Settings", "describe_arguments", "memory_request", "resolve"]
 
 
 def _option(default: Any, help_text: str, low: float | None = None, high: float | None = None) -> Any:
@@ -140,6 +141,38 @@ class Settings:
         fields = dataclasses.asdict(self)
         fields["sigmas"] = list(self.sigmas) if self._custom_sigmas else None
         return fields
+
+
+def describe_arguments(model: ModelInfo, ranges: Ranges) -> dict[str, ArgumentInfo]:
+    """The arguments of a generation with the defaults and limits of a bundle, for its manifest."""
+    sizes = {"num_frames": ranges.frames, "height": ranges.height, "width": ranges.width}
+    defaults = {
+        "num_frames": ranges.frames.clamp(model.num_frames),
+        "height": ranges.height.opt,
+        "width": ranges.width.opt,
+    }
+    described = {}
+    for name, spec in Parameters.fields().items():
+        low, high = spec.metadata.get("min"), spec.metadata.get("max")
+        if name in sizes:
+            low, high = sizes[name].min, sizes[name].max
+        described[name] = ArgumentInfo(
+            kind=_kind(spec),
+            default=defaults.get(name, spec.default),
+            min=low,
+            max=high,
+            choices=tuple(spec.metadata.get("choices", ())),
+            help=spec.metadata["help"].partition("  [")[0],
+        )
+    return described
+
+
+def _kind(spec: dataclasses.Field[Any]) -> ArgumentKind:
+    if spec.name == "sigmas":
+        return "numbers"
+    if "choices" in spec.metadata:
+        return "choice"
+    return "number" if isinstance(spec.default, float) else "integer"
 
 
 def memory_request(parameters: Parameters, manifest: Manifest, pictures: int) -> MemoryRequest:

@@ -17,7 +17,7 @@ from svd_trt.engine.manifest import SamplerInfo
 from svd_trt.engine.spec import COEFFICIENTS
 from svd_trt.errors import ArgumentError
 
-__all__ = ["SAMPLERS", "custom_sigmas", "euler", "initial_std", "karras_sigmas", "precondition"]
+__all__ = ["SAMPLERS", "adds_one", "custom_sigmas", "euler", "initial_std", "karras_sigmas", "precondition"]
 
 Floats = npt.NDArray[np.float32]
 
@@ -52,12 +52,15 @@ def custom_sigmas(values: Sequence[float]) -> Floats:
     return sigmas
 
 
+def adds_one(info: SamplerInfo) -> bool:
+    """True if sampling starts from a standard deviation of sqrt(sigma^2 + 1), and not sigma."""
+    return info.timestep_spacing not in ("linspace", "trailing")
+
+
 def initial_std(info: SamplerInfo, sigmas: Floats) -> float:
     """Standard deviation of the noise that sampling starts from (diffusers' ``init_noise_sigma``)."""
     highest = sigmas.max()
-    if info.timestep_spacing in ("linspace", "trailing"):
-        return float(highest)
-    return float(np.sqrt(highest**2 + 1))
+    return float(np.sqrt(highest**2 + 1)) if adds_one(info) else float(highest)
 
 
 def precondition(sigmas: Floats) -> Floats:

@@ -10,7 +10,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from svd_trt.engine.builder_log import concerns_kernels
-from svd_trt.engine.spec import NetworkSpec, Range, TensorSpec
+from svd_trt.engine.spec import NetworkSpec, Range, Symbol, TensorSpec
 from svd_trt.engine.tensorrt_import import find_tensorrt
 
 CHANNELS, HEADS, SIDE = 64, 2, 16
@@ -18,8 +18,8 @@ PIXELS = SIDE * SIDE
 
 SPEC = NetworkSpec(
     "vae_decoder",
-    (TensorSpec("latents", "float32", ("chunk", CHANNELS, SIDE, SIDE), ""),),
-    (TensorSpec("frames", "float32", ("chunk", PIXELS, CHANNELS), ""),),
+    (TensorSpec("latents", "float32", (Symbol("chunk"), CHANNELS, SIDE, SIDE), ""),),
+    (TensorSpec("frames", "float32", (Symbol("chunk"), PIXELS, CHANNELS), ""),),
     {"chunk": Range(1, 4, 8)},
 )
 EXACT = {"chunk": Range(4, 4, 4)}

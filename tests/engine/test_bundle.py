@@ -84,8 +84,8 @@ def test_paths_out_of_the_bundle_are_refused(bundle: Path) -> None:
 
     manifest = read_manifest(bundle)
     entry = manifest.networks["denoiser"]
-    outside = msgspec.structs.replace(entry.onnx.files[0], path="../../etc/passwd")
-    changed = msgspec.structs.replace(entry, onnx=msgspec.structs.replace(entry.onnx, files=(outside,)))
+    outside = msgspec.structs.replace(entry.onnx.graph, path="../../etc/passwd")
+    changed = msgspec.structs.replace(entry, onnx=msgspec.structs.replace(entry.onnx, graph=outside))
     write_manifest(msgspec.structs.replace(manifest, networks=manifest.networks | {"denoiser": changed}), bundle)
     with pytest.raises(BundleError, match="outside the bundle"):
         Bundle.open(bundle)

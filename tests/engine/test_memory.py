@@ -7,6 +7,7 @@ from dataclasses import replace
 import msgspec
 import pytest
 
+from svd_trt.engine.host import describe_host
 from svd_trt.engine.manifest import (
     SCHEMA_VERSION,
     FileEntry,
@@ -65,7 +66,7 @@ def full_size(
         spec = network_specs(model, ranges)[name]
         profiles = (ProfileEntry(spec.ranges, activations),)
         plan = PlanEntry("", file, None, profiles, 1, weights, weight_streaming=streaming and name == "denoiser")
-        return NetworkEntry(spec, OnnxEntry("", (), 1, 1), plan, 1)
+        return NetworkEntry(spec, OnnxEntry("", FileEntry("", 0, ""), (), 1, 1), plan, 1)
 
     return Manifest(
         schema_version=SCHEMA_VERSION,
@@ -79,6 +80,8 @@ def full_size(
         graph=GraphEntry(rewrites=True, ff_chunks=ff_chunks),
         tensorrt=TensorRtEntry("tensorrt-rtx", "1.7.1", ""),
         networks={name: entry(name) for name in figures},
+        host=describe_host(model, half=True, adds_one=True, arguments={}),
+        golden=None,
     )
 
 

@@ -23,7 +23,7 @@ def make_network(folder: Path, content: bytes = b"graph") -> OnnxEntry:
     for name in ("denoiser.onnx", "denoiser.onnx.data"):
         (folder / "onnx" / name).write_bytes(content + name.encode())
         files.append(FileEntry.of(folder, folder / "onnx" / name))
-    return OnnxEntry(KEY, tuple(files), nodes=3, parameters=4)
+    return OnnxEntry(KEY, files[0], (files[1],), nodes=3, parameters=4)
 
 
 @pytest.fixture

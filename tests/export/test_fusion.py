@@ -11,7 +11,7 @@ from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
 from svd_trt.engine.plan import build_plan
-from svd_trt.engine.spec import NetworkSpec, Range, TensorSpec
+from svd_trt.engine.spec import NetworkSpec, Range, Symbol, TensorSpec
 from svd_trt.engine.tensorrt_import import find_tensorrt
 from svd_trt.export.onnx_export import export_network
 from svd_trt.export.rewrites.attention import BoundedAttention
@@ -38,7 +38,7 @@ class InHalf(nn.Module):
 
 
 def activations(layer: nn.Module, folder: Path) -> int:
-    shape = ("frames", TOKENS, CHANNELS)
+    shape = (Symbol("frames"), TOKENS, CHANNELS)
     spec = NetworkSpec(
         "denoiser",
         (TensorSpec("hidden", "float32", shape, ""),),

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from svd_trt.engine.kernel_kinds import KINDS, Kind
 from svd_trt.engine.kernels import KernelCost, ProfileKernels, kernel_costs
-from svd_trt.engine.spec import Range
+from svd_trt.engine.spec import Range, Symbol
 from svd_trt.export.rewrites import rewrite
 from svd_trt.export.rewrites.upsample import replace_upsamplers
 from tests.export.kernel_lists import compile_kernels, moved_bytes
@@ -58,7 +58,11 @@ def level(tmp_path_factory: pytest.TempPathFactory) -> tuple[ProfileKernels, Pro
     rewrite(module)
     return compile_kernels(
         module,
-        [("branches", "frames", 8, HEIGHT, WIDTH), ("branches", 64), ("branches", 1, EMBEDDING)],
+        [
+            (Symbol("branches"), Symbol("frames"), 8, HEIGHT, WIDTH),
+            (Symbol("branches"), 64),
+            (Symbol("branches"), 1, EMBEDDING),
+        ],
         {"branches": Range(1, 2, BRANCHES), "frames": Range(2, FRAMES, FRAMES)},
         tmp_path_factory.mktemp("level"),
     )
@@ -112,7 +116,7 @@ def test_what_fuses_in_the_decoder(tmp_path: Path, record_property: Any) -> None
     module = replace_upsamplers(Decoder().half())
     rewrite(module)
     frames = 8
-    profiles = compile_kernels(module, [("chunk", 8, 288, 512)], {"chunk": Range(1, 5, frames)}, tmp_path)
+    profiles = compile_kernels(module, [(Symbol("chunk"), 8, 288, 512)], {"chunk": Range(1, 5, frames)}, tmp_path)
     stream = frames * 128 * 576 * 1024 * 2
     for profile in profiles:
         copies = [cost for cost in costs_of(profile, "copy or layout") if cost.read + cost.written > stream / 10]
@@ -145,7 +149,9 @@ def test_scores_of_a_picture_are_stored_in_parts(tmp_path: Path) -> None:
     module = PictureAttentionBlock().half()
     rewrite(module)
     frames = 14
-    for profile in compile_kernels(module, [("chunk", 8, HEIGHT, WIDTH)], {"chunk": Range(1, 5, frames)}, tmp_path):
+    for profile in compile_kernels(
+        module, [(Symbol("chunk"), 8, HEIGHT, WIDTH)], {"chunk": Range(1, 5, frames)}, tmp_path
+    ):
         assert costs_of(profile, "norm fused")
         elements = [t.elements({"chunk": frames}) or 0 for t in profile.tensors]
         assert max(elements) == frames * (HEIGHT * WIDTH) ** 2 // 4

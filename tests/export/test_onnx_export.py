@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from svd_trt.engine.spec import NetworkSpec, Range, TensorSpec
+from svd_trt.engine.spec import NetworkSpec, Range, Symbol, TensorSpec
 from svd_trt.export.onnx_export import export_network
 
-SHAPE = ("branches", "frames", 4, 6, 8)
+SHAPE = (Symbol("branches"), Symbol("frames"), 4, 6, 8)
 SPEC = NetworkSpec(
     "denoiser",
     (TensorSpec("hidden", "float32", SHAPE, ""),),

@@ -6,7 +6,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from svd_trt.engine.spec import TensorSpec
+from svd_trt.engine.spec import Symbol, TensorSpec
 from tests.standin.calls import number
 from tests.standin.clock import Range
 from tests.standin.engine import IRuntimeCache, IRuntimeConfig, Plan, Reporting, RtxRuntimeConfig, take
@@ -246,11 +246,10 @@ class IExecutionContext(Reporting):
     def _compile(self, sizes: dict[str, int]) -> None:
         """Plain TensorRT compiles nothing when it runs."""
 
-    def _axis(self, axis: int | str) -> int:
+    def _axis(self, axis: int | Symbol) -> int:
         if isinstance(axis, int):
             return axis
-        symbol, _, factor = axis.partition("//")
-        return solve(self._plan.spec, self._shapes).get(symbol, -int(factor or 1)) // int(factor or 1)
+        return solve(self._plan.spec, self._shapes).get(axis.symbol, -axis.divisor) // axis.divisor
 
 
 class RtxExecutionContext(IExecutionContext):

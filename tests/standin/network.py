@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from svd_trt.engine.spec import NetworkSpec, TensorSpec
+from svd_trt.engine.spec import NetworkSpec, Symbol, TensorSpec
 from tests.standin.clock import Range
 
 __all__ = ["Run", "bytes_of", "solve"]
@@ -51,11 +51,10 @@ def solve(spec: NetworkSpec, shapes: Mapping[str, tuple[int, ...]]) -> dict[str,
     sizes: dict[str, int] = {}
     for tensor in spec.inputs:
         for axis, size in zip(tensor.shape, shapes.get(tensor.name, ()), strict=False):
-            if isinstance(axis, str):
-                symbol, _, factor = axis.partition("//")
-                value = size * int(factor or 1)
-                if sizes.setdefault(symbol, value) != value:
-                    raise ValueError(f"{tensor.name} has {symbol} {value}, other inputs {sizes[symbol]}")
+            if isinstance(axis, Symbol):
+                value = size * axis.divisor
+                if sizes.setdefault(axis.symbol, value) != value:
+                    raise ValueError(f"{tensor.name} has {axis.symbol} {value}, other inputs {sizes[axis.symbol]}")
     return sizes
 
 

@@ -159,6 +159,12 @@ _DEFAULTS = BuildOptions()
     show_default=True,
     help="Exact rewrites that make the networks lighter; without them they compute what diffusers computes.",
 )
+@click.option(
+    "--golden-frames/--no-golden-frames",
+    default=None,
+    help="Make the frames of a short video on the CPU, with which hosts check themselves (`svd-trt inspect BUNDLE "
+    "--self-test`).  [default: if it takes seconds; at full size it takes minutes]",
+)
 @click.option("--skip-checks", is_flag=True, help="Start even if disk or memory seem too small.")
 @click.option(
     "--cache",

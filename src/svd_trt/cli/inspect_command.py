@@ -17,7 +17,8 @@ from svd_trt.cli.trtexec import trtexec_commands
 from svd_trt.engine.bundle import Bundle
 from svd_trt.engine.manifest import Manifest, NetworkEntry, precision_of
 from svd_trt.engine.memory import MemoryPlan, MemoryRequest, compare_plans, plan_footprint, plan_memory
-from svd_trt.engine.spec import NETWORKS, SYMBOLS, NetworkName
+from svd_trt.engine.spec import NETWORKS, SYMBOLS, Axis, NetworkName
+from svd_trt.errors import BackendError
 from svd_trt.units import format_bytes, format_count
 
 __all__ = ["command"]
@@ -85,12 +86,18 @@ _OF_BOTH = {"height", "width"}
     type=click.Choice(NETWORKS),
     help="Print the command that runs this network's plan in NVIDIA's benchmark tool, one for each profile, instead.",
 )
+@click.option(
+    "--self-test",
+    is_flag=True,
+    help="Check every file, run the networks on the CPU, and compare with the bundle's golden values, instead.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON; sizes are in bytes.")
 def command(
     bundle: Path | None,
     vram_budget: int | None,
     network: str | None,
     trtexec: NetworkName | None,
+    self_test: bool,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -114,12 +121,18 @@ def command(
         svd-trt inspect svd-xt --kernels --compare svd-xt-plain --plot kernels.png
         svd-trt inspect svd-xt --vram-budget 8GB --num-frames 14
         svd-trt inspect svd-xt --trtexec denoiser
+        svd-trt inspect svd-xt --self-test
         svd-trt inspect svd-xt --json | jq .networks.denoiser.activation_bytes
     """
     given = {name for name, value in options.items() if value not in (None, ())}
     path = _bundle_path(bundle, network)
     if trtexec is not None and (as_json or network is not None or vram_budget is not None):
         raise click.UsageError("--trtexec prints commands only; leave out --json, --kernels and --vram-budget")
+    if self_test:
+        if given or trtexec is not None or network is not None or vram_budget is not None:
+            raise click.UsageError("--self-test takes no other option than --json; leave the others out")
+        _self_test(path, as_json=as_json)
+        return
     _check_options(given, budget=vram_budget is not None, kernels=network is not None)
     if str(options["plot"]) == "-":
         raise click.UsageError("--plot writes a file, and not to standard output; name one such as kernels.png")
@@ -148,6 +161,34 @@ def command(
         _print_plan(console, manifest, request, plan, vram_budget)
     else:
         _print_tables(console, manifest)
+
+
+def _self_test(path: Path, *, as_json: bool) -> None:
+    """Print every comparison with the golden values; exit with 1 if one differs by too much."""
+    from svd_trt.runtime.golden import check_golden
+
+    bundle = Bundle.open(path)
+    checks = check_golden(bundle)
+    failed = [check.name for check in checks if not check.passed]
+    if as_json:
+        print_json({"checks": [{**msgspec.structs.asdict(c), "passed": c.passed} for c in checks]})
+    else:
+        console = stdout()
+        table = _table("golden value", "difference", "allowed", "")
+        for check in checks:
+            table.add_row(
+                check.name, f"{check.difference:.2g}", f"{check.allowed:.2g}", "ok" if check.passed else "DIFFERS"
+            )
+        console.print(table)
+        if bundle.manifest.golden is not None and bundle.manifest.golden.frames is None:
+            console.print(
+                "The bundle has no golden frames, so no network ran; `svd-trt build --golden-frames` adds them."
+            )
+    if failed:
+        raise BackendError(
+            f"{path} gives other values here than where it was built: {', '.join(failed)}; "
+            "compare the versions of numpy, Pillow and onnxruntime with those of constraints.txt"
+        )
 
 
 def _bundle_path(bundle: Path | None, network: str | None) -> Path:
@@ -312,7 +353,7 @@ def _table(*headings: str, left: int = 1) -> Table:
     return table
 
 
-def _shape(shape: tuple[int | str, ...]) -> str:
+def _shape(shape: tuple[Axis, ...]) -> str:
     return f"[{', '.join(map(str, shape))}]"
 
 
@@ -322,7 +363,7 @@ def _as_dict(manifest: Manifest) -> dict[str, Any]:
         "source": msgspec.to_builtins(manifest.source),
         "precision": manifest.precision,
         "num_frames": manifest.model.num_frames,
-        "flavour": msgspec.to_builtins(manifest.tensorrt),
+        "tensorrt": msgspec.to_builtins(manifest.tensorrt),
         "passes_per_step": _passes(manifest),
         "graph": msgspec.to_builtins(manifest.graph),
         "ranges": msgspec.to_builtins(manifest.ranges),
@@ -357,7 +398,7 @@ def _network_dict(manifest: Manifest, name: Any, entry: NetworkEntry) -> dict[st
                 "name": tensor.name,
                 "role": "output" if tensor in entry.spec.outputs else "input",
                 "dtype": tensor.dtype,
-                "shape": tensor.shape,
+                "shape": [axis if isinstance(axis, int) else str(axis) for axis in tensor.shape],
                 "meaning": tensor.meaning,
                 **dict(zip(("min", "opt", "max"), entry.spec.profile(tensor), strict=True)),
             }
