@@ -101,8 +101,8 @@ class ArgumentInfo(msgspec.Struct, frozen=True):
     kind: ArgumentKind
     default: Any
     """None: the host decides, as ``help`` says."""
-    min: float | None
-    max: float | None
+    min: int | float | None
+    max: int | float | None
     choices: tuple[str, ...]
     help: str
 
