@@ -30,6 +30,7 @@ from svd_trt.engine.manifest import (
     ProfileEntry,
     TensorRtEntry,
     TensorRtName,
+    write_manifest,
 )
 from svd_trt.engine.plan import build_plan, kernels_path, plan_stage
 from svd_trt.engine.profiles import Profile, profiles_of
@@ -299,6 +300,7 @@ def _write_golden(job: _Job, manifest: Manifest, staging: Staging, progress: Pro
     with_frames = short_video_flops(manifest) <= _QUICK_FLOPS if wanted is None else wanted
     stage = "golden values"
     progress(stage, 0, 0)
+    write_manifest(manifest, staging.path)  # the runtime compares it with the one that it opened
     entry = write_golden(staging.path, manifest, with_frames=with_frames)
     progress(stage, 1, 1)
     return entry

@@ -106,7 +106,7 @@ class Check(msgspec.Struct, frozen=True):
 
 
 def write_golden(root: Path, manifest: Manifest, *, with_frames: bool) -> GoldenEntry:
-    """Write the folder ``golden`` of the bundle at ``root``, whose manifest is not written yet.
+    """Write the folder ``golden`` of the bundle at ``root``; its manifest gets the entry later.
 
     With ``with_frames`` this runs the networks on the CPU.
     """
