@@ -29,7 +29,7 @@ from svd_trt.engine.kernels import read_kernels
 from svd_trt.engine.plan import build_plan, kernels_path
 from svd_trt.engine.spec import Range, network_specs
 from svd_trt.engine.tensorrt_import import find_tensorrt
-from svd_trt.errors import OutputError, ResultError
+from svd_trt.errors import OutputError
 from svd_trt.export.checkpoint_kinds import open_checkpoint
 from svd_trt.export.export_process import Exporter
 from svd_trt.export.options import BuildOptions, ranges_of
@@ -73,7 +73,7 @@ def measure(model: str, output: Path, names: tuple[str, ...], work: Path | None)
     decoders = {f"decoder {chunk}": chunk for chunk in DECODER_CHUNKS}
     old = json.loads(output.read_text()) if names and output.exists() else {}
     if old and old["model"] != model:
-        raise ResultError(f"{output} has figures of {old['model']}; measure all variants, or choose another file")
+        raise click.UsageError(f"{output} has figures of {old['model']}; measure all variants, or choose another file")
     variants = old.get("variants", {})
     machine = describe_machine()
     order = (*BUILDS, *decoders)

@@ -209,6 +209,8 @@ def test_refusals(arguments: list[str], words: str, small_bundle: Path) -> None:
         (["--trtexec", "denoiser", "--vram-budget", "8GB"], "leave out --json, --kernels and --vram-budget"),
         (["--kernels", "--branches", "3"], "3 is not in the range 1<=x<=2"),
         (["--kernels", "--plot", "-"], "--plot writes a file, and not to standard output"),
+        (["--kernels", "--compare", "other", "--gpu", "L4"], "--gpu with --compare is for --json"),
+        (["--kernels", "--compare", "other", "--top", "3"], "--top with --compare is for --json"),
     ],
 )
 def test_options_that_do_not_fit_are_usage_errors(arguments: list[str], words: str, small_bundle: Path) -> None:

@@ -143,6 +143,8 @@ def command(
         return
     if network is not None:
         chosen_options = {name: options[name] for name in given}
+        if "compare" in given and not as_json:
+            _check_comparison(given)
         wanted = KernelOptions(None if network == _ALL else network, **chosen_options)
         if as_json:
             print_json(add_kernels(_as_dict(manifest), opened, wanted))
@@ -215,6 +217,14 @@ def _check_options(given: set[str], *, budget: bool, kernels: bool) -> None:
             )
         if name not in {*_OF_BOTH, "num_frames"} and not kernels:
             raise click.UsageError(f"{option} is for --kernels; give both")
+
+
+def _check_comparison(given: set[str]) -> None:
+    """Refuse options whose figures a printed comparison does not have; its JSON has them."""
+    ignored = sorted(given & {"gpus", "top"})
+    if ignored:
+        option = "--gpu" if ignored[0] == "gpus" else "--top"
+        raise click.UsageError(f"{option} with --compare is for --json; leave it out, or leave --compare out")
 
 
 def _request(manifest: Manifest, num_frames: int | None, height: int | None, width: int | None) -> MemoryRequest:
