@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -43,8 +44,10 @@ class VideoOutput:
     metadata: Mapping[str, Any]
     profiles: Mapping[NetworkName, list[ChosenProfile]]
 
-    def save(self, path: str | os.PathLike[str]) -> list[str]:
+    def save(self, path: str | os.PathLike[str], *, fps: float | Fraction | None = None) -> list[str]:
         """Write each video to ``path`` (its suffix chooses the format), with a number if there are several.
+
+        ``fps`` is the rate of the file, such as ``Fraction(24000, 1001)``; by default that of the generation.
 
         Returns the paths written.
 
@@ -61,8 +64,8 @@ class VideoOutput:
             check_output(target)
         for target, video in zip(paths, videos, strict=True):
             height, width = video.shape[1:3]
-            fps = self.parameters.fps
-            with open_writer(target, height=height, width=width, fps=fps, metadata=self.metadata) as writer:
+            rate = self.parameters.fps if fps is None else fps
+            with open_writer(target, height=height, width=width, fps=rate, metadata=self.metadata) as writer:
                 writer.write(video)
         return paths
 

@@ -5,16 +5,25 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Mapping
+from fractions import Fraction
 from pathlib import Path, PurePath
 from typing import NamedTuple
 
 from svd_trt.engine.temporary_files import hidden_sibling
 from svd_trt.errors import ArgumentError, OutputError
 from svd_trt.runtime.video._gif import GifWriter
+from svd_trt.runtime.video._libav import (
+    ApngWriter,
+    MkvStreamWriter,
+    MkvWriter,
+    MovWriter,
+    Mp4StreamWriter,
+    Mp4Writer,
+    WebmWriter,
+)
 from svd_trt.runtime.video._metadata import encode
-from svd_trt.runtime.video._mp4 import Mp4Writer
 from svd_trt.runtime.video._png import PngFolderWriter, check_only_frames
-from svd_trt.runtime.video._raw import NpyWriter, StdoutWriter, binary_stdout
+from svd_trt.runtime.video._raw import NpyWriter, StdoutWriter, Y4m420Writer, Y4mWriter, binary_stdout
 from svd_trt.runtime.video._timing import exact_rate
 from svd_trt.runtime.video._webp import WebpWriter
 from svd_trt.runtime.video._writer import STDOUT, VideoSpec, VideoWriter, explain, resolved
@@ -31,18 +40,32 @@ class Format(NamedTuple):
 
 FORMATS: Mapping[str, Format] = {
     ".mp4": Format(Mp4Writer, "H.264 in MP4, plays everywhere"),
+    ".mov": Format(MovWriter, "H.264 in QuickTime's container"),
+    ".webm": Format(WebmWriter, "VP9 in WebM, for the web"),
+    ".mkv": Format(MkvWriter, "FFV1 in Matroska, lossless"),
     ".gif": Format(GifWriter, "animated GIF, 256 colours a frame"),
     ".webp": Format(WebpWriter, "animated WebP, smaller and more accurate than GIF"),
+    ".apng": Format(ApngWriter, "animated PNG, lossless"),
     ".npy": Format(NpyWriter, "NumPy array, uint8 [frames, height, width, 3]"),
     FOLDER: Format(PngFolderWriter, "folder of PNGs: no suffix, or a slash at the end"),
-    STDOUT: Format(StdoutWriter, "raw rgb24 frames on standard output"),
+    STDOUT: Format(StdoutWriter, "standard output, in the format of --format"),
 }
 
+STREAMS: Mapping[str, Format] = {
+    "raw": Format(StdoutWriter, "rgb24 frames, nothing else"),
+    "y4m": Format(Y4mWriter, "YUV4MPEG2 4:4:4, which ffmpeg and GStreamer read without options"),
+    "y4m420": Format(Y4m420Writer, "YUV4MPEG2 4:2:0, for readers that take no other"),
+    "mkv": Format(MkvStreamWriter, "FFV1 in Matroska, lossless"),
+    "mp4": Format(Mp4StreamWriter, "H.264 in fragmented MP4"),
+}
+"""Formats of standard output by the name that ``--format`` takes."""
 
-def check_output(path: str | os.PathLike[str]) -> None:
+
+def check_output(path: str | os.PathLike[str], stream: str = "raw") -> None:
     """Check that a video can be written to ``path``, before the long work that generates it.
 
-    ``path`` is a file with a suffix in `FORMATS`, a folder for PNGs (no suffix, or a slash at the end), or ``-``.
+    ``path`` is a file with a suffix in `FORMATS`, a folder for PNGs (no suffix, or a slash at the end), or ``-``, which
+    is standard output in the format ``stream``, one of `STREAMS`.
 
     Raises:
         OutputError: unknown suffix; folder missing or not writable; a folder instead of a file, or the reverse;
@@ -50,7 +73,7 @@ def check_output(path: str | os.PathLike[str]) -> None:
     """
     text = os.fspath(path)
     kind = _kind(text)
-    reason = FORMATS[kind].writer.unavailable()
+    reason = _writer(kind, stream).unavailable()
     if reason:
         raise OutputError(f"cannot write {text}: {reason}")
     if kind == STDOUT:
@@ -92,12 +115,18 @@ def numbered(path: str | os.PathLike[str], index: int, count: int) -> str:
 
 
 def open_writer(
-    path: str | os.PathLike[str], *, height: int, width: int, fps: float, metadata: Mapping[str, object]
+    path: str | os.PathLike[str],
+    *,
+    height: int,
+    width: int,
+    fps: float | Fraction,
+    metadata: Mapping[str, object],
+    stream: str = "raw",
 ) -> VideoWriter:
     """A writer for frames of ``height`` x ``width`` pixels at ``fps`` frames a second; use it in a ``with``.
 
     ``metadata`` (strings, numbers, booleans, None, and lists or dicts of them) is stored in the file as JSON if
-    the format has a place for it. Nothing is created before the ``with``.
+    the format has a place for it. ``stream`` is the format of standard output. Nothing is created before the ``with``.
 
     Raises:
         ArgumentError: a size or rate that the format cannot have, or metadata that is not JSON.
@@ -106,12 +135,18 @@ def open_writer(
     if height < 1 or width < 1:
         raise ArgumentError(f"height and width must be at least 1, got {height}x{width}")
     spec = VideoSpec(height, width, exact_rate(fps), encode(metadata))
-    check_output(path)
+    check_output(path, stream)
     text = os.fspath(path)
-    return FORMATS[_kind(text)].writer(text, spec)
+    return _writer(_kind(text), stream)(text, spec)
 
 
 _SLASHES = "".join({"/", os.sep})
+
+
+def _writer(kind: str, stream: str) -> type[VideoWriter]:
+    if stream not in STREAMS:
+        raise ArgumentError(f"{stream} is not a format of standard output; choose one of {', '.join(STREAMS)}")
+    return (STREAMS[stream] if kind == STDOUT else FORMATS[kind]).writer
 
 
 def _kind(path: str) -> str:

@@ -30,7 +30,7 @@ def encode(metadata: Mapping[str, object]) -> str:
 
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The parameters stored in a video that svd-trt wrote: .mp4, .gif, .webp, .png or a folder of PNGs.
+    """The parameters stored in a video that svd-trt wrote: any format but .npy, or a folder of PNGs.
 
     Raises:
         OutputError: the file cannot be read, or holds no parameters.
@@ -48,18 +48,18 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
     except (ValueError, RecursionError):
         parameters = None
     if not isinstance(parameters, dict):
-        raise OutputError(f"{source} holds no parameters; only .mp4, .gif, .webp and .png written by svd-trt do")
+        raise OutputError(f"{source} holds no parameters; only videos that svd-trt wrote do, and not .npy")
     return parameters
 
 
 def _stored_text(source: Path) -> str | None:
     if source.is_dir():
         source = first_frame(source)
-    if source.suffix.lower() == ".mp4":
+    if source.suffix.lower() in (".mp4", ".mov", ".mkv", ".webm"):
         # An absolute path, because libav takes the text before a colon for a protocol.
         with av.open(str(source.absolute())) as container:
-            return container.metadata.get("comment")
-    if source.suffix.lower() not in (".gif", ".webp", ".png"):
+            return next((text for name, text in container.metadata.items() if name.lower() == "comment"), None)
+    if source.suffix.lower() not in (".gif", ".webp", ".png", ".apng"):
         return None
     with Image.open(source) as picture:
         if picture.format == "WEBP":

@@ -1,4 +1,4 @@
-"""Uncompressed frames: a NumPy array in a file, or bytes on standard output."""
+"""Uncompressed frames: a NumPy array in a file, or raw or YUV4MPEG2 frames on standard output."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from svd_trt.errors import OutputError
-from svd_trt.runtime.video._writer import STDOUT, FileWriter, VideoWriter, display
+from svd_trt.errors import ArgumentError, OutputError
+from svd_trt.runtime.video._writer import STDOUT, FileWriter, VideoSpec, VideoWriter, display
+from svd_trt.runtime.video._yuv import BT601, yuv420p, yuv444p
 
 
 class NpyWriter(FileWriter):
@@ -54,7 +55,11 @@ class StdoutWriter(VideoWriter):
         self._stream: RawIOBase | BinaryIO = getattr(buffer, "raw", buffer)
 
     def _append(self, frame: NDArray[np.uint8]) -> None:
-        rest = frame.data.cast("B")
+        self._send(frame.data)
+
+    def _send(self, data: memoryview) -> None:
+        """Write all of ``data``."""
+        rest = data.cast("B")
         while rest:
             written = self._stream.write(rest)
             if written is None:
@@ -66,6 +71,43 @@ class StdoutWriter(VideoWriter):
 
     def _discard(self) -> None:
         """Nothing to remove."""
+
+
+class Y4mWriter(StdoutWriter):
+    """YUV4MPEG2 with a colour sample for each pixel (4:4:4, BT.601, limited range): at most 2 levels of RGB are lost.
+
+    Programs that read it need no options: its header has size, rate and colour samples. It has no place for the
+    matrix, and readers take that of BT.601.
+    """
+
+    colours = "C444"
+
+    def _start(self) -> None:
+        super()._start()
+        rate = f"F{self.spec.fps.numerator}:{self.spec.fps.denominator}"
+        header = f"YUV4MPEG2 W{self.spec.width} H{self.spec.height} {rate} Ip A1:1 {self.colours} XCOLORRANGE=LIMITED\n"
+        self._send(memoryview(header.encode("ascii")))
+
+    def _append(self, frame: NDArray[np.uint8]) -> None:
+        self._send(memoryview(b"FRAME\n"))
+        self._send(self._planes(frame).data)
+
+    def _planes(self, frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        return yuv444p(frame, BT601)
+
+
+class Y4m420Writer(Y4mWriter):
+    """As `Y4mWriter` with a colour sample for four pixels (4:2:0, at their centre), for readers that take no other."""
+
+    colours = "C420jpeg"
+
+    def __init__(self, path: str, spec: VideoSpec) -> None:
+        if spec.height % 2 or spec.width % 2:
+            raise ArgumentError(f"4:2:0 needs an even height and width, got {spec.height}x{spec.width}")
+        super().__init__(path, spec)
+
+    def _planes(self, frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        return yuv420p(frame, BT601)
 
 
 def _is_read_only(stream: BinaryIO) -> bool:

@@ -10,7 +10,7 @@ from svd_trt.errors import ArgumentError
 _SLOWEST, _FASTEST = Fraction(1, 100), 1000
 
 
-def exact_rate(fps: float) -> Fraction:
+def exact_rate(fps: float | Fraction) -> Fraction:
     """Frames a second as the intended fraction: 7.5 is 15/2, 23.976 is 2997/125, 24000/1001 is itself.
 
     Raises:
@@ -19,7 +19,7 @@ def exact_rate(fps: float) -> Fraction:
     if not math.isfinite(fps) or not _SLOWEST <= fps <= _FASTEST:
         raise ArgumentError(f"fps must be from {float(_SLOWEST)} to {_FASTEST}, got {fps}")
     # 1001 is the largest denominator in use (NTSC), and large enough for the decimals that users write.
-    return Fraction(float(fps)).limit_denominator(1001)
+    return fps if isinstance(fps, Fraction) else Fraction(float(fps)).limit_denominator(1001)
 
 
 def duration(index: int, fps: Fraction, unit: int) -> int:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import shutil
 import signal
 import time
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -65,6 +67,38 @@ def test_npy_png_and_stdout_hold_the_exact_frames(
     np.testing.assert_array_equal(np.stack(pngs), expected)
     np.testing.assert_array_equal(np.frombuffer(raw.stdout, np.uint8).reshape(expected.shape), expected)
     assert read_metadata(tmp_path / "frames")["num_inference_steps"] == 2
+
+
+def test_a_lossless_stream_and_a_rate_of_its_own(
+    run: Run, small_bundle: Path, picture_file: Path, tmp_path: Path, expected: np.ndarray
+) -> None:
+    """The rate of the file is no condition: the frames stay those of the default fps."""
+    arguments = ["--output-fps", "24000/1001", *FAST]
+    stream = run("infer", small_bundle, picture_file, "-o", "-", "--format", "mkv", *arguments, text=False)
+    assert invoke("infer", small_bundle, picture_file, "-o", tmp_path / "o.mkv", *arguments).returncode == 0
+    for source in (io.BytesIO(stream.stdout), str(tmp_path / "o.mkv")):
+        with av.open(source) as file:
+            assert file.streams.video[0].average_rate == Fraction(24000, 1001)
+            frames = [frame.to_ndarray(format="rgb24") for frame in file.decode(video=0)]
+        np.testing.assert_array_equal(np.stack(frames), expected)
+    assert read_metadata(tmp_path / "o.mkv")["fps"] == 7
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["-o", "o.mp4", "--format", "y4m"], "--format is for -o -"),
+        (["x.png", "-o", "-", "--format", "mp4"], "2 videos one after the other only as --format raw"),
+        (["-o", "-", "--format", "avi"], "'avi' is not one of 'raw', 'y4m'"),
+        (["-o", "o.mp4", "--output-fps", "0"], "'0' is not a frame rate from 0.01 to 1000"),
+        (["-o", "o.mp4", "--output-fps", "30/0"], "'30/0' is not a frame rate"),
+        (["-o", "o.mp4", "--output-fps", "fast"], "'fast' is not a frame rate"),
+    ],
+)
+def test_formats_and_rates_that_are_none(arguments: list[str], words: str, small_bundle: Path) -> None:
+    result = invoke("infer", small_bundle, "x.png", *arguments)
+    assert result.returncode == 2
+    assert words in result.stderr
 
 
 def test_several_pictures_make_several_files(small_bundle: Path, picture_file: Path, tmp_path: Path) -> None:

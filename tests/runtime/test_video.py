@@ -6,6 +6,7 @@ import json
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
+from typing import BinaryIO
 
 import av
 import imageio.v3 as iio
@@ -16,17 +17,19 @@ from numpy.typing import NDArray
 from PIL import Image, ImageSequence
 
 from svd_trt.errors import ArgumentError, OutputError
-from svd_trt.runtime.video import FORMATS, open_writer, read_metadata
+from svd_trt.runtime.video import FORMATS, STREAMS, open_writer, read_metadata
 from svd_trt.runtime.video._yuv import yuv420p
 
 Frames = NDArray[np.uint8]
 
-NAMES = ["out.mp4", "out.gif", "out.webp", "out.npy", "out"]
+NAMES = ["out.mp4", "out.mov", "out.webm", "out.mkv", "out.gif", "out.webp", "out.apng", "out.npy", "out"]
+LIBAV = [".mp4", ".mov", ".webm", ".mkv"]
+LOSSLESS = dict.fromkeys(["out.mkv", "out.apng", "out.npy", "out"], 0.0)
 WITH_PARAMETERS = [name for name in NAMES if name != "out.npy"]
 RATES = [(7, Fraction(7)), (7.5, Fraction(15, 2)), (24, Fraction(24)), (30.0, Fraction(30))]
 # Mean absolute error in levels of 255: a smooth picture survives well, except for the dither of 256 colours.
-SMOOTH_ERROR = {"out.mp4": 2.0, "out.gif": 6.0, "out.webp": 3.0, "out.npy": 0.0, "out": 0.0}
-PLAIN_ERROR = {"out.mp4": 1.1, "out.gif": 0.0, "out.webp": 2.1, "out.npy": 0.0, "out": 0.0}
+SMOOTH_ERROR = {"out.mp4": 2.0, "out.mov": 2.0, "out.webm": 2.5, "out.gif": 6.0, "out.webp": 3.0} | LOSSLESS
+PLAIN_ERROR = {"out.mp4": 1.1, "out.mov": 1.1, "out.webm": 1.5, "out.gif": 0.0, "out.webp": 2.1} | LOSSLESS
 
 
 def moving(count: int, height: int = 72, width: int = 136) -> Frames:
@@ -41,7 +44,7 @@ def save(
     path: Path | str,
     frames: Frames,
     *,
-    fps: float = 7,
+    fps: float | Fraction = 7,
     chunks: tuple[int, ...] = (),
     metadata: dict[str, object] | None = None,
 ) -> None:
@@ -56,17 +59,17 @@ def load(path: Path) -> Frames:
         return np.load(path, mmap_mode="r")  # type: ignore[no-any-return]
     if path.is_dir():
         return np.stack([iio.imread(frame) for frame in sorted(path.iterdir())])
-    if path.suffix == ".mp4":
-        return load_mp4(path)
+    if path.suffix in LIBAV:
+        return load_libav(path)
     with Image.open(path) as picture:
         return np.stack([np.asarray(frame.convert("RGB")) for frame in ImageSequence.Iterator(picture)])
 
 
-def load_mp4(path: Path) -> Frames:
+def load_libav(path: Path | BinaryIO) -> Frames:
     """Decoded as a careful player does: colours interpolated, results rounded."""
     careful = Interpolation.BICUBIC | Interpolation.ACCURATE_RND
     careful |= Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP
-    with av.open(str(path)) as container:
+    with av.open(str(path) if isinstance(path, Path) else path) as container:
         frames = [frame.to_ndarray(format="rgb24", interpolation=careful) for frame in container.decode(video=0)]
     return np.stack(frames).astype(np.uint8)
 
@@ -116,12 +119,19 @@ def test_views_and_other_strides(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("fps", "exact"), [*RATES, (23.976, Fraction(2997, 125)), (24000 / 1001, Fraction(24000, 1001))]
+    ("fps", "exact"),
+    [
+        *RATES,
+        (23.976, Fraction(2997, 125)),
+        (24000 / 1001, Fraction(24000, 1001)),
+        (Fraction(30000, 1001), Fraction(30000, 1001)),
+    ],
 )
 @pytest.mark.parametrize("count", [1, 14])
-def test_mp4_rate_is_exact(tmp_path: Path, fps: float, exact: Fraction, count: int) -> None:
-    save(tmp_path / "out.mp4", moving(count, 24, 40), fps=fps)
-    with av.open(str(tmp_path / "out.mp4")) as container:
+@pytest.mark.parametrize("name", ["out.mp4", "out.mov"])
+def test_rate_is_exact(tmp_path: Path, name: str, fps: float | Fraction, exact: Fraction, count: int) -> None:
+    save(tmp_path / name, moving(count, 24, 40), fps=fps)
+    with av.open(str(tmp_path / name)) as container:
         stream = container.streams.video[0]
         times = [(frame.pts or 0) * (frame.time_base or 0) for frame in container.decode(stream)]
         assert stream.average_rate == stream.base_rate == exact
@@ -318,5 +328,6 @@ def test_sizes_that_are_none(tmp_path: Path) -> None:
 
 
 def test_every_format_is_described() -> None:
-    assert list(FORMATS) == [".mp4", ".gif", ".webp", ".npy", "/", "-"]
-    assert all(entry.description and "\n" not in entry.description for entry in FORMATS.values())
+    assert [Path(name).suffix for name in NAMES if name != "out"] == [key for key in FORMATS if key.startswith(".")]
+    described = [*FORMATS.values(), *STREAMS.values()]
+    assert all(entry.description and "\n" not in entry.description for entry in described)

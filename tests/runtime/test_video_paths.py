@@ -31,7 +31,7 @@ def test_writable(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", ["a.avi", "a.mp", "dir.x/a.b"])
 def test_unknown_suffix_lists_the_known(tmp_path: Path, name: str) -> None:
-    with pytest.raises(OutputError, match=r"use \.mp4, \.gif, \.webp, \.npy, or .*/ for a folder"):
+    with pytest.raises(OutputError, match=r"use \.mp4, \.mov, .*, \.apng, \.npy, or .*/ for a folder"):
         check_output(tmp_path / name)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from rich.progress import TaskID
 
 from svd_trt.cli.console import Bars, print_json, stderr
 from svd_trt.cli.layer_profile import check_profile, print_slowest_layers, write_profile
-from svd_trt.cli.sizes import ByteSize
+from svd_trt.cli.sizes import ByteSize, FrameRate
 from svd_trt.errors import OutputError
 from svd_trt.progress import Progress
 from svd_trt.runtime.backends import PROVIDERS, RUN_BACKENDS, Provider, RunBackend
@@ -23,7 +24,7 @@ from svd_trt.runtime.layer_times import LayerTimes
 from svd_trt.runtime.output import VideoStream
 from svd_trt.runtime.parameters import Parameters
 from svd_trt.runtime.pipeline import VideoPipeline
-from svd_trt.runtime.video import FORMATS, BackgroundWriter, check_output, numbered, open_writer
+from svd_trt.runtime.video import FORMATS, STREAMS, BackgroundWriter, check_output, numbered, open_writer
 from svd_trt.units import format_bytes, format_seconds
 
 __all__ = ["command"]
@@ -71,7 +72,9 @@ def _parameter_options(function: Callable[..., None]) -> Callable[..., None]:
 def _formats() -> str:
     named = {("NAME" if suffix == "/" else suffix): kind.description for suffix, kind in FORMATS.items()}
     lines = "\n".join(f"        {suffix:<6} {description}" for suffix, description in named.items())
-    return f"\b\n    The name OUT selects the format:\n{lines}"
+    streams = "\n".join(f"        {name:<6} {kind.description}" for name, kind in STREAMS.items())
+    files = f"\b\n    The name OUT selects the format:\n{lines}"
+    return f"{files}\n\n    \b\n    On standard output, --format does:\n{streams}"
 
 
 @click.command(
@@ -86,7 +89,7 @@ def _formats() -> str:
         svd-trt infer svd-xt picture.png -o video.mp4 --seed 42
         svd-trt infer svd-xt picture.png -o video.webp --fps 12 --motion-bucket-id 180 --num-inference-steps 15
         svd-trt infer svd-xt *.jpg -o videos.mp4         (videos-0.mp4, videos-1.mp4, ...)
-        svd-trt infer svd-xt picture.png -o - | ffplay -f rawvideo -pixel_format rgb24 -video_size 1024x576 -
+        svd-trt infer svd-xt picture.png -o - --format y4m | ffmpeg -i - -c:v prores video.mov
 
     The same checkpoint, picture, seed and options give the same video as diffusers.
     """,
@@ -95,6 +98,18 @@ def _formats() -> str:
 @click.argument("images", metavar="IMAGE...", nargs=-1, required=True)
 @click.option("-o", "--output", required=True, metavar="OUT", help="File or folder to write, or - for standard output.")
 @_parameter_options
+@click.option(
+    "--output-fps",
+    type=FrameRate(),
+    metavar="RATE",
+    help="Frames a second of the file alone, such as 24000/1001; the motion stays that of --fps.  [default: --fps]",
+)
+@click.option(
+    "--format",
+    "stream_format",
+    type=click.Choice(list(STREAMS)),
+    help="Format of standard output, for -o -.  [default: raw]",
+)
 @click.option(
     "--backend",
     type=click.Choice(RUN_BACKENDS),
@@ -127,6 +142,8 @@ def command(
     bundle: Path,
     images: tuple[str, ...],
     output: str,
+    output_fps: Fraction | None,
+    stream_format: str | None,
     backend: RunBackend,
     device: str | None,
     provider: Provider | None,
@@ -139,12 +156,13 @@ def command(
     """Make the videos, write them and report; the help text is in the decorator."""
     if as_json and output == _STDOUT:
         raise click.UsageError("--json and -o - both use standard output; write the video to a file")
+    count = len(images) * Parameters(**parameters).num_videos_per_prompt
+    stream_format = _check_format(stream_format, output, count)
     if str(profile) == _STDOUT:
         raise click.UsageError("--profile writes a file, and not to standard output; name one such as layers.json")
     started = time.perf_counter()
-    count = len(images) * Parameters(**parameters).num_videos_per_prompt
     paths = [numbered(output, index, count) for index in range(count)]
-    _check_outputs(paths, images, bundle)
+    _check_outputs(paths, images, bundle, stream_format)
     if profile is not None:
         check_profile(profile, [*paths, *images], bundle)
     console = stderr(quiet=quiet)
@@ -156,7 +174,7 @@ def command(
         opened = time.perf_counter() - started
         with Bars(console) as bars:
             stream = pipe.stream(list(images), progress=_show_stages(bars), **parameters)
-            written = _write(stream, paths)
+            written = _write(stream, paths, output_fps, stream_format)
     timings = {"open": opened, **stream.timings, "write": written, "total": time.perf_counter() - started}
     _report(console, stream, paths, timings)
     if vram_budget is not None or pipe.device.kind != "cpu":
@@ -185,10 +203,21 @@ def _show_stages(bars: Bars) -> Progress:
     return progress
 
 
-def _check_outputs(paths: list[str], images: tuple[str, ...], bundle: Path) -> None:
+def _check_format(name: str | None, output: str, count: int) -> str:
+    """The format of standard output, if that is what ``output`` is."""
+    if name is not None and output != _STDOUT:
+        raise click.UsageError(f"--format is for -o -; the name of a file selects its format, and {output} is one")
+    if count > 1 and name not in (None, "raw"):
+        raise click.UsageError(
+            f"standard output takes {count} videos one after the other only as --format raw; name a file with -o"
+        )
+    return name or "raw"
+
+
+def _check_outputs(paths: list[str], images: tuple[str, ...], bundle: Path, stream_format: str) -> None:
     """Before the work, check that every output can be written and neither replaces an input nor is in the bundle."""
     for path in paths:
-        check_output(path)
+        check_output(path, stream_format)
         if path == _STDOUT:
             continue
         target = Path(path).resolve()
@@ -199,12 +228,19 @@ def _check_outputs(paths: list[str], images: tuple[str, ...], bundle: Path) -> N
                 raise OutputError(f"{path} is also an input picture, or contains one; choose another output")
 
 
-def _write(stream: VideoStream, paths: list[str]) -> float:
+def _write(stream: VideoStream, paths: list[str], output_fps: Fraction | None, stream_format: str) -> float:
     """Write the frames of ``stream`` in a thread; the seconds that writing took, most of them in parallel with work."""
     p = stream.parameters
     spent = 0.0
     for path in paths:
-        opened = open_writer(path, height=p.height, width=p.width, fps=p.fps, metadata=stream.metadata)
+        opened = open_writer(
+            path,
+            height=p.height,
+            width=p.width,
+            fps=p.fps if output_fps is None else output_fps,
+            metadata=stream.metadata,
+            stream=stream_format,
+        )
         with BackgroundWriter(opened, maxsize=_FRAMES_QUEUED) as writer:
             for _ in range(p.num_frames):
                 writer.write(next(stream)[np.newaxis])

@@ -1,14 +1,18 @@
-"""Byte sizes on the command line: ``8GB``, ``7.5 GB``, ``8GiB``, ``800MB``."""
+"""Byte sizes on the command line, such as ``8GB`` and ``7.5 GiB``, and frame rates, such as ``24000/1001``."""
 
 from __future__ import annotations
 
 import re
 from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 
 import click
 
-__all__ = ["ByteSize"]
+from svd_trt.errors import ArgumentError
+from svd_trt.runtime.video import exact_rate
+
+__all__ = ["ByteSize", "FrameRate"]
 
 _SIZE = re.compile(r"([+-]?)([0-9]{1,16}(?:\.[0-9]{1,16})?)\s*(?:([KMGT])(I?)B?|(B))?", re.IGNORECASE)
 _POWERS = {"K": 1, "M": 2, "G": 3, "T": 4}
@@ -36,3 +40,17 @@ class ByteSize(click.ParamType):  # type: ignore[type-arg]  # generic from click
         if prefix is None and unit is None and size < _SMALLEST_BARE:
             self.fail(f"{text} bytes? write {digits}{'GB' if size < 1000 else 'MB'}", param, ctx)
         return size
+
+
+class FrameRate(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.5 on
+    """Frames a second: ``12``, ``23.976`` or ``24000/1001``."""
+
+    name = "rate"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Fraction:
+        if isinstance(value, Fraction):
+            return value
+        try:
+            return exact_rate(Fraction(value) if "/" in value else float(value))
+        except (ValueError, ZeroDivisionError, ArgumentError):
+            self.fail(f"{value!r} is not a frame rate from 0.01 to 1000, such as 12, 23.976 or 24000/1001", param, ctx)
