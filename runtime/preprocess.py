@@ -16,6 +16,7 @@ __all__ = ["clip_pixels", "vae_image"]
 FloatArray = npt.NDArray[np.float32]
 
 _VAE_FACTOR = 8  # pixels per latent, along each axis
+_BAND = 1 << 22  # pixels that are converted to floating point together
 _CUBIC = -0.75  # torch's coefficient of the cubic convolution kernel (Keys 1981); PIL and OpenCV differ
 
 
@@ -48,20 +49,28 @@ def clip_pixels(
         raise ArgumentError(f"size is a height and a width of at least 1, not {size}")
     if len(mean) != 3 or len(std) != 3 or not all(value > 0 for value in std):
         raise ArgumentError(f"mean and std are three numbers each, std above 0, not {mean} and {std}")
-    pixels = _rgb(image)  # [H, W, 3]
-    rows = _resampling(pixels.shape[0], size[0])
-    columns = _resampling(pixels.shape[1], size[1])
-    resized = np.empty((3, *size), dtype=np.float32)
-    for channel in range(3):  # one at a time, because float32 takes four times the memory of the picture
-        resized[channel] = rows @ (pixels[:, :, channel].astype(np.float32) / 255.0) @ columns.T
-    return (resized - _per_channel(mean)) / _per_channel(std)
+    _require_rgb(image)
+    rows = _resampling(image.height, size[0])
+    columns = _resampling(image.width, size[1])
+    # In bands and one channel at a time, because float32 takes four times the memory of the picture.
+    height = max(_BAND // image.width, 1)
+    squeezed = np.zeros((3, size[0], image.width), dtype=np.float32)
+    for top in range(0, image.height, height):
+        bottom = min(top + height, image.height)
+        band = _rgb(image.crop((0, top, image.width, bottom)))  # [b, W, 3]
+        for channel in range(3):
+            squeezed[channel] += rows[:, top:bottom] @ (band[:, :, channel].astype(np.float32) / 255.0)
+    return (squeezed @ columns.T - _per_channel(mean)) / _per_channel(std)
 
 
 def vae_image(image: PIL.Image.Image, height: int, width: int) -> FloatArray:
     """The input of the VAE encoder before noise is added: float32 ``[3, height, width]`` in [-1, 1].
 
     The result equals that of diffusers' ``VideoProcessor(do_resize=True, vae_scale_factor=8).preprocess(image, height,
-    width)`` to the bit: a Lanczos resize by PIL, which does not keep the aspect ratio.
+    width)`` to the bit: a Lanczos resize by PIL, which does not keep the aspect ratio. It goes across first and then
+    down, as PIL does before version 13. From 13 on, PIL goes down first if the height shrinks more than the width,
+    which changes pixels a little (by 7 levels of 255 in random noise). With a call for each axis, frames do not depend
+    on PIL's version.
 
     Args:
         image: RGB, from `svd_trt.runtime.images.load_image`.
@@ -74,7 +83,8 @@ def vae_image(image: PIL.Image.Image, height: int, width: int) -> FloatArray:
     if min(height, width) < 1 or height % _VAE_FACTOR or width % _VAE_FACTOR:
         raise ArgumentError(f"height and width are multiples of {_VAE_FACTOR}, not {height} and {width}")
     _require_rgb(image)
-    pixels = _rgb(image.resize((width, height), resample=PIL.Image.Resampling.LANCZOS))
+    across = image.resize((width, image.height), resample=PIL.Image.Resampling.LANCZOS)
+    pixels = _rgb(across.resize((width, height), resample=PIL.Image.Resampling.LANCZOS))
     return np.ascontiguousarray(2.0 * (pixels.transpose(2, 0, 1).astype(np.float32) / 255.0) - 1.0)
 
 
@@ -93,7 +103,7 @@ def _per_channel(values: Sequence[float]) -> FloatArray:
     return np.asarray(values, dtype=np.float32).reshape(3, 1, 1)
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=8)
 def _resampling(length: int, size: int) -> FloatArray:
     """The read-only matrix ``[size, length]`` that blurs one axis and resizes it to ``size``.
 
@@ -104,10 +114,10 @@ def _resampling(length: int, size: int) -> FloatArray:
     gaussian = _gaussian(length / size)  # [K]
     offsets = np.arange(gaussian.size) - gaussian.size // 2
     sources = _reflect(taps[:, :, None] + offsets, length)  # [size, 4, K]
-    cells = sources + length * np.arange(size)[:, None, None]
     weights = cubic[:, :, None] * gaussian  # [size, 4, K]
-    flat = np.bincount(cells.ravel(), weights.ravel(), minlength=size * length)
-    matrix = flat.reshape(size, length).astype(np.float32)
+    matrix = np.empty((size, length), dtype=np.float32)
+    for row in range(size):  # one at a time, because the sums are float64
+        matrix[row] = np.bincount(sources[row].ravel(), weights[row].ravel(), minlength=length)
     matrix.setflags(write=False)  # the cache returns the same array to every caller
     return matrix
 

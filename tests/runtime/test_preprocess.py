@@ -6,6 +6,9 @@ VAE's input is compared bit for bit.
 
 from __future__ import annotations
 
+import hashlib
+import subprocess
+import sys
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,11 +17,13 @@ import numpy.typing as npt
 import PIL.Image
 import pytest
 
+import svd_trt.runtime.preprocess as preprocess
 from svd_trt.errors import ArgumentError
 from svd_trt.runtime.preprocess import clip_pixels, vae_image
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
+PILLOW = int(PIL.__version__.split(".")[0])
 SIZES = [
     (224, 224),
     (576, 1024),
@@ -131,7 +136,57 @@ def test_vae_image_equals_diffusers(height: int, width: int, target: tuple[int, 
     actual = vae_image(image, *target)
     assert actual.flags.c_contiguous
     assert actual.dtype == np.float32
-    np.testing.assert_array_equal(actual, processor.preprocess(image, *target)[0].numpy())
+    # diffusers resizes in one call, in which Pillow 13 goes down first if the height shrinks more than the width.
+    down_first = height * target[1] > width * target[0] and height > target[0] and PILLOW >= 13
+    given = image.resize((target[1], height), PIL.Image.Resampling.LANCZOS) if down_first else image
+    np.testing.assert_array_equal(actual, processor.preprocess(given, *target)[0].numpy())
+
+
+RECORDED = {
+    "portrait": ((300, 200), (64, 128), "9d75859c59ea49ef"),
+    "portrait, down": ((1000, 200), (64, 128), "a49fc3a5602f3bdc"),
+    "landscape": ((200, 300), (64, 128), "86d00d79c8b4a179"),
+    "landscape, up and down": ((30, 400), (64, 128), "180c61b5f942ac88"),
+    "up": ((30, 40), (64, 128), "1d3d227abcd2645d"),
+    "up to portrait": ((40, 30), (128, 64), "a4ee6179ddc91ee9"),
+}
+
+
+@pytest.mark.parametrize("case", RECORDED)
+def test_vae_image_does_not_depend_on_pillow(case: str) -> None:
+    """The digests are those of one resize with Pillow 11.0 and 12.3."""
+    (height, width), target, digest = RECORDED[case]
+    levels = np.rint((vae_image(picture(height, width), *target) + 1) * 127.5).astype(np.uint8)
+    assert hashlib.sha256(levels.tobytes()).hexdigest()[:16] == digest
+
+
+def test_bands_are_the_whole_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    image = picture(131, 97)
+    whole = clip_pixels(image, mean=MEAN, std=STD)
+    monkeypatch.setattr(preprocess, "_BAND", 97 * 10)
+    np.testing.assert_allclose(clip_pixels(image, mean=MEAN, std=STD), whole, rtol=0, atol=1e-6)
+
+
+def test_memory_does_not_grow_with_the_picture() -> None:
+    """A picture of 48 million pixels, 192 MB in PIL, needs a quarter of its own size more and not several times it."""
+    measured = subprocess.run([sys.executable, "-c", MEASURE], capture_output=True, text=True, check=True)
+    assert int(measured.stdout) < 48_000_000
+
+
+MEASURE = """
+import resource, PIL.Image
+from svd_trt.runtime.preprocess import clip_pixels, vae_image
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+small, large = (PIL.Image.new("RGB", size, "red") for size in ((64, 64), (8000, 6000)))
+for picture in (small, large):
+    before = peak()
+    clip_pixels(picture, mean=(0, 0, 0), std=(1, 1, 1))
+    vae_image(picture, 576, 1024)
+print(peak() - before)
+"""
 
 
 @pytest.mark.parametrize("size", [(0, 64), (64, -8), (60, 64), (64, 100)])
