@@ -1,62 +1,117 @@
-"""Reading the input picture: files, PIL images and arrays become one RGB PIL image."""
+"""Reading the input picture: files, URLs, streams, PIL images and arrays become one RGB PIL image."""
 
 from __future__ import annotations
 
+import logging
 import os
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any, TypeAlias
+import sys
+from collections.abc import Callable
+from typing import IO, Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import PIL.Image
-import PIL.ImageOps
 
 from svd_trt.errors import ArgumentError, ImageError
+from svd_trt.runtime.picture_colours import Colour, Icc, to_rgb
+from svd_trt.runtime.picture_files import open_picture, readable, require_size
+from svd_trt.runtime.picture_metadata import upright
+from svd_trt.units import shorten
 
-__all__ = ["ImageInput", "load_image"]
+__all__ = ["ImageInput", "load_image", "name_of"]
 
-ImageInput: TypeAlias = str | os.PathLike[str] | PIL.Image.Image | npt.NDArray[Any]
+ImageInput: TypeAlias = str | os.PathLike[str] | IO[bytes] | PIL.Image.Image | npt.NDArray[Any]
 
+_log = logging.getLogger("svd_trt")
 _CHANNELS = {1: "L", 3: "RGB", 4: "RGBA"}
 
 
-def load_image(image: ImageInput) -> PIL.Image.Image:
+def load_image(
+    image: ImageInput,
+    *,
+    icc: Icc = "ignore",
+    background: Colour | None = None,
+    name: str | None = None,
+    warn: Callable[[str], None] = _log.warning,
+) -> PIL.Image.Image:
     """Read a picture and return it as a new 8-bit RGB image, upright and independent of any open file.
 
-    The conversion is that of ``diffusers.utils.load_image``: the EXIF orientation is applied, transparency is dropped
-    and not blended, and of a file with several frames the first is read. It differs for PIL modes of more than 8 bits,
-    which PIL alone would clip to white: ``I`` and ``I;16`` are scaled down from [0, 65535], and ``F`` from [0, 1].
+    The conversion is by default that of ``diffusers.utils.load_image``: the EXIF orientation is applied, colour
+    profiles are ignored, transparency is dropped and not blended, and of a file with several frames the first is read.
+    It differs for PIL modes of more than 8 bits, which PIL alone would clip to white: ``I`` and ``I;16`` are scaled
+    down from [0, 65535], and ``F`` from [0, 1].
 
     Args:
-        image: a path, a PIL image, or an array ``[H, W]``, ``[H, W, 1]``, ``[H, W, 3]`` or ``[H, W, 4]`` that is
-            uint8, or floating point within [0, 1] (scaled by 255 and rounded).
+        image: a path, a ``file://`` or ``data:`` URL, a stream that is open for reading bytes, a PIL image, or an array
+            ``[H, W]``, ``[H, W, 1]``, ``[H, W, 3]`` or ``[H, W, 4]`` that is uint8, or floating point within [0, 1]
+            (scaled by 255 and rounded).
+        icc: ``convert`` converts the colours of the embedded profile to sRGB.
+        background: red, green and blue, 0 to 255, to blend transparent pixels with.
+        name: what messages call the picture; None is `name_of`.
+        warn: receives a sentence for each thing that the caller should know: colours that differ visibly from what a
+            viewer shows, a profile that cannot be used, a picture that was read at a smaller size.
 
     Raises:
-        ImageError: a file is missing, not a picture, damaged, or has more pixels than ``PIL.Image.MAX_IMAGE_PIXELS``;
-            the picture is empty; an array has another shape, type or range.
-        ArgumentError: ``image`` is neither a path, nor a PIL image, nor an array.
+        ImageError: a file is missing, not a picture, damaged, or has too many pixels; the picture is empty; an array
+            has another shape, type or range.
+        ArgumentError: ``image`` is none of these.
+        MissingDependencyError: it is a HEIC picture, and pillow-heif is not installed.
     """
+    name = name or name_of(image)
     if isinstance(image, np.ndarray):
-        return _from_array(image)
-    if isinstance(image, PIL.Image.Image):
-        with _readable("the image"):
-            return _to_rgb(image)
+        image = _from_array(image)
+    if not isinstance(image, PIL.Image.Image):
+        if not isinstance(image, str | os.PathLike) and not hasattr(image, "read"):
+            raise ArgumentError(
+                f"an image is a path, a PIL image or a numpy array, not {type(image).__name__}; convert it first"
+            )
+        opened = open_picture(image, name, warn)
+        with readable(name):
+            return _plain(_eight_bits(opened), opened, icc, background, name, warn)
+    with readable(name):
+        require_size(image.size, name)
+        turned = _eight_bits(upright(image))
+        return _plain(turned.copy() if turned is image else turned, image, icc, background, name, warn)
+
+
+def name_of(image: ImageInput, number: int | None = None) -> str:
+    """What messages call a picture: its path or URL, shortened, or its ``number`` among several."""
     if isinstance(image, str | os.PathLike):
-        return _from_file(image)
-    raise ArgumentError(
-        f"an image is a path, a PIL image or a numpy array, not {type(image).__name__}; convert it first"
+        return repr(shorten(os.fsdecode(image)))
+    if getattr(sys.stdin, "buffer", None) is image:
+        return "the picture from standard input"
+    return "the picture" if number is None else f"picture {number}"
+
+
+def _plain(
+    image: PIL.Image.Image,
+    origin: PIL.Image.Image,
+    icc: Icc,
+    background: Colour | None,
+    name: str,
+    warn: Callable[[str], None],
+) -> PIL.Image.Image:
+    """``image`` in RGB without metadata, by the colour profile of ``origin``."""
+    profile = origin.info.get("icc_profile")
+    rgb = to_rgb(
+        image,
+        profile if isinstance(profile, bytes) else None,
+        icc=icc,
+        background=background,
+        name=name,
+        warn=warn,
     )
+    rgb.info = {}  # its orientation is applied, and its profile would be applied again
+    return rgb
 
 
-def _from_file(path: str | os.PathLike[str]) -> PIL.Image.Image:
-    name = os.fsdecode(path)
-    if name.startswith(("http://", "https://")):
-        raise ImageError(f"cannot read {name!r}: it is a URL; download it and pass the file")
-    with _readable(repr(name)), Path(name).open("rb") as file, PIL.Image.open(file) as image:
-        return _to_rgb(image)
+def _eight_bits(image: PIL.Image.Image) -> PIL.Image.Image:
+    """``image``, scaled down if it has more than 8 bits a channel."""
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        return PIL.Image.fromarray(_scaled(np.asarray(image), 65535.0, "a 16-bit image"))
+    if image.mode == "F":
+        return PIL.Image.fromarray(_scaled(np.asarray(image), 1.0, "a floating-point image"))
+    return image
 
 
 def _from_array(array: npt.NDArray[Any]) -> PIL.Image.Image:
@@ -75,19 +130,7 @@ def _from_array(array: npt.NDArray[Any]) -> PIL.Image.Image:
         pixels = _scaled(pixels, 1.0, "an array")
     else:
         raise ImageError(f"cannot read an array of {pixels.dtype}: pass uint8, or floats between 0 and 1")
-    return PIL.Image.fromarray(pixels).convert("RGB")
-
-
-def _to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
-    """A copy of ``image``, upright and in 8-bit RGB."""
-    if 0 in image.size:
-        raise ImageError(f"cannot read an image of size {image.size}: pass one that is not empty")
-    upright = PIL.ImageOps.exif_transpose(image)
-    if upright.mode == "I" or upright.mode.startswith("I;16"):
-        upright = PIL.Image.fromarray(_scaled(np.asarray(upright), 65535.0, "a 16-bit image"))
-    elif upright.mode == "F":
-        upright = PIL.Image.fromarray(_scaled(np.asarray(upright), 1.0, "a floating-point image"))
-    return upright.convert("RGB")
+    return PIL.Image.fromarray(pixels)
 
 
 def _scaled(values: npt.NDArray[Any], top: float, what: str) -> npt.NDArray[np.uint8]:
@@ -97,35 +140,3 @@ def _scaled(values: npt.NDArray[Any], top: float, what: str) -> npt.NDArray[np.u
         raise ImageError(f"cannot read {what} with values from {low:g} to {high:g}: rescale them to [0, {top:g}] first")
     scaled: npt.NDArray[np.uint8] = np.rint(values.astype(np.float64) * (255.0 / top)).astype(np.uint8)
     return scaled
-
-
-@contextmanager
-def _readable(name: str) -> Iterator[None]:
-    """Turn every exception of PIL into an `ImageError`, and suppress its warnings."""
-    try:
-        with warnings.catch_warnings():
-            # PIL warns about defects that it works around (damaged metadata, palettes with transparency). Only a
-            # picture that may exhaust the memory concerns the user.
-            warnings.simplefilter("ignore")
-            warnings.simplefilter("error", PIL.Image.DecompressionBombWarning)
-            yield
-    except (ImageError, MemoryError):
-        raise
-    except Exception as error:  # on damaged files PIL's decoders raise nearly anything, struct.error included
-        raise ImageError(f"cannot read {name}: {_reason(error)}") from error
-
-
-def _reason(error: Exception) -> str:
-    """One line: what is wrong with the picture, then what to do."""
-    if isinstance(error, FileNotFoundError):
-        return "there is no such file; check the path"
-    if isinstance(error, IsADirectoryError):
-        return "it is a directory; pass one picture"
-    if isinstance(error, OSError) and error.strerror:  # PIL raises OSError without an error number
-        return f"{error.strerror}; check the path"
-    if isinstance(error, PIL.UnidentifiedImageError):
-        return "it is not a picture in a format that Pillow knows; save it as PNG or JPEG"
-    if isinstance(error, PIL.Image.DecompressionBombWarning | PIL.Image.DecompressionBombError):
-        return "it has too many pixels; scale it down, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it"
-    detail = " ".join(str(error).split()) or type(error).__name__
-    return f"it may be damaged ({detail}); save or download it again"

@@ -12,14 +12,27 @@ from collections.abc import Mapping, Sequence
 from dataclasses import InitVar, dataclass, field
 from typing import Any, TypedDict
 
+import PIL.ImageColor
+
 from svd_trt.engine.host import ArgumentInfo, ArgumentKind
 from svd_trt.engine.manifest import Manifest
 from svd_trt.engine.memory import MemoryPlan, MemoryRequest
 from svd_trt.engine.spec import LARGEST_STEPS, ModelInfo, Ranges
 from svd_trt.errors import ArgumentError
+from svd_trt.runtime.framing import RESIZE_MODES, ResizeMode
+from svd_trt.runtime.picture_colours import ICC, Colour, Icc
 from svd_trt.runtime.samplers import SAMPLERS, custom_sigmas, karras_sigmas
+from svd_trt.units import shorten
 
-__all__ = ["ParameterArguments", "Parameters", "Settings", "describe_arguments", "memory_request", "resolve"]
+__all__ = [
+    "ParameterArguments",
+    "Parameters",
+    "Settings",
+    "colour_of",
+    "describe_arguments",
+    "memory_request",
+    "resolve",
+]
 
 
 def _option(default: Any, help_text: str, low: float | None = None, high: float | None = None) -> Any:
@@ -60,6 +73,28 @@ class Parameters:
     sampler: str = field(
         default="euler", metadata={"help": "Update rule of a denoising step.", "choices": tuple(SAMPLERS)}
     )
+    resize_mode: ResizeMode = field(
+        default="stretch",
+        metadata={
+            "help": "Fit a picture of another shape: stretch it, as diffusers does, crop it, or pad it with bars.",
+            "choices": RESIZE_MODES,
+        },
+    )
+    icc: Icc = field(
+        default="ignore",
+        metadata={
+            "help": "Colour profile of a picture: ignore it, as diffusers does, or convert the colours to sRGB.",
+            "choices": ICC,
+        },
+    )
+    background: str | None = field(
+        default=None,
+        metadata={
+            "help": "Colour to blend transparent pictures with, and of bars, such as white or #ff8000.  [default: "
+            "transparency is dropped, as in diffusers; bars are black]",
+            "metavar": "COLOUR",
+        },
+    )
 
     def __post_init__(self) -> None:
         for spec in dataclasses.fields(self):
@@ -73,8 +108,10 @@ class Parameters:
             elif "choices" in spec.metadata:
                 if value not in spec.metadata["choices"]:
                     raise ArgumentError(
-                        f"{spec.name} must be one of {', '.join(spec.metadata['choices'])}, not {value!r}"
+                        f"{spec.name} must be one of {', '.join(spec.metadata['choices'])}, not {_echo(value)}"
                     )
+            elif spec.name == "background":
+                colour_of(value)
             else:
                 kind = float if isinstance(spec.default, float) else int
                 object.__setattr__(self, spec.name, _number(spec.name, value, kind, spec.metadata))
@@ -102,6 +139,9 @@ class ParameterArguments(TypedDict, total=False):
     height: int | None
     width: int | None
     sampler: str
+    resize_mode: ResizeMode
+    icc: Icc
+    background: str | None
 
 
 @dataclass(frozen=True)
@@ -127,6 +167,9 @@ class Settings:
     height: int
     width: int
     sampler: str
+    resize_mode: ResizeMode
+    icc: Icc
+    background: str | None
     custom_sigmas: InitVar[bool]
     _custom_sigmas = False
 
@@ -172,6 +215,8 @@ def _kind(spec: dataclasses.Field[Any]) -> ArgumentKind:
         return "numbers"
     if "choices" in spec.metadata:
         return "choice"
+    if "metavar" in spec.metadata:
+        return "text"
     return "number" if isinstance(spec.default, float) else "integer"
 
 
@@ -234,7 +279,32 @@ def resolve(
         height=request.height,
         width=request.width,
         sampler=parameters.sampler,
+        resize_mode=parameters.resize_mode,
+        icc=parameters.icc,
+        background=parameters.background,
     )
+
+
+def colour_of(text: str) -> Colour:
+    """Red, green and blue of ``text``, a colour in the notation of CSS.
+
+    Raises:
+        ArgumentError: it is not one, or has an alpha.
+    """
+    try:
+        colour: tuple[int, ...] = PIL.ImageColor.getrgb(text)
+    except (ValueError, AttributeError, TypeError):  # the last two if it is no text
+        colour = ()
+    if len(colour) != 3:
+        raise ArgumentError(
+            f"background must be an opaque colour such as white, #ff8000 or rgb(255,128,0), not {_echo(text)}"
+        )
+    red, green, blue = colour
+    return red, green, blue
+
+
+def _echo(value: Any) -> str:
+    return shorten(repr(value))
 
 
 def _number(name: str, value: Any, kind: type, limits: Mapping[str, Any]) -> Any:
@@ -245,8 +315,8 @@ def _number(name: str, value: Any, kind: type, limits: Mapping[str, Any]) -> Any
     except (TypeError, ValueError, OverflowError):
         exact = False
     if not exact or isinstance(value, bool | str):
-        raise ArgumentError(f"{name} must be {'a number' if kind is float else 'a whole number'}, not {value!r}")
+        raise ArgumentError(f"{name} must be {'a number' if kind is float else 'a whole number'}, not {_echo(value)}")
     if (low is not None and number < low) or (high is not None and number > high):
         bounds = f"at least {low}" if high is None else f"{low} to {high}"
-        raise ArgumentError(f"{name} must be {bounds}, not {value}")
+        raise ArgumentError(f"{name} must be {bounds}, not {_echo(value)}")
     return number

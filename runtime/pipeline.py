@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any, Literal, Self, TypeAlias, Unpack, cast
 
 import numpy as np
@@ -25,16 +26,19 @@ from svd_trt.runtime.decode import Frames
 from svd_trt.runtime.denoise import Floats
 from svd_trt.runtime.device import Device
 from svd_trt.runtime.executor import Executor
+from svd_trt.runtime.framing import framed
 from svd_trt.runtime.generation import Job, generate, groups_of
-from svd_trt.runtime.images import ImageInput, load_image
+from svd_trt.runtime.images import ImageInput, load_image, name_of
 from svd_trt.runtime.output import VideoOutput, VideoStream
-from svd_trt.runtime.parameters import ParameterArguments, Parameters, memory_request, resolve
+from svd_trt.runtime.parameters import ParameterArguments, Parameters, colour_of, memory_request, resolve
 from svd_trt.runtime.timings import Timings, timed
 from svd_trt.version import __version__
 
 __all__ = ["OutputType", "VideoPipeline"]
 
 OutputType: TypeAlias = Literal["pil", "np", "latent"]
+
+_log = logging.getLogger("svd_trt")
 
 
 class VideoPipeline(Closeable):
@@ -102,7 +106,9 @@ class VideoPipeline(Closeable):
         """Generate a video of each picture.
 
         Args:
-            image: a path, a PIL image, an array (uint8, or float in [0, 1]; ``[H, W, 3]``), or a list of those.
+            image: a path, a ``file://`` or ``data:`` URL, a stream of bytes, a PIL image, an array (uint8, or float in
+                [0, 1]; ``[H, W, 3]``), or a list of those. What differs from what a viewer shows, such as a picture
+                that is stretched or a colour profile that is ignored, is a warning to the logger ``svd_trt``.
             output_type: ``pil``, ``np`` (uint8) or ``latent``.
             latents: noise of unit variance to start from, ``[B, F, 4, h, w]``, instead of the seed's.
             callback_on_step_end: called as ``f(pipe, step, timestep, {"latents": array})`` after each step. It may
@@ -223,12 +229,15 @@ class VideoPipeline(Closeable):
         shape = (request.videos, request.frames, manifest.model.latent_channels, *latent_size)  # [B, F, C, h, w]
         groups = groups_of(request.videos, manifest.ranges.batch)
         start = _checked_latents(latents, shape)
-        pictures = [load_image(one) for one in images]
+        notes: list[str] = []
+        pictures = _read(images, parameters, request, notes.append)
         timings = Timings()
         with timed(timings, "load"):
             plan = self.executor.settle(request)  # checks the decode chunk before it loads
         settings = resolve(parameters, manifest, request, plan, seed=secrets.randbits(32))
         chunks = chunk_sizes(request.videos * request.frames, settings.decode_chunk_size, manifest.ranges.chunk)
+        for note in notes:  # now that nothing is refused any more
+            _log.warning(note)
         job = Job(
             settings,
             request,
@@ -257,6 +266,20 @@ class VideoPipeline(Closeable):
             "backend": self.device.name,
             **job.settings.as_dict(),
         }
+
+
+def _read(
+    images: Sequence[ImageInput], parameters: Parameters, request: MemoryRequest, warn: Callable[[str], None]
+) -> list[PIL.Image.Image]:
+    """Read the pictures and fit them to the shape of the frames."""
+    background = None if parameters.background is None else colour_of(parameters.background)
+    pictures = []
+    for number, image in enumerate(images, 1):
+        name = name_of(image, number if len(images) > 1 else None)
+        picture = load_image(image, icc=parameters.icc, background=background, name=name, warn=warn)
+        height, width, mode = request.height, request.width, parameters.resize_mode
+        pictures.append(framed(picture, height, width, mode, background=background, name=name, warn=warn))
+    return pictures
 
 
 def _as_list(image: ImageInput | Sequence[ImageInput]) -> list[ImageInput]:

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from svd_trt.engine.manifest import SamplerInfo
 from svd_trt.engine.spec import COEFFICIENTS
 from svd_trt.errors import ArgumentError
+from svd_trt.units import shorten
 
 __all__ = ["SAMPLERS", "adds_one", "custom_sigmas", "euler", "initial_std", "karras_sigmas", "precondition"]
 
@@ -48,7 +49,7 @@ def custom_sigmas(values: Sequence[float]) -> Floats:
         raise ArgumentError(f"sigmas must be between 0 and {_LARGEST_SIGMA:g} and decrease")
     sigmas = given.astype(np.float32)
     if (np.diff(sigmas) >= 0).any():
-        raise ArgumentError(f"sigmas must decrease, and {', '.join(f'{v:g}' for v in given)} do not")
+        raise ArgumentError(f"sigmas must decrease, and {shorten(', '.join(f'{v:g}' for v in given))} do not")
     return sigmas
 
 

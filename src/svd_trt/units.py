@@ -1,11 +1,12 @@
-"""How sizes, counts and durations are written, in messages and tables alike."""
+"""How sizes, counts, durations and texts of the user are written, in messages and tables alike."""
 
 from __future__ import annotations
 
 import math
 
-__all__ = ["format_bytes", "format_count", "format_seconds", "round_up_bytes"]
+__all__ = ["format_bytes", "format_count", "format_seconds", "round_up_bytes", "shorten"]
 
+_LONGEST_TEXT = 300  # characters; most paths are shorter
 _BYTES = ((10**9, "GB"), (10**6, "MB"), (10**3, "kB"), (1, "bytes"))
 
 
@@ -42,6 +43,11 @@ def format_seconds(value: float) -> str:
     if value >= 60:
         return f"{int(value) // 60} min {int(value) % 60:02d} s"
     return f"{value:.2g} s" if value < 1 else f"{value:.1f} s"
+
+
+def shorten(text: str) -> str:
+    """``text`` for a message: if it is very long, such as a ``data:`` URL, its start and its end."""
+    return text if len(text) <= _LONGEST_TEXT else f"{text[:80]}… ({len(text):,} characters) …{text[-40:]}"
 
 
 def _unit(size: int) -> tuple[int, str]:

@@ -150,6 +150,14 @@ def test_same_seed_same_video_and_random_seeds_differ(small_bundle: Path, pictur
         (["--sigmas", "a,b"], 2, ["--sigmas"]),
         (["--sigmas", "nan,0"], 1, ["decrease"]),
         (["--backend", "abacus"], 2, ["--backend"]),
+        (["--resize-mode", "zoom"], 2, ["--resize-mode", "crop"]),
+        (["--icc", "yes"], 2, ["--icc", "convert"]),
+        (["--background", "bluish"], 1, ["background", "'bluish'", "#ff8000"]),
+        (["--background", "#ff000080"], 1, ["background", "opaque"]),
+        (["--background", "x" * 5000], 1, ["background", "characters)"]),
+        (["--sigmas", "x" * 5000], 2, ["--sigmas", "characters)"]),
+        (["--seed", "9" * 5000], 2, ["--seed", "characters)"]),
+        (["--sampler", "x" * 5000], 2, ["--sampler", "characters)"]),
     ],
 )
 def test_bad_arguments(
@@ -157,6 +165,7 @@ def test_bad_arguments(
 ) -> None:
     result = invoke("infer", small_bundle, picture_file, "-o", tmp_path / "o.mp4", *options, "-q")
     assert_refused(result, *words, code=code)
+    assert len(result.stderr) < 1000
     assert list(tmp_path.iterdir()) == []
 
 
@@ -248,8 +257,9 @@ def test_defaults_are_diffusers() -> None:
 
     theirs = inspect.signature(StableVideoDiffusionPipeline.__call__).parameters
     for name, spec in Parameters.fields().items():
-        # diffusers has a generator, 576x1024 (decided by the bundle here) and a scheduler object instead
-        if name not in ("seed", "height", "width", "sampler"):
+        # diffusers has a generator, 576x1024 (decided by the bundle here) and a scheduler object instead, and does what
+        # stretch, ignore and None do
+        if name not in ("seed", "height", "width", "sampler", "resize_mode", "icc", "background"):
             assert theirs[name].default == spec.default, name
 
 

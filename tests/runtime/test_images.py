@@ -190,7 +190,7 @@ def directory(folder: Path) -> Path:
     [
         (lambda folder: folder / "missing.png", "no such file"),
         (lambda folder: folder / "missing" / "a.png", "no such file"),
-        (lambda folder: folder / ("long" * 100), "check the path"),
+        (lambda _: "long" * 64, "check the path"),
         (directory, "directory"),
         (broken(lambda _: b"", "png"), "not a picture"),
         (broken(lambda _: b"just some words\n" * 50, "jpg"), "not a picture"),
@@ -226,16 +226,6 @@ def test_a_closed_image(tmp_path: Path) -> None:
         pass
     with pytest.raises(ImageError) as error:
         load_image(image)
-    one_line(error)
-
-
-@pytest.mark.parametrize("limit", [30, 10])  # PIL warns above its limit and raises above twice the limit
-def test_decompression_bombs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
-    path = tmp_path / "huge.png"
-    picture("RGB").save(path)
-    monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", limit)
-    with pytest.raises(ImageError, match="too many pixels") as error:
-        load_image(path)
     one_line(error)
 
 

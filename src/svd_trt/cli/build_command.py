@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,7 @@ from rich.console import Console
 from rich.progress import TaskID
 from rich.table import Table
 
-from svd_trt.cli.console import Bars, print_json, stderr
+from svd_trt.cli.console import Bars, log_to, print_json, stderr
 from svd_trt.engine.spec import Range
 from svd_trt.errors import ArgumentError
 from svd_trt.export.build import BuildResult, Stage, build_bundle
@@ -209,7 +207,7 @@ def command(model: str, output: Path, quiet: bool, as_json: bool, **options: Any
     Run the same command again to resume an interrupted build. A build that would change nothing does nothing.
     """
     console = stderr(quiet=quiet)
-    with Bars(console) as bars, _log_to(console):
+    with Bars(console) as bars, log_to(console):
         try:
             result = build_bundle(model, output, BuildOptions(**options), _show(console, bars))
         except (KeyboardInterrupt, SystemExit):
@@ -244,22 +242,6 @@ def _show(console: Console, bars: Bars) -> Progress:
             console.print(f"{stage}: {note or format_seconds(seconds)}")
 
     return show
-
-
-@contextlib.contextmanager
-def _log_to(console: Console) -> Iterator[None]:
-    """Print what svd-trt logs, such as that it waits for another build."""
-
-    class Handler(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            console.print(record.getMessage())
-
-    logger, handler = logging.getLogger("svd_trt"), Handler()
-    logger.addHandler(handler)
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
 
 
 def _summary(result: BuildResult) -> Table:

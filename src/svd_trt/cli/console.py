@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Self
 
 import click
@@ -14,7 +16,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TaskProgre
 
 from svd_trt.errors import OutputError
 
-__all__ = ["Bars", "discard_stdout", "print_json", "stderr", "stdout"]
+__all__ = ["Bars", "discard_stdout", "log_to", "print_json", "stderr", "stdout"]
 
 _WIDTH_OF_FILES = 140
 
@@ -28,6 +30,24 @@ def stdout() -> Console:
     """The console for results; without a terminal, tables are up to 140 columns wide."""
     console = Console(highlight=False, markup=False, soft_wrap=True)
     return console if console.is_terminal else Console(highlight=False, markup=False, width=_WIDTH_OF_FILES)
+
+
+@contextlib.contextmanager
+def log_to(console: Console, *, style: str | None = None) -> Iterator[list[str]]:
+    """Print what svd-trt logs, such as that it waits for another build, and return it in a list that grows."""
+    messages: list[str] = []
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            messages.append(record.getMessage())
+            console.print(messages[-1], style=style, soft_wrap=True)
+
+    logger, handler = logging.getLogger("svd_trt"), Handler()
+    logger.addHandler(handler)
+    try:
+        yield messages
+    finally:
+        logger.removeHandler(handler)
 
 
 class Bars:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable
 from fractions import Fraction
@@ -13,22 +14,25 @@ import numpy as np
 from rich.console import Console
 from rich.progress import TaskID
 
-from svd_trt.cli.console import Bars, print_json, stderr
+from svd_trt.cli.console import Bars, log_to, print_json, stderr
 from svd_trt.cli.layer_profile import check_profile, print_slowest_layers, write_profile
 from svd_trt.cli.sizes import ByteSize, FrameRate
 from svd_trt.errors import OutputError
 from svd_trt.progress import Progress
 from svd_trt.runtime.backends import PROVIDERS, RUN_BACKENDS, Provider, RunBackend
 from svd_trt.runtime.chosen_profiles import describe_profiles
+from svd_trt.runtime.images import ImageInput
 from svd_trt.runtime.layer_times import LayerTimes
 from svd_trt.runtime.output import VideoStream
 from svd_trt.runtime.parameters import Parameters
+from svd_trt.runtime.picture_files import local_path
 from svd_trt.runtime.pipeline import VideoPipeline
 from svd_trt.runtime.video import FORMATS, STREAMS, BackgroundWriter, check_output, numbered, open_writer
-from svd_trt.units import format_bytes, format_seconds
+from svd_trt.units import format_bytes, format_seconds, shorten
 
 __all__ = ["command"]
 
+_STDIN = "-"
 _STDOUT = "-"
 _FRAMES_QUEUED = 4
 
@@ -44,7 +48,7 @@ class _Numbers(click.ParamType):  # type: ignore[type-arg]  # generic from click
         try:
             return tuple(float(part) for part in value.split(","))
         except ValueError:
-            self.fail(f"{value!r} is not a list of numbers such as 700,100,10,1,0", param, ctx)
+            self.fail(f"{shorten(value)!r} is not a list of numbers such as 700,100,10,1,0", param, ctx)
 
 
 def _parameter_options(function: Callable[..., None]) -> Callable[..., None]:
@@ -56,6 +60,8 @@ def _parameter_options(function: Callable[..., None]) -> Callable[..., None]:
             kind = _Numbers()
         elif "choices" in spec.metadata:
             kind = click.Choice(spec.metadata["choices"])
+        elif "metavar" in spec.metadata:
+            kind = click.STRING
         elif isinstance(spec.default, float):
             kind = click.FloatRange(low, high)
         else:
@@ -63,7 +69,13 @@ def _parameter_options(function: Callable[..., None]) -> Callable[..., None]:
         flag = f"--{name.replace('_', '-')}"
         shown = spec.default is not None
         option = click.option(
-            flag, name, type=kind, default=spec.default, show_default=shown, help=spec.metadata["help"]
+            flag,
+            name,
+            type=kind,
+            metavar=spec.metadata.get("metavar"),
+            default=spec.default,
+            show_default=shown,
+            help=spec.metadata["help"],
         )
         function = option(function)
     return function
@@ -89,7 +101,12 @@ def _formats() -> str:
         svd-trt infer svd-xt picture.png -o video.mp4 --seed 42
         svd-trt infer svd-xt picture.png -o video.webp --fps 12 --motion-bucket-id 180 --num-inference-steps 15
         svd-trt infer svd-xt *.jpg -o videos.mp4         (videos-0.mp4, videos-1.mp4, ...)
+        svd-trt infer svd-xt portrait.jpg -o video.mp4 --resize-mode crop
+        svd-trt infer svd-xt - -o video.mp4 < picture.png
         svd-trt infer svd-xt picture.png -o - --format y4m | ffmpeg -i - -c:v prores video.mov
+
+    IMAGE is a file, a file:// or data: URL, or - for standard input. A picture of another shape than the frames is
+    stretched; --resize-mode crop or pad keeps its shape.
 
     The same checkpoint, picture, seed and options give the same video as diffusers.
     """,
@@ -162,9 +179,11 @@ def command(
         raise click.UsageError("--profile writes a file, and not to standard output; name one such as layers.json")
     started = time.perf_counter()
     paths = [numbered(output, index, count) for index in range(count)]
-    _check_outputs(paths, images, bundle, stream_format)
+    files = [path for path in map(local_path, set(images) - {_STDIN}) if path]
+    _check_outputs(paths, files, bundle, stream_format)
     if profile is not None:
-        check_profile(profile, [*paths, *images], bundle)
+        check_profile(profile, [*paths, *files], bundle)
+    pictures = _pictures(images)
     console = stderr(quiet=quiet)
     layers: LayerTimes = {}
     chosen = {"backend": backend, "device": device, "provider": provider}
@@ -172,8 +191,8 @@ def command(
         if profile is not None:
             pipe.device.measure_layers(layers)
         opened = time.perf_counter() - started
-        with Bars(console) as bars:
-            stream = pipe.stream(list(images), progress=_show_stages(bars), **parameters)
+        with Bars(console) as bars, log_to(console, style="dim") as logged:
+            stream = pipe.stream(pictures, progress=_show_stages(bars), **parameters)
             written = _write(stream, paths, output_fps, stream_format)
     timings = {"open": opened, **stream.timings, "write": written, "total": time.perf_counter() - started}
     _report(console, stream, paths, timings)
@@ -181,7 +200,7 @@ def command(
         console.print(_memory_note(stream), style="dim", soft_wrap=True)
     for note in pipe.device.notes:
         console.print(note, style="dim", soft_wrap=True)
-    result = _as_dict(pipe, stream, paths, timings)
+    result = _as_dict(pipe, stream, paths, timings, logged)
     if profile is not None:
         write_profile(profile, layers, result)
         measured = sum(map(len, layers.values()))
@@ -214,7 +233,16 @@ def _check_format(name: str | None, output: str, count: int) -> str:
     return name or "raw"
 
 
-def _check_outputs(paths: list[str], images: tuple[str, ...], bundle: Path, stream_format: str) -> None:
+def _pictures(images: tuple[str, ...]) -> list[ImageInput]:
+    """The arguments IMAGE, with standard input for ``-``."""
+    if images.count(_STDIN) > 1:
+        raise click.UsageError("standard input is read once; name one picture - and the others by their files")
+    if _STDIN in images and (sys.stdin is None or sys.stdin.isatty()):
+        raise click.UsageError("the picture - is standard input, which has no picture; add < picture.png")
+    return [sys.stdin.buffer if image == _STDIN else image for image in images]
+
+
+def _check_outputs(paths: list[str], files: list[Path], bundle: Path, stream_format: str) -> None:
     """Before the work, check that every output can be written and neither replaces an input nor is in the bundle."""
     for path in paths:
         check_output(path, stream_format)
@@ -223,8 +251,8 @@ def _check_outputs(paths: list[str], images: tuple[str, ...], bundle: Path, stre
         target = Path(path).resolve()
         if target.is_relative_to(bundle.resolve()):
             raise OutputError(f"{path} is inside the bundle, which the next build replaces; choose another output")
-        for image in images:
-            if Path(image).resolve().is_relative_to(target):
+        for file in files:
+            if file.resolve().is_relative_to(target):
                 raise OutputError(f"{path} is also an input picture, or contains one; choose another output")
 
 
@@ -263,7 +291,9 @@ def _memory_note(stream: VideoStream) -> str:
     return f"memory: {words}" + (f" (~{format_bytes(need, round_up=True)} of VRAM on a GPU)" if need else "")
 
 
-def _as_dict(pipe: VideoPipeline, stream: VideoStream, paths: list[str], timings: dict[str, Any]) -> dict[str, Any]:
+def _as_dict(
+    pipe: VideoPipeline, stream: VideoStream, paths: list[str], timings: dict[str, Any], logged: list[str]
+) -> dict[str, Any]:
     rounded = {k: [round(s, 4) for s in v] if isinstance(v, list) else round(v, 4) for k, v in timings.items()}
     return {
         "outputs": paths,
@@ -273,6 +303,6 @@ def _as_dict(pipe: VideoPipeline, stream: VideoStream, paths: list[str], timings
         "precision": pipe.bundle.manifest.precision,
         "memory": stream.memory.as_dict(),
         "profiles": describe_profiles(stream.profiles),
-        "notes": list(pipe.device.notes),
+        "notes": [*logged, *pipe.device.notes],
         "timings_s": rounded,
     }

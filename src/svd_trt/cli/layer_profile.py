@@ -23,7 +23,7 @@ _ROWS = 12
 _NAME_WIDTH = 70
 
 
-def check_profile(path: Path, others: Sequence[str], bundle: Path) -> None:
+def check_profile(path: Path, others: Sequence[str | Path], bundle: Path) -> None:
     """Check before the work that the profile can be written to ``path`` and replaces none of ``others``.
 
     Raises:

@@ -7,6 +7,8 @@
 from __future__ import annotations
 
 import errno
+import io
+import re
 import signal
 import sys
 from importlib import import_module
@@ -16,6 +18,7 @@ import click
 
 from svd_trt.cli.streams import open_streams
 from svd_trt.errors import SvdTrtError
+from svd_trt.units import shorten
 from svd_trt.version import __version__
 
 __all__ = ["cli", "main"]
@@ -64,13 +67,15 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     try:
         code = cli.main(arguments, prog_name="svd-trt", standalone_mode=False)
     except click.ClickException as error:
-        error.show()
+        shown = io.StringIO()
+        error.show(shown)
+        click.echo(_readable(shown.getvalue()), nl=False, err=True)
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         click.echo("interrupted", err=True)
         sys.exit(_INTERRUPTED)
     except SvdTrtError as error:
-        click.echo(f"svd-trt: {error}", err=True)
+        click.echo(f"svd-trt: {_readable(error)}", err=True)
         sys.exit(1)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EPIPE, errno.EBADF):
@@ -84,6 +89,12 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         click.echo("svd-trt: memory ran out; close other programs, or raise the limit (ulimit -v)", err=True)
         sys.exit(1)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _readable(message: object) -> str:
+    """``message`` with what the user typed shortened if it is very long, and without control characters."""
+    shown = re.sub(r"\S+", lambda word: shorten(word[0]), str(message))
+    return "".join(letter if letter.isprintable() or letter == "\n" else repr(letter)[1:-1] for letter in shown)
 
 
 def _terminate(number: int, _frame: object) -> NoReturn:
