@@ -24,7 +24,7 @@ def framed(
     picture: PIL.Image.Image,
     height: int,
     width: int,
-    mode: ResizeMode,
+    mode: ResizeMode | None,
     *,
     background: Colour | None = None,
     name: str,
@@ -37,17 +37,17 @@ def framed(
         height: of the frames.
         width: of the frames.
         mode: ``crop`` cuts off equal parts at two sides; ``pad`` adds equal bars at two sides; ``stretch`` returns
-            the picture as it is, because resizing it to the frames stretches it.
+            the picture as it is, because resizing it to the frames stretches it; so does None, with a warning.
         background: the colour of bars; None is black.
         name: what messages call the picture.
-        warn: receives a sentence if a picture that is stretched changes its aspect ratio by more than a tenth.
+        warn: receives a sentence if the aspect ratio changes by more than a tenth and nobody asked for that.
 
     Raises:
         ImageError: with bars, the picture would have too many pixels.
     """
-    if mode == "stretch":
+    if mode is None or mode == "stretch":
         change = width * picture.height / (height * picture.width)
-        if max(change, 1 / change) > _NOTICED:
+        if mode is None and max(change, 1 / change) > _NOTICED:
             looks = f"{change:.2g} times as wide" if change > 1 else f"{1 / change:.2g} times as high"
             warn(
                 f"{name} of {picture.width}x{picture.height} pixels is stretched to {width}x{height}, as in diffusers: "

@@ -185,7 +185,7 @@ def _short_video(manifest: Manifest) -> dict[str, Any]:
 def _frames(bundle: Bundle, picture: Path, arguments: dict[str, Any]) -> npt.NDArray[np.uint8]:
     """The frames of all videos, ``[B * F, H, W, 3]``."""
     with VideoPipeline.open(bundle, backend="onnxruntime", device="cpu", verify=False) as pipe:
-        return np.stack(list(pipe.stream(picture, **arguments)))
+        return np.stack(list(pipe.stream(picture, resize_mode="stretch", **arguments)))  # without its warning
 
 
 def _draw_picture() -> PIL.Image.Image:

@@ -29,7 +29,7 @@ _CHANNELS = {1: "L", 3: "RGB", 4: "RGBA"}
 def load_image(
     image: ImageInput,
     *,
-    icc: Icc = "ignore",
+    icc: Icc | None = None,
     background: Colour | None = None,
     name: str | None = None,
     warn: Callable[[str], None] = _log.warning,
@@ -45,7 +45,7 @@ def load_image(
         image: a path, a ``file://`` or ``data:`` URL, a stream that is open for reading bytes, a PIL image, or an array
             ``[H, W]``, ``[H, W, 1]``, ``[H, W, 3]`` or ``[H, W, 4]`` that is uint8, or floating point within [0, 1]
             (scaled by 255 and rounded).
-        icc: ``convert`` converts the colours of the embedded profile to sRGB.
+        icc: ``convert`` converts the colours of the embedded profile to sRGB; ``ignore`` is None without its warning.
         background: red, green and blue, 0 to 255, to blend transparent pixels with.
         name: what messages call the picture; None is `name_of`.
         warn: receives a sentence for each thing that the caller should know: colours that differ visibly from what a
@@ -86,7 +86,7 @@ def name_of(image: ImageInput, number: int | None = None) -> str:
 def _plain(
     image: PIL.Image.Image,
     origin: PIL.Image.Image,
-    icc: Icc,
+    icc: Icc | None,
     background: Colour | None,
     name: str,
     warn: Callable[[str], None],

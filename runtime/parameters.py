@@ -73,17 +73,19 @@ class Parameters:
     sampler: str = field(
         default="euler", metadata={"help": "Update rule of a denoising step.", "choices": tuple(SAMPLERS)}
     )
-    resize_mode: ResizeMode = field(
-        default="stretch",
+    resize_mode: ResizeMode | None = field(
+        default=None,
         metadata={
-            "help": "Fit a picture of another shape: stretch it, as diffusers does, crop it, or pad it with bars.",
+            "help": "Fit a picture of another shape: stretch it, as diffusers does, crop it, or pad it with bars.  "
+            "[default: stretch, and say so]",
             "choices": RESIZE_MODES,
         },
     )
-    icc: Icc = field(
-        default="ignore",
+    icc: Icc | None = field(
+        default=None,
         metadata={
-            "help": "Colour profile of a picture: ignore it, as diffusers does, or convert the colours to sRGB.",
+            "help": "Colour profile of a picture: ignore it, as diffusers does, or convert the colours to sRGB.  "
+            "[default: ignore, and say so if it shows]",
             "choices": ICC,
         },
     )
@@ -139,8 +141,8 @@ class ParameterArguments(TypedDict, total=False):
     height: int | None
     width: int | None
     sampler: str
-    resize_mode: ResizeMode
-    icc: Icc
+    resize_mode: ResizeMode | None
+    icc: Icc | None
     background: str | None
 
 
@@ -193,6 +195,8 @@ def describe_arguments(model: ModelInfo, ranges: Ranges) -> dict[str, ArgumentIn
         "num_frames": ranges.frames.clamp(model.num_frames),
         "height": ranges.height.opt,
         "width": ranges.width.opt,
+        "resize_mode": "stretch",
+        "icc": "ignore",
     }
     described = {}
     for name, spec in Parameters.fields().items():
@@ -279,8 +283,8 @@ def resolve(
         height=request.height,
         width=request.width,
         sampler=parameters.sampler,
-        resize_mode=parameters.resize_mode,
-        icc=parameters.icc,
+        resize_mode=parameters.resize_mode or "stretch",
+        icc=parameters.icc or "ignore",
         background=parameters.background,
     )
 

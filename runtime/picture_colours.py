@@ -35,7 +35,7 @@ def to_rgb(
     image: PIL.Image.Image,
     profile: bytes | None,
     *,
-    icc: Icc,
+    icc: Icc | None,
     background: Colour | None,
     name: str,
     warn: Callable[[str], None],
@@ -45,10 +45,11 @@ def to_rgb(
     Args:
         image: of any mode that PIL converts to RGB.
         profile: its ICC profile, if it has one.
-        icc: ``convert`` converts the colours from the profile to sRGB; ``ignore`` takes the numbers as they are.
+        icc: ``convert`` converts the colours from the profile to sRGB; ``ignore`` takes the numbers as they are, and so
+            does None, with a warning.
         background: what transparent pixels are blended with; None drops the transparency.
         name: what warnings call the picture.
-        warn: receives one sentence if the result differs visibly from what a viewer shows.
+        warn: receives a sentence if the result differs visibly from what a viewer shows and nobody asked for that.
     """
     sample = image.resize((min(image.width, _SAMPLE), min(image.height, _SAMPLE)), PIL.Image.Resampling.NEAREST)
     rgb: PIL.Image.Image | None = None
@@ -57,7 +58,7 @@ def to_rgb(
             rgb = _converted(image, profile)
         except Exception as error:  # LittleCMS has exceptions of its own, and damaged profiles raise others
             warn(f"{name}: its colour profile cannot be used ({_words(error)}), so its colours are taken as sRGB")
-    elif profile and _profile_matters(sample, profile):
+    elif profile and icc is None and _profile_matters(sample, profile):
         warn(
             f"{name} has the colour profile {_description(profile)}, which is ignored, as in diffusers; "
             "--icc convert gives its true colours (icc='convert' in Python)"

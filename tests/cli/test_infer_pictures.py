@@ -132,6 +132,7 @@ def test_a_stretched_picture_is_said_once(small_bundle: Path, picture_file: Path
     assert result.stderr.count("is stretched") == 1
     assert note in result.stderr
     assert invoke(*asked, "-q").stderr == ""
+    assert "is stretched" not in invoke(*asked, "--resize-mode", "stretch").stderr
 
 
 def test_nothing_is_said_before_an_error(small_bundle: Path, picture_file: Path, tmp_path: Path) -> None:

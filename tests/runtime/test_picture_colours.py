@@ -71,6 +71,9 @@ def test_a_profile_that_is_ignored_is_said(kind: str) -> None:
     assert said[0].startswith("it has the colour profile 'Display P3', which is ignored")
     assert "--icc convert" in said[0]
     assert "icc='convert'" in said[0]
+    ignored, said = read(file, icc="ignore")
+    np.testing.assert_array_equal(ignored, pixels)
+    assert said == []
 
 
 @pytest.mark.parametrize("profile", [SRGB, LCMS_SRGB, None])
