@@ -7,10 +7,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from svd_trt.engine.kernels import KernelList, read_kernels
-from svd_trt.engine.manifest import FileEntry, Manifest, NetworkEntry, read_manifest, sha256_of
+from svd_trt.engine.manifest import MANIFEST_NAME, NOT_JSON, FileEntry, Manifest, NetworkEntry, read_manifest, sha256_of
+from svd_trt.engine.manifest_check import find_contradiction
 from svd_trt.engine.rebuild import rebuild_command
 from svd_trt.engine.spec import NETWORKS, NetworkName
-from svd_trt.errors import BundleError
+from svd_trt.errors import BundleError, first_line
 
 __all__ = ["Bundle"]
 
@@ -44,6 +45,8 @@ class Bundle:
         missing = [name for name in NETWORKS if name not in bundle.manifest.networks]
         if missing:
             raise BundleError(f"{directory} lacks {', '.join(missing)}; {bundle._repair()}")
+        if (problem := find_contradiction(bundle.manifest)) is not None:
+            raise BundleError(f"{directory / MANIFEST_NAME} contradicts itself: {problem}; {bundle._repair()}")
         bundle._check_files(verify=verify)
         return bundle
 
@@ -74,8 +77,8 @@ class Bundle:
             raise BundleError(f"{problem}; {self._repair()}")
         try:
             return read_kernels(self.path / plan.kernels.path)
-        except BundleError as error:
-            raise BundleError(f"{error}; {self._repair()}") from error
+        except (BundleError, *NOT_JSON) as error:
+            raise BundleError(f"{first_line(error)}; {self._repair()}") from error
 
     def _check_files(self, *, verify: bool) -> None:
         # Hashing releases the interpreter lock, so threads hash files in parallel.

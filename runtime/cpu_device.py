@@ -26,7 +26,10 @@ from svd_trt.runtime.layer_times import LayerTimes, add_layer_time
 
 __all__ = ["CpuBuffer", "CpuDevice", "CpuEvent", "CpuSession", "load_onnx", "run_bound", "usable_processors"]
 
+_CPU = "CPUExecutionProvider"
+_FATAL_ONLY = 4
 _ERRORS_ONLY = 3  # ONNX Runtime's log level: its warnings are about graph details that no user can act on
+_NO_MEMORY = ("bad_alloc", "Failed to allocate memory", "Cannot allocate memory", "pthread_create failed")
 _OF_NODES = "_kernel_time"  # ends the names of the events that are computations of nodes
 
 
@@ -75,9 +78,7 @@ class CpuSession(Session):
         self._folder = None if times is None else TemporaryDirectory(prefix="svd-trt-")
         prefix = None if self._folder is None else str(Path(self._folder.name, network))
         try:
-            self._session: Any = load_onnx(
-                bundle, network, ["CPUExecutionProvider"], plan_memory=False, profile_prefix=prefix
-            )
+            self._session: Any = load_onnx(bundle, network, [_CPU], plan_memory=False, profile_prefix=prefix)
         except BaseException:
             if self._folder is not None:
                 self._folder.cleanup()
@@ -231,8 +232,11 @@ def load_onnx(
     Raises:
         BackendError: ONNX Runtime refuses the network.
     """
+    # By default a session that cannot be made is made again on the CPU, with a banner on standard output.
+    own = {"enable_fallback": 0}
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = _ERRORS_ONLY
+    # What fails on the CPU is raised as well; of other providers only the log says why they are not there.
+    options.log_severity_level = _FATAL_ONLY if list(providers) == [_CPU] else _ERRORS_ONLY
     options.enable_mem_pattern = plan_memory
     options.intra_op_num_threads = usable_processors()
     if profile_prefix is not None:
@@ -240,9 +244,11 @@ def load_onnx(
         options.profile_file_prefix = profile_prefix
     path = bundle.onnx_path(network)
     try:
-        return onnxruntime.InferenceSession(path, options, providers=providers, provider_options=provider_options)
+        return onnxruntime.InferenceSession(
+            path, options, providers=providers, provider_options=provider_options, **own
+        )
     except Exception as error:  # onnxruntime's exceptions share no base class
-        raise BackendError(f"onnxruntime cannot load {path}: {first_line(error)}") from error
+        raise BackendError(f"onnxruntime cannot load {path}: {_reason(error)}") from error
 
 
 def _add_profile(times: LayerTimes, network: NetworkName, path: Path) -> None:
@@ -278,7 +284,15 @@ def run_bound(session: Any, binding: Any, options: Any, name: str) -> None:
     try:
         session.run_with_iobinding(binding, options)
     except Exception as error:
-        raise BackendError(f"onnxruntime failed in {name}: {first_line(error)}") from error
+        raise BackendError(f"onnxruntime failed in {name}: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    """One line, with what to do if memory ran out; the library says that in several ways, none of them plain."""
+    text = first_line(error)
+    if any(sign in text for sign in _NO_MEMORY):
+        return f"memory ran out; close other programs, or raise the limit if there is one ({text})"
+    return text
 
 
 def _array(buffer: Buffer) -> Array:

@@ -95,11 +95,28 @@ class Engines(Closeable):
             for other in [name for name in self._loaded if name != network]:
                 self._drop(other)
         if network not in self._loaded:
-            if read_manifest(self._bundle.path) != self._bundle.manifest:
-                raise BundleError(f"{self._bundle.path} was rebuilt while it was open; open it again")
-            streamed = self._streamed_bytes if network == "denoiser" else 0
-            self._loaded[network] = self._device.open(self._bundle, network, streamed_bytes=streamed)
+            self._loaded[network] = self._open(network)
         return self._loaded[network]
+
+    def _open(self, network: NetworkName) -> Session:
+        """Load ``network`` from the bundle as it was opened, which another process may replace at any moment."""
+        self._refuse_rebuilt()
+        streamed = self._streamed_bytes if network == "denoiser" else 0
+        try:
+            session = self._device.open(self._bundle, network, streamed_bytes=streamed)
+        except BackendError:
+            self._refuse_rebuilt()  # files of two builds do not fit together, and that is the reason to give
+            raise
+        try:
+            self._refuse_rebuilt()
+        except BaseException:
+            session.close()
+            raise
+        return session
+
+    def _refuse_rebuilt(self) -> None:
+        if read_manifest(self._bundle.path) != self._bundle.manifest:
+            raise BundleError(f"{self._bundle.path} was rebuilt while it was open; open it again")
 
     def _drop(self, network: NetworkName) -> None:
         session = self._loaded.pop(network, None)

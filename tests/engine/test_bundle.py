@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from svd_trt import Bundle, VideoPipeline
-from svd_trt.engine.manifest import SCHEMA_VERSION, read_manifest, write_manifest
+from svd_trt.engine.manifest import SCHEMA_VERSION, FileEntry, read_manifest, write_manifest
 from svd_trt.engine.spec import NETWORKS, Range
-from svd_trt.errors import ArgumentError, BundleError
+from svd_trt.errors import ArgumentError, BackendError, BundleError
 
 
 @pytest.fixture
@@ -91,6 +91,43 @@ def test_paths_out_of_the_bundle_are_refused(bundle: Path) -> None:
         Bundle.open(bundle)
 
 
+@pytest.mark.parametrize(
+    ("part", "change", "problem"),
+    [
+        ("model", {"decoder_channels": 0}, "decoder_channels is 0"),
+        ("model", {"image_std": (0.0, 1.0, 1.0)}, "statistics of pictures"),
+        ("model", {"latent_channels": 5}, "the tensors of vae_encoder are not those of its model and ranges"),
+        ("ranges", {"frames": Range(2, 3, 9)}, "the tensors of denoiser"),
+    ],
+)
+def test_manifests_that_contradict_themselves_are_refused(
+    part: str, change: dict[str, Any], problem: str, bundle: Path
+) -> None:
+    """Numbers that no build writes would fail later: 0 channels as a division by zero."""
+    import msgspec
+
+    manifest = read_manifest(bundle)
+    changed = msgspec.structs.replace(getattr(manifest, part), **change)
+    write_manifest(msgspec.structs.replace(manifest, **{part: changed}), bundle)
+    with pytest.raises(BundleError, match=f"contradicts itself: .*{problem}.*; to repair it, run `svd-trt build"):
+        Bundle.open(bundle)
+
+
+def test_a_list_of_kernels_that_is_not_text_is_refused(bundle: Path) -> None:
+    import msgspec
+
+    manifest = read_manifest(bundle)
+    entry = manifest.networks["denoiser"]
+    assert entry.plan is not None
+    path = bundle / "tensorrt-rtx" / "denoiser.kernels.json"
+    path.write_bytes(b'{"\x80')
+    plan = msgspec.structs.replace(entry.plan, kernels=FileEntry.of(bundle, path))
+    networks = manifest.networks | {"denoiser": msgspec.structs.replace(entry, plan=plan)}
+    write_manifest(msgspec.structs.replace(manifest, networks=networks), bundle)
+    with pytest.raises(BundleError, match="to repair it, run `svd-trt build"):
+        Bundle.open(bundle).kernels("denoiser")
+
+
 def test_missing_and_mistaken_paths(tmp_path: Path, small_checkpoint: Path) -> None:
     with pytest.raises(BundleError, match="there is no bundle at"):
         Bundle.open(tmp_path / "none")
@@ -108,6 +145,32 @@ def test_a_bundle_rebuilt_under_an_open_pipeline_is_noticed(bundle: Path) -> Non
         write_manifest(msgspec.structs.replace(manifest, svd_trt_version="9"), bundle)
         with pytest.raises(BundleError, match="was rebuilt"):
             pipe.executor.load("vae_encoder")
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_bundle_rebuilt_while_a_network_is_loaded_is_noticed(
+    fails: bool, bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the comparison of the manifests and the end of the loading; files of two builds may not fit together."""
+    import msgspec
+
+    closed = []
+    with VideoPipeline.open(bundle) as pipe:
+        device_open = pipe.device.open
+
+        def replace(*arguments: Any, **options: Any) -> Any:
+            manifest = read_manifest(bundle)
+            write_manifest(msgspec.structs.replace(manifest, svd_trt_version="9"), bundle)
+            if fails:
+                raise BackendError("the weights do not fit the graph")
+            session = device_open(*arguments, **options)
+            monkeypatch.setattr(session, "close", lambda: closed.append(session))
+            return session
+
+        monkeypatch.setattr(pipe.device, "open", replace)
+        with pytest.raises(BundleError, match="was rebuilt"):
+            pipe.executor.load("vae_encoder")
+    assert len(closed) == (not fails)
 
 
 def test_manifest_survives_a_round_trip(bundle: Path, tmp_path: Path) -> None:

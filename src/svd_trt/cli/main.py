@@ -32,6 +32,8 @@ _COMMANDS = {
     "verify": "svd_trt.cli.verify_command",
 }
 _INTERRUPTED = 130
+# What the loader of shared libraries and Python say for want of memory, beside MemoryError.
+_NO_MEMORY = ("failed to map segment", "cannot allocate memory", "Cannot allocate memory", "can't start new thread")
 
 
 class _LazyGroup(click.Group):
@@ -85,7 +87,9 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         discard_stdout()
         click.echo(f"svd-trt: cannot write to standard output: {error.strerror}", err=True)
         sys.exit(1)
-    except MemoryError:
+    except (MemoryError, ImportError, RuntimeError) as error:
+        if not (isinstance(error, MemoryError) or any(sign in str(error) for sign in _NO_MEMORY)):
+            raise
         click.echo("svd-trt: memory ran out; close other programs, or raise the limit (ulimit -v)", err=True)
         sys.exit(1)
     sys.exit(code if isinstance(code, int) else 0)
