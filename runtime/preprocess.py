@@ -68,9 +68,9 @@ def vae_image(image: PIL.Image.Image, height: int, width: int) -> FloatArray:
 
     The result equals that of diffusers' ``VideoProcessor(do_resize=True, vae_scale_factor=8).preprocess(image, height,
     width)`` to the bit: a Lanczos resize by PIL, which does not keep the aspect ratio. It goes across first and then
-    down, as PIL does before version 13. From 13 on, PIL goes down first if the height shrinks more than the width,
-    which changes pixels a little (by 7 levels of 255 in random noise). With a call for each axis, frames do not depend
-    on PIL's version.
+    down, as PIL 11 does. PIL 13 goes down first if the height shrinks more than the width, and 12 does so for very
+    narrow pictures, which changes pixels a little (by 7 levels of 255 in random noise). With a call for each axis,
+    frames do not depend on PIL's version.
 
     Args:
         image: RGB, from `svd_trt.runtime.images.load_image`.
