@@ -16,7 +16,7 @@ from typing import NoReturn
 
 import click
 
-from svd_trt.cli.streams import open_streams
+from svd_trt.cli.closed_streams import open_streams
 from svd_trt.errors import SvdTrtError
 from svd_trt.units import shorten
 from svd_trt.version import __version__
