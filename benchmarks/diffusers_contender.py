@@ -11,6 +11,7 @@ import numpy as np
 from svd_trt.benchmarks.contenders import Job, Runner, Video
 from svd_trt.benchmarks.measuring import clock_for
 from svd_trt.benchmarks.results import Stage
+from svd_trt.export.checkpoint_kinds import open_checkpoint
 from svd_trt.export.reference import load_pipeline
 
 __all__ = ["DiffusersRunner"]
@@ -36,7 +37,9 @@ class DiffusersRunner(Runner):
             torch.backends.cudnn.allow_tf32 = False  # on by default, and 10 bits of mantissa are not fp32
             torch.backends.cuda.matmul.allow_tf32 = False
         workload, gpu = self.job.workload, self.job.gpu
-        pipe = load_pipeline(workload.model, torch.float16 if workload.precision == "fp16" else torch.float32)
+        pipe = load_pipeline(
+            open_checkpoint(workload.model), torch.float16 if workload.precision == "fp16" else torch.float32
+        )
         pipe.set_progress_bar_config(disable=True)
         if self.mode == "low-memory":
             pipe.unet.enable_forward_chunking()

@@ -33,6 +33,8 @@ __all__ = [
     "Precision",
     "ProfileEntry",
     "SamplerInfo",
+    "SamplerName",
+    "Schedule",
     "SourceInfo",
     "TensorRtEntry",
     "TensorRtName",
@@ -53,6 +55,8 @@ GOLDEN_FOLDER = "golden"
 Precision: TypeAlias = Literal["fp16", "fp32"]
 TensorRtName: TypeAlias = Literal["tensorrt", "tensorrt-rtx"]
 Operators: TypeAlias = Literal["onnx", "onnxruntime"]
+Schedule: TypeAlias = Literal["karras", "exponential", "training"]
+SamplerName: TypeAlias = Literal["euler", "dpmpp-2m"]
 
 
 def precision_of(network: NetworkName, precision: Precision) -> Precision:
@@ -62,13 +66,31 @@ def precision_of(network: NetworkName, precision: Precision) -> Precision:
 
 
 class SamplerInfo(msgspec.Struct, frozen=True):
-    """The checkpoint's noise schedule, as in its scheduler configuration (Karras et al. 2022, eq. 5)."""
+    """The checkpoint's noise schedule and update rule, as in its scheduler configuration.
 
-    sigma_min: float
-    sigma_max: float
+    `svd_trt.runtime.schedules.checkpoint_sigmas` makes noise levels of it.
+    """
+
+    sigma_min: float | None
+    """None: the least of the levels of training that a run takes."""
+    sigma_max: float | None
+    """None: the greatest of the levels of training that a run takes."""
     rho: float
+    """Exponent of the Karras schedule."""
     timestep_spacing: str
-    """``leading`` starts from noise of standard deviation sqrt(sigma_max^2 + 1), the others from sigma_max."""
+    """``leading`` starts from noise of standard deviation sqrt(sigma_max^2 + 1), the others from sigma_max. It is also
+    how the levels of a run are chosen from those of training, if the schedule needs them."""
+    schedule: Schedule = "karras"
+    """``karras`` (Karras et al. 2022, eq. 5) and ``exponential`` go from sigma_max to sigma_min; ``training`` takes
+    levels of training as they are."""
+    final_sigma: float | None = 0.0
+    """The level of the finished video; None is the last of the others again, so that the last step changes nothing."""
+    solver: SamplerName = "euler"
+    """The default of ``--sampler``."""
+    steps_offset: int = 0
+    """Of the ``leading`` spacing."""
+    training_sigmas: tuple[float, ...] = ()
+    """The levels of training, the least first; empty if the schedule does not need them."""
 
 
 class SourceInfo(msgspec.Struct, frozen=True):
@@ -82,6 +104,10 @@ class SourceInfo(msgspec.Struct, frozen=True):
     """sha256 over configuration and weights of each component."""
     path: str | None = None
     """Where a local folder or file was when the bundle was built; it does not identify the checkpoint."""
+    files: dict[str, tuple[str, ...]] = {}
+    """Of a folder or a hub id: the weight files of each component, relative to it."""
+    config: str | None = None
+    """Of a single file: the published architecture that it was taken for, or the folder of its configurations."""
 
 
 class FileEntry(msgspec.Struct, frozen=True):

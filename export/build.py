@@ -48,7 +48,7 @@ from svd_trt.export.recipe import Recipe, make_recipe
 from svd_trt.progress import Progress, ignore_progress
 from svd_trt.runtime.golden import short_video_flops, write_golden
 from svd_trt.runtime.parameters import describe_arguments
-from svd_trt.runtime.samplers import adds_one
+from svd_trt.runtime.schedules import adds_one
 from svd_trt.version import __version__
 
 if TYPE_CHECKING:
@@ -412,7 +412,7 @@ def _manifest(job: _Job, networks: dict[NetworkName, NetworkEntry]) -> Manifest:
             model,
             half=job.options.precision == "fp16",
             adds_one=adds_one(sampler),
-            arguments=describe_arguments(model, job.ranges),
+            arguments=describe_arguments(model, job.ranges, sampler),
         ),
         golden=None,
     )

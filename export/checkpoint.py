@@ -13,6 +13,7 @@ import msgspec
 from svd_trt.engine.manifest import SamplerInfo, SourceInfo
 from svd_trt.engine.spec import ModelInfo, NetworkName
 from svd_trt.errors import CheckpointError
+from svd_trt.export.scheduler import read_scheduler
 
 __all__ = ["COMPONENT_OF", "Checkpoint", "Component", "Description", "describe"]
 
@@ -25,14 +26,6 @@ COMPONENT_OF: dict[NetworkName, Component] = {
     "vae_decoder": "vae",
 }
 """The component of the checkpoint that each network is made of."""
-
-# The only noise schedule that SVD was published with, and what the runtime's tables reproduce.
-_SCHEDULER: dict[str, object] = {
-    "prediction_type": "v_prediction",
-    "timestep_type": "continuous",
-    "use_karras_sigmas": True,
-    "final_sigmas_type": "zero",
-}
 
 
 class Description(msgspec.Struct, frozen=True):
@@ -87,7 +80,7 @@ def describe(where: str, configurations: Mapping[str, Mapping[str, Any]]) -> Des
     try:
         return Description(
             model=_model_info(where, configurations),
-            sampler=_sampler_info(where, configurations["scheduler"]),
+            sampler=read_scheduler(where, configurations["scheduler"]),
             upsamplers=len(configurations["unet"]["block_out_channels"]) - 1,
         )
     except (TypeError, ValueError, AttributeError) as error:
@@ -125,19 +118,3 @@ def _model_info(where: str, configurations: Mapping[str, Mapping[str, Any]]) -> 
         if value not in (right, [right] * levels):
             raise CheckpointError(f"{where}: {what} is {value}, and SVD's layout has {right}")
     return info
-
-
-def _sampler_info(where: str, config: Mapping[str, Any]) -> SamplerInfo:
-    kind = config.get("_class_name")
-    if kind != "EulerDiscreteScheduler":
-        raise CheckpointError(f"{where}: the scheduler is {kind}; svd-trt supports EulerDiscreteScheduler")
-    defaults: dict[str, object] = {"final_sigmas_type": "zero"}
-    for key, right in _SCHEDULER.items():
-        value = config.get(key, defaults.get(key))
-        if value != right:
-            raise CheckpointError(f"{where}: the scheduler's {key} is {value!r}; svd-trt supports {right!r}")
-    low, high = config.get("sigma_min"), config.get("sigma_max")
-    if not (isinstance(low, int | float) and isinstance(high, int | float) and 0 < low < high):
-        raise CheckpointError(f"{where}: the scheduler needs 0 < sigma_min < sigma_max, and has {low} and {high}")
-    spacing = config.get("timestep_spacing", "linspace")
-    return SamplerInfo(sigma_min=float(low), sigma_max=float(high), rho=7.0, timestep_spacing=str(spacing))

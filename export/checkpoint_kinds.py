@@ -35,10 +35,11 @@ def open_checkpoint(
             ``stabilityai/stable-video-diffusion-img2vid-xt``, downloaded to (or found in) the hub's cache; a single
             file such as ``svd_xt.safetensors``; or ``random:PRESET``, ``random:PRESET@SEED``.
         revision: branch, tag or commit of a hub id.
-        variant: weights to use, such as ``fp16``; by default the plain ones, or the only ones there are.
+        variant: weights to use, such as ``fp16``, in the components that have them, and the plain ones in the others;
+            by default the plain ones, or the only ones there are.
         local_files_only: never download (as HF_HUB_OFFLINE=1).
-        config: for a single file, a folder in diffusers format with its configurations; by default the published
-            architecture is assumed.
+        config: for a single file, ``svd`` or ``svd-xt``, the published architectures, or a folder in diffusers format
+            with its configurations; by default the published architecture that the file's name or metadata tell.
 
     Raises:
         CheckpointError: it does not exist, is not SVD, is incomplete, or has a scheduler that is not supported.
@@ -50,7 +51,7 @@ def open_checkpoint(
     path = Path(model).expanduser()
     if path.is_file():
         _refuse(model, revision=revision, variant=variant)
-        return open_single_file(path, Path(config) if config else None)
+        return open_single_file(path, config)
     if path.suffix == ".safetensors":
         raise CheckpointError(f"there is no file {model}")
     _refuse(model, config=config)

@@ -27,6 +27,8 @@ GRAPH_CODE = (
     _EXPORT / "presets.py",
     _EXPORT / "random_checkpoint.py",
     _EXPORT / "single_file.py",
+    _EXPORT / "stability_names.py",
+    _EXPORT / "tensor_files.py",
     *sorted((_EXPORT / "rewrites").glob("*.py")),
 )
 """The modules that decide which weights are loaded and which graph is written for a `svd_trt.export.recipe.Recipe`."""

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from svd_trt.engine.manifest import SourceInfo, sha256_of
-from svd_trt.errors import CheckpointError, first_line
+from svd_trt.errors import CheckpointError
 from svd_trt.export.checkpoint import Checkpoint, Component, describe
+from svd_trt.export.file_kinds import refuse_quantised
+from svd_trt.export.hub import download
+from svd_trt.export.tensor_files import shapes_of, tensors_of, to_weight
+from svd_trt.export.weight_files import Weights, find_weights
 
-__all__ = ["FolderCheckpoint", "configurations_of", "find_folder", "open_folder", "safetensors_shapes"]
+__all__ = ["FolderCheckpoint", "configurations_of", "find_folder", "open_folder"]
+
+_log = logging.getLogger("svd_trt")
 
 _PIPELINE = "StableVideoDiffusionPipeline"
-_WEIGHTS: dict[Component, str] = {
-    "image_encoder": "model",
-    "unet": "diffusion_pytorch_model",
-    "vae": "diffusion_pytorch_model",
-}
 _CONFIGURATIONS = {
     "unet": "unet/config.json",
     "vae": "vae/config.json",
@@ -43,62 +46,68 @@ class FolderCheckpoint(Checkpoint, frozen=True, kw_only=True, tag="folder"):
 
     def check(self, component: Component) -> None:
         """See `Checkpoint.check`."""
-        if component == "image_encoder":
-            return  # transformers renames weights of older files itself
+        from svd_trt.export.random_checkpoint import empty_model
+
+        found = {
+            name: shape for file in self._files(component) for name, shape in shapes_of(file, pickles=True).items()
+        }
+        self._compare(component, empty_model(component, self.configurations[component]), found)
+
+    def load(self, component: Component, dtype: Any) -> Any:
+        """See `Checkpoint.load`."""
         from svd_trt.export.random_checkpoint import empty_model, parameters_of
 
         model = empty_model(component, self.configurations[component])
+        tensors = {name: tensor for file in self._files(component) for name, tensor in tensors_of(file).items()}
+        self._compare(component, model, {name: tuple(tensor.shape) for name, tensor in tensors.items()})
+        for module, name, full in list(parameters_of(model)):
+            setattr(module, name, to_weight(tensors[full], dtype, f"{self.path / component}: {full}"))
+        return model
+
+    def _files(self, component: Component) -> list[Path]:
+        """The component's files that hold tensors."""
+        names = self.source.files[component]
+        return [self.path / name for name in names if not name.endswith(".json")]
+
+    def _compare(self, component: Component, model: Any, found: Mapping[str, tuple[int, ...]]) -> None:
+        from svd_trt.export.random_checkpoint import parameters_of
+
         wanted = {full: tuple(getattr(module, name).shape) for module, name, full in parameters_of(model)}
-        found = _shapes(_weight_files(self.path, component, self.source.variant))
-        self._refuse_missing(component, sorted(wanted.keys() - found.keys()))
+        if missing := sorted(wanted.keys() - found.keys()):
+            raise CheckpointError(
+                f"{self.path / component} lacks {len(missing)} weights that SVD has, {missing[0]} among them"
+            )
         for name, shape in wanted.items():
             if found[name] != shape:
                 raise CheckpointError(
                     f"{self.path / component}: {name} is {list(found[name])}, and its config.json has {list(shape)}"
                 )
 
-    def load(self, component: Component, dtype: Any) -> Any:
-        """See `Checkpoint.load`."""
-        from svd_trt.export.silence import silence_libraries
-
-        try:
-            with silence_libraries():
-                model, info = _model_classes()[component].from_pretrained(
-                    self.path,
-                    subfolder=component,
-                    variant=self.source.variant,
-                    local_files_only=True,
-                    output_loading_info=True,
-                    **({"dtype": dtype} if component == "image_encoder" else {"torch_dtype": dtype}),
-                )
-        except Exception as error:  # the libraries raise a dozen kinds for a damaged file
-            raise CheckpointError(f"{self.path / component} cannot be loaded: {first_line(error)}") from error
-        self._refuse_missing(component, sorted(info["missing_keys"]))
-        return model
-
-    def _refuse_missing(self, component: Component, missing: list[str]) -> None:
-        if missing:
-            raise CheckpointError(
-                f"{self.path / component} lacks {len(missing)} weights that SVD has, {missing[0]} among them"
-            )
-
 
 def open_folder(path: Path, variant: str | None, *, name: str, commit: str | None) -> FolderCheckpoint:
     """Check the folder ``path`` and hash its weights; ``name`` and ``commit`` go into the manifest.
+
+    Which variant each component has is logged if they differ.
 
     Raises:
         CheckpointError: it is not SVD, is incomplete, or has a scheduler that is not supported.
     """
     _check_pipeline(path)
     configurations = configurations_of(path)
+    weights = find_weights(path, variant)
+    parameters = {component: _count(path / component, found) for component, found in weights.items()}
     description = describe(str(path), configurations)
-    variant = variant or _only_variant(path)
-    files = {component: _weight_files(path, component, variant) for component in _WEIGHTS}
-    digests: dict[str, str] = {c: _digest(path, c, variant, found) for c, found in files.items()}
+    _tell_mixture(path, weights)
     return FolderCheckpoint(
         description=description,
-        source=SourceInfo(model=name, commit=commit, variant=variant, digests=digests),
-        parameters={c: sum(map(math.prod, _shapes(found).values())) for c, found in files.items()},
+        source=SourceInfo(
+            model=name,
+            commit=commit,
+            variant=variant or weights["unet"].variant,
+            digests={component: _digest(path / component, found) for component, found in weights.items()},
+            files={c: tuple(f"{c}/{file}" for file in found.files) for c, found in weights.items()},
+        ),
+        parameters=parameters,
         configurations=configurations,
         folder=str(path),
     )
@@ -107,25 +116,17 @@ def open_folder(path: Path, variant: str | None, *, name: str, commit: str | Non
 def configurations_of(path: Path) -> dict[str, dict[str, Any]]:
     """The configurations in the folder ``path``, by component.
 
+    The scheduler's ``_class_name`` is the one in ``model_index.json``, if there is one, because diffusers goes by that.
+
     Raises:
         CheckpointError: one is missing, or cannot be read.
     """
-    return {component: _config(path, name) for component, name in _CONFIGURATIONS.items()}
-
-
-def safetensors_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the tensors in a file, from its header alone.
-
-    Raises:
-        CheckpointError: the file is not safetensors, or is damaged.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, "np") as file:
-            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is not a safetensors file, or is damaged: {first_line(error)}") from error
+    found = {component: _config(path, name) for component, name in _CONFIGURATIONS.items()}
+    if (path / "model_index.json").exists():
+        entry = _config(path, "model_index.json").get("scheduler")
+        if isinstance(entry, list) and len(entry) == 2 and isinstance(entry[1], str):
+            found["scheduler"]["_class_name"] = entry[1]
+    return found
 
 
 def find_folder(
@@ -141,67 +142,19 @@ def find_folder(
         return path, None
     if not _HUB_ID.fullmatch(model):
         raise CheckpointError(f"there is no checkpoint at {model}, and it is not a hub id such as owner/name")
-    return _download(model, revision, variant, local_files_only)
-
-
-def _shapes(files: list[Path]) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the weights in all of ``files``, which may have an index among them."""
-    weights = [file for file in files if file.suffix == ".safetensors"]
-    return {name: shape for file in weights for name, shape in safetensors_shapes(file).items()}
-
-
-def _model_classes() -> dict[Component, Any]:
-    from diffusers import AutoencoderKLTemporalDecoder, UNetSpatioTemporalConditionModel
-    from transformers import CLIPVisionModelWithProjection
-
-    return {
-        "image_encoder": CLIPVisionModelWithProjection,
-        "unet": UNetSpatioTemporalConditionModel,
-        "vae": AutoencoderKLTemporalDecoder,
-    }
-
-
-def _download(model: str, revision: str | None, variant: str | None, local_files_only: bool) -> tuple[Path, str]:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-
-    infix = f".{variant}" if variant else ""
-    # Without a variant both plain and variant weights match "*.safetensors"; the hub's fp16 ones are left out.
-    skip = None if variant else ["*.fp16.safetensors"]
-    wanted = ["model_index.json", "*/*.json"] + [f"{c}/{w}*{infix}*.safetensors" for c, w in _WEIGHTS.items()]
-    try:
-        found = snapshot_download(
-            model, revision=revision, allow_patterns=wanted, ignore_patterns=skip, local_files_only=local_files_only
-        )
-    except GatedRepoError as error:
-        raise CheckpointError(f"{model} is gated: accept its licence on the hub, then run `hf auth login`") from error
-    except RevisionNotFoundError as error:
-        raise CheckpointError(f"{model} has no revision {revision!r}") from error
-    except LocalEntryNotFoundError as error:
-        raise CheckpointError(
-            f"{model} is not a folder here, is not in the hub's cache, and could not be downloaded "
-            "(offline, or the hub cannot be reached); give a folder, or connect and try again"
-        ) from error
-    except RepositoryNotFoundError as error:
-        raise CheckpointError(f"there is no folder {model} here and no model of that name on the hub") from error
-    except (HfHubHTTPError, OSError, ValueError) as error:
-        raise CheckpointError(f"{model} could not be downloaded: {first_line(error)}") from error
-    return Path(found), Path(found).name
+    return download(model, revision, variant, local_files_only)
 
 
 def _config(path: Path, name: str) -> dict[str, Any]:
     try:
-        content = json.loads((path / name).read_bytes())
+        content = json.loads((path / name).read_bytes())  # bytes may begin with a byte order mark
     except FileNotFoundError:
-        raise CheckpointError(f"{path} lacks {name}, which a diffusers checkpoint of SVD has") from None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path / name} cannot be read: {error}") from error
+        raise CheckpointError(
+            f"{path} lacks {name}, which a diffusers checkpoint of SVD has; copy it from the checkpoint that this one "
+            "was made from"
+        ) from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path / name} cannot be read: {error}; copy or download it again") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path / name} is not a configuration: it holds no JSON object")
     return content
@@ -209,41 +162,55 @@ def _config(path: Path, name: str) -> dict[str, Any]:
 
 def _check_pipeline(path: Path) -> None:
     if not (path / "model_index.json").exists():
-        raise CheckpointError(f"{path} has no model_index.json, so it is not a checkpoint in diffusers format")
+        raise CheckpointError(
+            f"{path} has no model_index.json, so it is not a checkpoint in diffusers format{_hint(path)}"
+        )
     kind = _config(path, "model_index.json").get("_class_name")
     if kind != _PIPELINE:
-        raise CheckpointError(f"{path} holds a {kind}; svd-trt builds {_PIPELINE} only")
+        raise CheckpointError(
+            f"{path} holds a {kind}; svd-trt builds {_PIPELINE} only; if its networks are those of SVD, set that as "
+            "_class_name in model_index.json"
+        )
 
 
-def _weight_files(path: Path, component: Component, variant: str | None) -> list[Path]:
-    """Weight files of one component and variant, whole or in shards with their index."""
-    stem = _WEIGHTS[component]
-    tag = f".{variant}" if variant else ""
-    shard = re.compile(rf"{stem}({re.escape(tag)})?-\d+-of-\d+({re.escape(tag)})?\.safetensors")
-    whole = path / component / f"{stem}{tag}.safetensors"
-    if whole.exists():
-        return [whole]
-    index = sorted((path / component).glob(f"{stem}.safetensors.index{tag}.json"))
-    return index + sorted(p for p in (path / component).glob(f"{stem}*.safetensors") if shard.fullmatch(p.name))
+def _hint(path: Path) -> str:
+    """What to do with a folder that is something else."""
+    if (path / "config.json").exists():
+        kind = _config(path, "config.json").get("_class_name", "a model")
+        return (
+            f" but {kind} alone; copy the folder of the checkpoint that it belongs to, replace the files of unet/, "
+            "vae/ or image_encoder/ there by these, and build that folder"
+        )
+    if parts := [name for name in ("unet", "vae", "image_encoder") if (path / name / "config.json").exists()]:
+        return (
+            f" but only {' and '.join(parts)}; copy the folder of the checkpoint that it was trained from, replace "
+            f"{' and '.join(f'{name}/' for name in parts)} there, and build that folder"
+        )
+    if files := sorted(path.glob("*.safetensors")):
+        return f"; build one of its files, such as {files[0]}"
+    return ""
 
 
-def _only_variant(path: Path) -> str | None:
-    """None if there are plain weights; else the UNet's only variant, such as fp16."""
-    if _weight_files(path, "unet", None):
-        return None
-    stem = _WEIGHTS["unet"]
-    names = (p.name for p in (path / "unet").glob(f"{stem}.*.safetensors"))
-    variants = {name.removeprefix(f"{stem}.").removesuffix(".safetensors") for name in names}
-    return variants.pop() if len(variants) == 1 else None
+def _count(folder: Path, weights: Weights) -> int:
+    """Number of weights in the files, whose headers are checked."""
+    total = 0
+    for file in (folder / name for name in weights.files if not name.endswith(".json")):
+        shapes = shapes_of(file, pickles=True)
+        refuse_quantised(file, shapes)
+        total += sum(map(math.prod, shapes.values()))
+    return total
 
 
-def _digest(path: Path, component: Component, variant: str | None, files: list[Path]) -> str:
-    if not files:
-        what = f"{variant} weights" if variant else "weights (safetensors)"
-        others = sorted(p.name for p in (path / component).glob("*.*") if p.suffix in {".safetensors", ".bin"})
-        hint = f"; there are {', '.join(others)} (see --variant)" if others else " (see --variant)"
-        raise CheckpointError(f"{path / component} has no {what}{hint}")
+def _tell_mixture(path: Path, weights: Mapping[Component, Weights]) -> None:
+    if len({found.variant for found in weights.values()}) > 1:
+        kinds = ", ".join(
+            f"{component}: {found.variant or 'without a variant'}" for component, found in weights.items()
+        )
+        _log.warning("%s: the components have weights of different variants (%s)", path, kinds)
+
+
+def _digest(folder: Path, weights: Weights) -> str:
     total = hashlib.sha256()
-    for file in [path / component / "config.json", *files]:
+    for file in (folder / "config.json", *(folder / name for name in weights.files)):
         total.update(f"{file.name}\0{sha256_of(file)}\n".encode())
     return total.hexdigest()

@@ -79,7 +79,8 @@ class BuildOptions:
         cache: a folder of finished networks and engines to reuse, and to add new ones to; by default the environment
             variable SVD_TRT_CACHE names it, and without that there is none. It only grows; remove it with ``rm -r``.
         revision, variant, local_files_only: as in diffusers' ``from_pretrained``.
-        config: for a single file, a folder in diffusers format with its configurations.
+        config: for a single file, ``svd`` or ``svd-xt``, the published architectures, or a folder in diffusers format
+            with its configurations; by default words of its name tell, or its metadata.
     """
 
     height: RangeLike = Range(576, 576, 576)

@@ -15,8 +15,8 @@ import torch
 from svd_trt.engine.spec import COEFFICIENTS, NetworkName, NetworkSpec
 from svd_trt.errors import CheckpointError
 from svd_trt.export.checkpoint import COMPONENT_OF, Checkpoint
-from svd_trt.export.checkpoint_kinds import open_checkpoint
 from svd_trt.export.presets import SCHEDULER
+from svd_trt.export.scheduler import make_scheduler
 from svd_trt.export.silence import silence_libraries
 from svd_trt.runtime.samplers import euler
 
@@ -26,16 +26,15 @@ SIGMAS = np.array([700.0, 30.0, 1.0, 0.05, 0.0], np.float32)
 """The denoiser is compared on the step from the second sigma to the third."""
 
 
-def load_pipeline(model: str, dtype: torch.dtype) -> Any:
+def load_pipeline(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
     """Load diffusers' ``StableVideoDiffusionPipeline`` on the CPU from any checkpoint that ``svd-trt build`` takes.
 
     Raises:
-        CheckpointError: ``model`` names no such checkpoint.
+        CheckpointError: its weights are damaged, or are not those of its configurations.
     """
-    checkpoint = open_checkpoint(model)
     configurations = checkpoint.configurations
     with silence_libraries():
-        from diffusers import EulerDiscreteScheduler, StableVideoDiffusionPipeline
+        from diffusers import StableVideoDiffusionPipeline
         from transformers import CLIPImageProcessor
 
         normalisation = {name: configurations["feature_extractor"][name] for name in ("image_mean", "image_std")}
@@ -43,7 +42,7 @@ def load_pipeline(model: str, dtype: torch.dtype) -> Any:
             vae=checkpoint.load("vae", dtype),
             image_encoder=checkpoint.load("image_encoder", dtype),
             unet=checkpoint.load("unet", dtype),
-            scheduler=EulerDiscreteScheduler.from_config(dict(configurations["scheduler"])),
+            scheduler=make_scheduler(configurations["scheduler"]),
             feature_extractor=CLIPImageProcessor(**normalisation),
         )
 

@@ -19,7 +19,8 @@ from svd_trt.runtime.executor import Executor
 from svd_trt.runtime.noise import TorchGenerator
 from svd_trt.runtime.parameters import Settings
 from svd_trt.runtime.preprocess import clip_pixels, vae_image
-from svd_trt.runtime.samplers import SAMPLERS, initial_std
+from svd_trt.runtime.samplers import SAMPLERS
+from svd_trt.runtime.schedules import initial_std
 from svd_trt.runtime.timings import Timings, timed
 from svd_trt.runtime.tracing import traced
 

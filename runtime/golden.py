@@ -23,7 +23,8 @@ from svd_trt.runtime.images import load_image
 from svd_trt.runtime.noise import TorchGenerator
 from svd_trt.runtime.pipeline import VideoPipeline
 from svd_trt.runtime.preprocess import clip_pixels, vae_image
-from svd_trt.runtime.samplers import SAMPLERS, initial_std, karras_sigmas
+from svd_trt.runtime.samplers import SAMPLERS
+from svd_trt.runtime.schedules import checkpoint_sigmas, initial_std
 
 __all__ = ["Check", "GoldenValues", "check_golden", "short_video_flops", "write_golden"]
 
@@ -212,8 +213,8 @@ def _draws(seed: int) -> tuple[Draw, ...]:
 
 
 def _schedule(manifest: Manifest, steps: int) -> Schedule:
-    sigmas = karras_sigmas(manifest.sampler, steps)
-    table = SAMPLERS["euler"](sigmas)
+    sigmas = checkpoint_sigmas(manifest.sampler, steps)
+    table = SAMPLERS[manifest.sampler.solver](sigmas)
     return Schedule(
         steps, tuple(sigmas.tolist()), initial_std(manifest.sampler, sigmas), tuple(map(tuple, table.tolist()))
     )

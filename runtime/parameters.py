@@ -15,13 +15,14 @@ from typing import Any, TypedDict
 import PIL.ImageColor
 
 from svd_trt.engine.host import ArgumentInfo, ArgumentKind
-from svd_trt.engine.manifest import Manifest
+from svd_trt.engine.manifest import Manifest, SamplerInfo
 from svd_trt.engine.memory import MemoryPlan, MemoryRequest
 from svd_trt.engine.spec import LARGEST_STEPS, ModelInfo, Ranges
 from svd_trt.errors import ArgumentError
 from svd_trt.runtime.framing import RESIZE_MODES, ResizeMode
 from svd_trt.runtime.picture_colours import ICC, Colour, Icc
-from svd_trt.runtime.samplers import SAMPLERS, custom_sigmas, karras_sigmas
+from svd_trt.runtime.samplers import SAMPLERS
+from svd_trt.runtime.schedules import checkpoint_sigmas, custom_sigmas
 from svd_trt.units import shorten
 
 __all__ = [
@@ -70,8 +71,12 @@ class Parameters:
     )
     height: int | None = _option(None, "Frame height in pixels.  [default: the bundle's]", 8)
     width: int | None = _option(None, "Frame width in pixels.  [default: the bundle's]", 8)
-    sampler: str = field(
-        default="euler", metadata={"help": "Update rule of a denoising step.", "choices": tuple(SAMPLERS)}
+    sampler: str | None = field(
+        default=None,
+        metadata={
+            "help": "Update rule of a denoising step.  [default: the checkpoint's, normally euler]",
+            "choices": tuple(SAMPLERS),
+        },
     )
     resize_mode: ResizeMode | None = field(
         default=None,
@@ -140,7 +145,7 @@ class ParameterArguments(TypedDict, total=False):
     seed: int | None
     height: int | None
     width: int | None
-    sampler: str
+    sampler: str | None
     resize_mode: ResizeMode | None
     icc: Icc | None
     background: str | None
@@ -188,7 +193,7 @@ class Settings:
         return fields
 
 
-def describe_arguments(model: ModelInfo, ranges: Ranges) -> dict[str, ArgumentInfo]:
+def describe_arguments(model: ModelInfo, ranges: Ranges, sampler: SamplerInfo) -> dict[str, ArgumentInfo]:
     """The arguments of a generation with the defaults and limits of a bundle, for its manifest."""
     sizes = {"num_frames": ranges.frames, "height": ranges.height, "width": ranges.width}
     defaults = {
@@ -197,6 +202,7 @@ def describe_arguments(model: ModelInfo, ranges: Ranges) -> dict[str, ArgumentIn
         "width": ranges.width.opt,
         "resize_mode": "stretch",
         "icc": "ignore",
+        "sampler": sampler.solver,
     }
     described = {}
     for name, spec in Parameters.fields().items():
@@ -258,13 +264,13 @@ def resolve(
 
     Args:
         parameters: of the caller.
-        manifest: its sampler gives the noise levels.
+        manifest: its sampler gives the noise levels and the update rule.
         request: has the sizes.
         plan: has the decode chunk.
         seed: used if ``parameters`` has none.
     """
     if parameters.sigmas is None:
-        sigmas = tuple(map(float, karras_sigmas(manifest.sampler, parameters.num_inference_steps)))
+        sigmas = tuple(map(float, checkpoint_sigmas(manifest.sampler, parameters.num_inference_steps)))
     else:
         sigmas = parameters.sigmas
     return Settings(
@@ -282,7 +288,7 @@ def resolve(
         seed=seed if parameters.seed is None else parameters.seed,
         height=request.height,
         width=request.width,
-        sampler=parameters.sampler,
+        sampler=parameters.sampler or manifest.sampler.solver,
         resize_mode=parameters.resize_mode or "stretch",
         icc=parameters.icc or "ignore",
         background=parameters.background,

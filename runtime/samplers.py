@@ -1,67 +1,26 @@
-"""Noise schedules and samplers, as tables of which the denoiser takes one row per step.
+"""Samplers, as tables of which the denoiser takes one row per step.
 
 A sampler is a function from sigmas to coefficients: for each step, the preconditioning of the network and the
 weights of a linear update ``x_next = a x + b denoised + c previous_denoised``. To add a sampler, write such a
 function and add it to `SAMPLERS`: ``--sampler`` and ``sampler=`` take its name, and no network changes. Notation
-follows Karras et al. 2022 (arXiv:2206.00364).
+follows Karras et al. 2022 (arXiv:2206.00364). The sigmas are from `svd_trt.runtime.schedules`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import numpy.typing as npt
 
-from svd_trt.engine.manifest import SamplerInfo
 from svd_trt.engine.spec import COEFFICIENTS
-from svd_trt.errors import ArgumentError
-from svd_trt.units import shorten
 
-__all__ = ["SAMPLERS", "adds_one", "custom_sigmas", "euler", "initial_std", "karras_sigmas", "precondition"]
+__all__ = ["SAMPLERS", "dpmpp_2m", "euler", "precondition"]
 
 Floats = npt.NDArray[np.float32]
 
-_LARGEST_SIGMA = 1e6
-
-
-def karras_sigmas(info: SamplerInfo, steps: int) -> Floats:
-    """Noise levels ``[steps + 1]`` from sigma_max to sigma_min, then 0 (eq. 5)."""
-    ramp = np.linspace(0, 1, steps)
-    low, high = info.sigma_min ** (1 / info.rho), info.sigma_max ** (1 / info.rho)
-    sigmas = (high + ramp * (low - high)) ** info.rho
-    return np.append(sigmas, 0.0).astype(np.float32)
-
-
-def custom_sigmas(values: Sequence[float]) -> Floats:
-    """Check the caller's noise levels, ``[steps + 1]``; the last is the level of the finished video, normally 0.
-
-    Raises:
-        ArgumentError: there are fewer than two, or they do not decrease, are negative or not finite.
-    """
-    try:
-        given = np.asarray(values, np.float64)
-    except (TypeError, ValueError):
-        given = np.empty(0)
-    if given.ndim != 1 or len(given) < 2:
-        raise ArgumentError("sigmas needs at least two numbers, such as 700, 10, 0")
-    if not (given <= _LARGEST_SIGMA).all() or given[-1] < 0:
-        raise ArgumentError(f"sigmas must be between 0 and {_LARGEST_SIGMA:g} and decrease")
-    sigmas = given.astype(np.float32)
-    if (np.diff(sigmas) >= 0).any():
-        raise ArgumentError(f"sigmas must decrease, and {shorten(', '.join(f'{v:g}' for v in given))} do not")
-    return sigmas
-
-
-def adds_one(info: SamplerInfo) -> bool:
-    """True if sampling starts from a standard deviation of sqrt(sigma^2 + 1), and not sigma."""
-    return info.timestep_spacing not in ("linspace", "trailing")
-
-
-def initial_std(info: SamplerInfo, sigmas: Floats) -> float:
-    """Standard deviation of the noise that sampling starts from (diffusers' ``init_noise_sigma``)."""
-    highest = sigmas.max()
-    return float(np.sqrt(highest**2 + 1)) if adds_one(info) else float(highest)
+# With fewer steps, diffusers' DPM-Solver++ makes the last one by Euler's method.
+_STEPS_FOR_A_FULL_LAST_STEP = 15
 
 
 def precondition(sigmas: Floats) -> Floats:
@@ -81,11 +40,37 @@ def euler(sigmas: Floats) -> Floats:
     ``x + (x - denoised) / sigma * (sigma_next - sigma)`` with ratio ``r = sigma_next / sigma`` is
     ``r x + (1 - r) denoised``.
     """
-    ratio = (sigmas[1:].astype(np.float64) / sigmas[:-1]).reshape(-1, 1)
-    update = np.hstack([ratio, 1 - ratio, np.zeros_like(ratio)])
+    ratio = _ratios(sigmas)
+    return _table(sigmas, ratio, np.zeros_like(ratio))
+
+
+def dpmpp_2m(sigmas: Floats) -> Floats:
+    """DPM-Solver++ of second order, multistep, midpoint (arXiv:2211.01095, algorithm 2), ``[steps, 7]``.
+
+    The denoised latents are extrapolated from this step's and the previous one's. The first step has no previous one
+    and is Euler's; so is the last one if it ends at 0, or if there are few steps, as in diffusers.
+    """
+    ratio = _ratios(sigmas)
+    with np.errstate(divide="ignore"):
+        width = -np.log(ratio)  # of the steps, in log(sigma)
+    second = np.zeros_like(ratio)
+    second[1:] = (1 - ratio[1:]) * np.where(np.isfinite(width[1:]), width[1:], 0) / (2 * width[:-1])
+    if sigmas[-1] == 0 or len(ratio) < _STEPS_FOR_A_FULL_LAST_STEP:
+        second[-1] = 0
+    return _table(sigmas, ratio, second)
+
+
+def _ratios(sigmas: Floats) -> npt.NDArray[np.float64]:
+    """``sigma_next / sigma`` of each step."""
+    return np.asarray(sigmas[1:].astype(np.float64) / sigmas[:-1], np.float64)
+
+
+def _table(sigmas: Floats, ratio: npt.NDArray[np.float64], second: npt.NDArray[np.float64]) -> Floats:
+    """Rows of Euler's update, with ``second`` times the change of the denoised latents since the step before."""
+    update = np.stack([ratio, 1 - ratio + second, -second], axis=1)
     table = np.hstack([precondition(sigmas[:-1]), update]).astype(np.float32)
     assert table.shape[1] == len(COEFFICIENTS)
     return table
 
 
-SAMPLERS: Mapping[str, Callable[[Floats], Floats]] = {"euler": euler}
+SAMPLERS: Mapping[str, Callable[[Floats], Floats]] = {"euler": euler, "dpmpp-2m": dpmpp_2m}

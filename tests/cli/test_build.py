@@ -26,6 +26,7 @@ from svd_trt.errors import BundleError, CheckpointError, ResourceError
 from svd_trt.export.checkpoint_kinds import open_checkpoint
 from svd_trt.export.preflight import Work, check_resources, disk_needed, memory_needed
 from tests.cli.conftest import Run, assert_refused, invoke, start
+from tests.export.test_single_file import write_full_size_header
 
 SIZE = ("--height", "32", "--width", "32")
 RTX = (*SIZE, "--frames", "2:3:6", "--decode-chunk", "1:3:6", "--backend", "tensorrt-rtx")
@@ -328,7 +329,7 @@ def test_fp16_variant_is_found_and_named(tmp_path: Path) -> None:
     from svd_trt.export.checkpoint_kinds import open_checkpoint
 
     assert open_checkpoint(str(checkpoint)).source.variant == "fp16"
-    assert_refused(invoke("build", checkpoint, "-o", tmp_path / "b", "--variant", "bf16"), "bf16", "fp16.safetensors")
+    assert_refused(invoke("build", checkpoint, "-o", tmp_path / "b", "--variant", "bf16"), "no bf16", "of fp16")
 
 
 def test_hub_cache_is_used_offline(
@@ -356,10 +357,10 @@ def test_hub_cache_is_used_offline(
     ("file", "changes", "words"),
     [
         ("model_index.json", {"_class_name": "StableDiffusionPipeline"}, ["StableDiffusionPipeline"]),
-        ("scheduler/scheduler_config.json", {"_class_name": "DDIMScheduler"}, ["DDIMScheduler", "EulerDiscrete"]),
+        ("model_index.json", {"scheduler": ["diffusers", "DDIMScheduler"]}, ["DDIMScheduler", "EulerDiscrete"]),
         ("scheduler/scheduler_config.json", {"prediction_type": "epsilon"}, ["prediction_type", "epsilon"]),
-        ("scheduler/scheduler_config.json", {"use_karras_sigmas": False}, ["use_karras_sigmas"]),
-        ("scheduler/scheduler_config.json", {"sigma_max": None}, ["sigma_max"]),
+        ("scheduler/scheduler_config.json", {"use_exponential_sigmas": True}, ["use_karras_sigmas", "keep one"]),
+        ("scheduler/scheduler_config.json", {"sigma_max": 0.001}, ["sigma_max", "set 0.002 and 700.0"]),
         ("unet/config.json", {"in_channels": 9}, ["in_channels", "9"]),
         ("unet/config.json", {"num_frames": None}, ["num_frames"]),
     ],
@@ -395,7 +396,7 @@ def test_truncated_weights_are_refused(small_checkpoint: Path, tmp_path: Path) -
     weights = checkpoint / "image_encoder" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:2000])
     result = invoke("build", checkpoint, "-o", tmp_path / "bundle", *SIZE, "-q")
-    assert_refused(result, "image_encoder", "is damaged")
+    assert_refused(result, "image_encoder", "is cut off", "download or save it again")
     assert not (tmp_path / "bundle").exists()
 
 
@@ -512,6 +513,14 @@ def test_options_of_other_kinds_of_checkpoint_are_refused(tmp_path: Path) -> Non
         assert_refused(invoke("build", "random:tiny", "-o", tmp_path / "b", *options), options[0], "works only with")
     assert_refused(invoke("build", tmp_path / "no.safetensors", "-o", tmp_path / "b"), "there is no file")
     assert_refused(invoke("build", "random:tiny@", "-o", tmp_path / "b"), "seed")
+
+
+def test_a_single_file_that_does_not_tell_its_architecture(tmp_path: Path) -> None:
+    """The refusal names the options, and the words of the file's name count only as wholes."""
+    write_full_size_header(tmp_path / "nextgen.safetensors")
+    result = invoke("build", tmp_path / "nextgen.safetensors", "-o", tmp_path / "b", *SIZE)
+    assert_refused(result, "--config svd or --config svd-xt", "its name")
+    assert "svd|svd-xt|FOLDER" in invoke("build", "--help").stdout
 
 
 def test_bad_places(small_checkpoint: Path, tmp_path: Path) -> None:

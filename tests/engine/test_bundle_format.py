@@ -103,7 +103,8 @@ def test_arguments_have_the_limits_of_the_bundle(small_bundle: Path) -> None:
     assert (arguments["height"]["min"], arguments["height"]["max"]) == (32, 32)
     assert arguments["max_guidance_scale"]["default"] == 3.0
     assert arguments["seed"]["default"] is None
-    assert arguments["sampler"]["choices"] == ["euler"]
+    assert arguments["sampler"]["choices"] == ["euler", "dpmpp-2m"]
+    assert arguments["sampler"]["default"] == "euler"
 
 
 def test_the_noise_of_a_bundle(tiny_bundle: Bundle, dynamic_bundle: Bundle) -> None:

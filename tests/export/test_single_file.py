@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import pytest
 import safetensors.torch
@@ -14,12 +19,14 @@ import torch
 
 from svd_trt import BuildOptions, VideoPipeline, build_bundle
 from svd_trt.errors import CheckpointError
+from svd_trt.export import single_file as single_file_module
 from svd_trt.export.checkpoint import COMPONENT_OF, Component
 from svd_trt.export.checkpoint_kinds import open_checkpoint
 from svd_trt.export.folder import configurations_of
 from svd_trt.export.presets import PRESETS, configurations
+from svd_trt.export.published import guess_architecture
 from svd_trt.export.random_checkpoint import empty_model, parameters_of
-from svd_trt.export.single_file import places_of
+from svd_trt.export.stability_names import places_of
 
 MINIATURE = Path(__file__).parents[2] / "examples" / "tiny" / "checkpoint"
 COMPONENTS: list[Component] = list(dict.fromkeys(COMPONENT_OF.values()))
@@ -171,16 +178,249 @@ def test_the_video_is_that_of_the_folder(single_file: Path, picture_file: Path, 
     assert abs(ours.astype(float) - (theirs * 255).round()).max() <= 1
 
 
+def load(path: Path, **options: Any) -> dict[str, Any]:
+    """All weights of a single file of the miniature's size."""
+    found = open_checkpoint(str(path), **({"config": str(MINIATURE)} | options))
+    return {
+        f"{component}/{name}": weight
+        for component in COMPONENTS
+        for name, weight in found.load(component, torch.float32).named_parameters()
+    }
+
+
+Tensors: TypeAlias = dict[str, Any]
+ENCODER = "conditioner.embedders.3.encoder."
+UNET = "model.diffusion_model."
+VISUAL = "conditioner.embedders.0.open_clip.model.visual."
+
+
+def one_vae(tensors: Tensors) -> Tensors:
+    """The VAE of the first stage with its encoder, as some tools save it; no copy under the conditioner."""
+    kept = {name: tensor for name, tensor in tensors.items() if not name.startswith(ENCODER)}
+    moved = {name.replace(ENCODER, "first_stage_model."): t for name, t in tensors.items() if name.startswith(ENCODER)}
+    return kept | moved
+
+
+def comfy_ui(tensors: Tensors) -> Tensors:
+    """One VAE, and the image encoder in transformers' names."""
+    weights = safetensors.torch.load_file(MINIATURE / "image_encoder" / "model.safetensors")
+    kept = {name: tensor for name, tensor in one_vae(tensors).items() if not name.startswith(VISUAL)}
+    return kept | {VISUAL + name: weight for name, weight in weights.items()}
+
+
+def averaged(tensors: Tensors) -> Tensors:
+    return {name.replace(UNET, f"model_ema.{UNET.removeprefix('model.')}"): tensor for name, tensor in tensors.items()}
+
+
+def averaged_without_dots(tensors: Tensors) -> Tensors:
+    """generative-models names the buffers of averaged weights like this."""
+
+    def name_of(name: str) -> str:
+        return "model_ema." + name.removeprefix("model.").replace(".", "") if name.startswith(UNET) else name
+
+    return {name_of(name): tensor for name, tensor in tensors.items()}
+
+
+def wrapped(tensors: Tensors) -> Tensors:
+    return {f"module.{name}": tensor for name, tensor in tensors.items()}
+
+
+def averaged_too(tensors: Tensors) -> Tensors:
+    """The plain weights count if both are there."""
+    return {name: -tensor for name, tensor in averaged(tensors).items() if "model_ema." in name} | tensors
+
+
+@pytest.mark.parametrize("change", [one_vae, comfy_ui, averaged, averaged_without_dots, averaged_too, wrapped])
+def test_layouts_of_other_tools(change: Callable[[Tensors], Tensors], single_file: Path, tmp_path: Path) -> None:
+    """To the bit the weights of the folder."""
+    other = tmp_path / "svd.safetensors"
+    safetensors.torch.save_file(change(safetensors.torch.load_file(single_file)), other)
+    assert other.read_bytes() != single_file.read_bytes()
+    found, wanted = load(other), load(MINIATURE, config=None)
+    assert found.keys() == wanted.keys()
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
+def test_a_vae_that_ends_with_its_encoder(single_file: Path, tmp_path: Path) -> None:
+    """ComfyUI's own VAE has no layer after the encoder: diffusers' layer there then changes nothing."""
+    tensors = comfy_ui(safetensors.torch.load_file(single_file))
+    other = tmp_path / "svd.safetensors"
+    safetensors.torch.save_file({name: tensor for name, tensor in tensors.items() if "quant_conv" not in name}, other)
+    vae = open_checkpoint(str(other), config=str(MINIATURE)).load("vae", torch.float32)
+    moments = torch.randn(1, 8, 4, 4)
+    assert torch.equal(vae.quant_conv(moments), moments)
+    assert torch.equal(vae.encoder.conv_in.weight, load(single_file)["vae/encoder.conv_in.weight"])
+
+
+@pytest.mark.parametrize(
+    ("name", "metadata", "architecture", "reason"),
+    [
+        ("svd", {}, "svd", "its name has the word svd"),
+        ("svd_xt", {}, "svd-xt", "its name has the word xt"),
+        ("svd_xt_1_1", {}, "svd-xt", "its name has the word xt"),
+        ("SVD-XT", {}, "svd-xt", "its name has the word xt"),
+        ("svdxt", {}, "svd-xt", "its name has the word svdxt"),
+        ("stable-video-diffusion-img2vid-xt", {}, "svd-xt", "its name has the word xt"),
+        ("my svd context", {}, "svd", "its name has the word svd"),
+        ("svd texture nextgen", {}, "svd", "its name has the word svd"),
+        ("svd", {"modelspec.title": "SVD-XT"}, "svd", "its name has the word svd"),
+        ("merge", {"modelspec.title": "Stable Video Diffusion XT 1.1"}, "svd-xt", "metadata (modelspec.title)"),
+    ],
+)
+def test_the_architecture_is_told_by_whole_words(
+    name: str, metadata: dict[str, str], architecture: str, reason: str
+) -> None:
+    found, why = guess_architecture(Path(f"{name}.safetensors"), metadata)
+    assert found == architecture
+    assert reason in why
+
+
+@pytest.mark.parametrize("name", ["context", "texture", "nextgen", "model", "xtreme", "stable-video-diffusion-img2vid"])
+def test_nothing_is_guessed_if_nothing_tells(name: str) -> None:
+    """Nor from what ComfyUI writes into the header of either."""
+    metadata = {"modelspec.architecture": "stable-video-diffusion-img2vid-v1", "modelspec.title": "ComfyUI 1", "": "xt"}
+    with pytest.raises(CheckpointError, match=r"--config svd or --config svd-xt \(in Python, config=\)"):
+        guess_architecture(Path(f"{name}.safetensors"), metadata)
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "frames", "told"),
+    [
+        ("svd", None, 14, "svd.safetensors is taken for SVD (14 frames) because its name has the word svd; --config"),
+        ("svd_xt_1_1", None, 25, "taken for SVD-XT (25 frames) because its name has the word xt; --config svd takes"),
+        ("nextgen", "svd-xt", 25, None),
+        ("svd_xt", "svd", 14, None),
+    ],
+)
+def test_the_architecture_is_told_or_said(
+    name: str, config: str | None, frames: int, told: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SVD and SVD-XT have the same names and shapes, of 2,254 M weights."""
+    messages = list[str]()
+    monkeypatch.setattr(single_file_module._log, "warning", lambda text, *values: messages.append(text % values))
+    monkeypatch.setattr(single_file_module, "sha256_of", lambda _: "not read, for 2 GB would take seconds")
+    write_full_size_header(path := tmp_path / f"{name}.safetensors")
+    checkpoint = open_checkpoint(str(path), config=config)
+    assert checkpoint.description.model.num_frames == frames
+    assert checkpoint.source.config == ("svd-xt" if frames == 25 else "svd")
+    assert checkpoint.parameters == PRESETS["svd"].parameters
+    assert [told in message for message in messages] == [True] if told else not messages
+
+
 def test_refusals(single_file: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="weights of the image encoder are not there"):
         open_checkpoint(str(single_file))  # without --config it is taken for the full size
-    other = tmp_path / "sd15.safetensors"
-    safetensors.torch.save_file({"model.diffusion_model.out.0.bias": torch.zeros(4)}, other)
+    with pytest.raises(CheckpointError, match=r"there is no folder svd-xxl; --config takes .*svd or svd-xt"):
+        open_checkpoint(str(single_file), config="svd-xxl")
+    other = tmp_path / "svd.safetensors"
+    safetensors.torch.save_file({"conditioner.x": torch.zeros(4)}, other)
     with pytest.raises(CheckpointError, match="not SVD as stabilityai publishes it"):
         open_checkpoint(str(other))
-    other.write_bytes(single_file.read_bytes()[:5000])
-    with pytest.raises(CheckpointError, match="not a safetensors file, or is damaged"):
+
+
+def without_time(tensors: Tensors) -> Tensors:
+    """As in the published svd_image_decoder.safetensors."""
+    times = ("time_stack", "time_mix_conv", "mix_factor")
+    return {
+        name: tensor
+        for name, tensor in tensors.items()
+        if not (name.startswith("first_stage_model.decoder.") and any(word in name for word in times))
+    }
+
+
+def weights_of(component: Component) -> Tensors:
+    return safetensors.torch.load_file(next((MINIATURE / component).glob("*.safetensors")))
+
+
+def unet_in_own_names(tensors: Tensors, prefix: str) -> Tensors:
+    return {prefix + name.removeprefix(UNET): tensor for name, tensor in tensors.items() if name.startswith(UNET)}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (without_time, "decoder of pictures.*give the file without image_decoder in its name"),
+        (lambda _: weights_of("unet"), r"a UNet alone; .*there as unet/diffusion_pytorch_model\.safetensors"),
+        (lambda _: weights_of("vae"), r"a VAE alone; .*there as vae/diffusion_pytorch_model\.safetensors"),
+        (lambda _: weights_of("image_encoder"), r"an image encoder alone; .*there as image_encoder/model\.safetensors"),
+        (lambda t: unet_in_own_names(t, ""), "a UNet alone, in stabilityai's names; copy its tensors over"),
+        (lambda t: unet_in_own_names(t, UNET), "a UNet alone, in stabilityai's names"),
+        (lambda t: {n: x for n, x in t.items() if "time_stack" not in n}, "a diffusion model for pictures"),
+        (lambda _: {"unet.down.lora_A.weight": torch.zeros(1)}, "is a LoRA"),
+        (lambda t: t | {"scaled_fp8": torch.zeros(1)}, r"is quantised \(it has scaled_fp8\)"),
+    ],
+)
+def test_what_a_file_is_instead(
+    change: Callable[[Tensors], Tensors], words: str, single_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Told by the names in its header, before it is hashed."""
+    monkeypatch.setattr(single_file_module, "sha256_of", lambda path: pytest.fail(f"{path} was hashed"))
+    other = tmp_path / "svd.safetensors"
+    safetensors.torch.save_file(change(safetensors.torch.load_file(single_file)), other)
+    with pytest.raises(CheckpointError, match=words):
         open_checkpoint(str(other), config=str(MINIATURE))
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 9999999\n"
+
+
+def pickled(**options: Any) -> bytes:
+    file = io.BytesIO()
+    torch.save({"state_dict": {"conv_in.weight": torch.zeros(9)}, "epoch": 3}, file, **options)
+    return file.getvalue()
+
+
+def zipped() -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("svd.safetensors", "x" * 100)
+    return file.getvalue()
+
+
+CONTENTS: dict[str, tuple[Callable[[bytes], bytes], str]] = {
+    "empty": (lambda _: b"", "is empty; download it again"),
+    "pointer": (lambda _: POINTER, "is a pointer of git-lfs and not the weights; run `git lfs pull`"),
+    "page": (lambda _: b"\n<!DOCTYPE html><html><body>Log in", "is a web page.*`hf auth login`"),
+    "pickle": (lambda _: pickled(), "is a pickle of torch and not safetensors; convert it"),
+    "old pickle": (lambda _: pickled(_use_new_zipfile_serialization=False), "is a pickle of torch"),
+    "zip": (lambda _: zipped(), "is a zip archive and not safetensors; unpack it"),
+    "gguf": (lambda _: b"GGUF" + bytes(100), "is a GGUF file"),
+    "cut off": (lambda whole: whole[:-1], r"is damaged: it is cut off after [\d,]+ of [\d,]+ bytes"),
+    "cut off early": (lambda whole: whole[:5000], "is cut off in its header, after 5"),
+    "short": (lambda _: b"x", "is not a safetensors file, or is damaged"),
+    "noise": (lambda _: bytes(range(256)) * 9, "is not a safetensors file, or is damaged"),
+    "list": (lambda _: (2).to_bytes(8, "little") + b"{}]", "not a safetensors file, or is damaged"),
+    "nested": (lambda _: (200_000).to_bytes(8, "little") + b'{"a":' + b"[" * 200_000, "not a safetensors file, or is"),
+}
+
+
+@pytest.mark.parametrize("place", ["svd.safetensors", "svd.ckpt", "folder"])
+@pytest.mark.parametrize("content", CONTENTS)
+def test_files_are_recognised_by_their_content(content: str, place: str, single_file: Path, tmp_path: Path) -> None:
+    """Whatever they are called, and in folders too."""
+    make, words = CONTENTS[content]
+    if place == "folder":
+        checkpoint = shutil.copytree(MINIATURE, tmp_path / "svd")
+        path = checkpoint / "vae" / "diffusion_pytorch_model.safetensors"
+        path.write_bytes(make(path.read_bytes()))
+    else:
+        checkpoint = path = tmp_path / place
+        path.write_bytes(make(single_file.read_bytes()))
+    with pytest.raises(CheckpointError, match=words) as refused:
+        open_checkpoint(str(checkpoint), **({} if place == "folder" else {"config": str(MINIATURE)})).check("vae")
+    assert str(tmp_path) in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_the_advice_for_a_pickle_works(single_file: Path, tmp_path: Path) -> None:
+    torch.save({"state_dict": safetensors.torch.load_file(single_file), "epoch": 3}, tmp_path / "svd.ckpt")
+    with pytest.raises(CheckpointError) as refused:
+        open_checkpoint(str(tmp_path / "svd.ckpt"))
+    command = str(refused.value).partition("`")[2].rpartition("`")[0]
+    command = command.replace("python ", f"{sys.executable} ", 1).replace(" FILE OUTPUT.", " svd.ckpt svd_xt.")
+    subprocess.run(command, shell=True, check=True, cwd=tmp_path)
+    found, wanted = load(tmp_path / "svd_xt.safetensors"), load(single_file)
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
 
 
 @pytest.mark.parametrize(
@@ -255,13 +495,3 @@ def write_full_size_header(path: Path) -> None:
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         file.truncate(8 + len(text) + end)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("name", "frames"), [("svd.safetensors", 14), ("svd_xt_1_1.safetensors", 25)])
-def test_frames_follow_the_file_name(name: str, frames: int, tmp_path: Path) -> None:
-    """SVD and SVD-XT have the same names and shapes, of 2,254 M weights; only the file name differs."""
-    write_full_size_header(tmp_path / name)
-    checkpoint = open_checkpoint(str(tmp_path / name))
-    assert checkpoint.description.model.num_frames == frames
-    assert checkpoint.parameters == PRESETS["svd"].parameters

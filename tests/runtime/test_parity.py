@@ -9,6 +9,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+from diffusers import EDMDPMSolverMultistepScheduler
 
 from svd_trt import VideoPipeline
 from svd_trt.export.fidelity import psnr
@@ -65,6 +66,29 @@ def test_fp32_frames_equal_diffusers(
     value = psnr(ours, theirs)
     record_property("psnr_db", value)
     assert value >= 50
+
+
+@pytest.mark.parametrize("steps", [4, 16])
+def test_the_dpm_solver_equals_diffusers(
+    steps: int, dynamic_pipe: VideoPipeline, reference: Any, picture: PIL.Image.Image
+) -> None:
+    """The sampler that a bundle of an EDMDPMSolverMultistepScheduler has by default, with guidance, in every step."""
+    euler = reference.scheduler
+    reference.scheduler = EDMDPMSolverMultistepScheduler(
+        sigma_min=0.002, sigma_max=700.0, sigma_data=1.0, prediction_type="v_prediction"
+    )
+    options: dict[str, Any] = {"num_frames": 3, "num_inference_steps": steps, "height": 72, "width": 96}
+    try:
+        theirs = reference(picture, generator=torch.manual_seed(42), output_type="np", **options).frames
+    finally:
+        reference.scheduler = euler
+    theirs = (theirs * 255).round().astype(np.uint8)
+    ours, by_euler = (
+        dynamic_pipe(picture, seed=42, output_type="np", sampler=sampler, **options).frames
+        for sampler in ("dpmpp-2m", "euler")
+    )
+    assert psnr(ours, theirs) >= 50
+    assert psnr(by_euler, theirs) < 45, "the samplers must differ for this to show anything"
 
 
 def test_several_pictures_equal_diffusers(

@@ -173,12 +173,15 @@ _DEFAULTS = BuildOptions()
 )
 @click.option(
     "--config",
-    metavar="FOLDER",
-    help="For a single file: a folder with its configurations in diffusers format.  [default: SVD as published]",
+    metavar="svd|svd-xt|FOLDER",
+    help="For a single file: the published architecture that it has (svd, 14 frames, or svd-xt, 25), or a folder with "
+    "its configurations in diffusers format.  [default: what words of its name or its metadata tell]",
 )
 @click.option("--revision", help="Branch, tag or commit of a hub id.")
 @click.option(
-    "--variant", help="Weights to use, such as fp16.  [default: the plain ones; in a folder, the only ones there]"
+    "--variant",
+    help="Weights to use, such as fp16; a component without them has its plain ones used.  [default: the plain ones, "
+    "or the only ones there]",
 )
 @click.option("--local-files-only", is_flag=True, help="Never download (as HF_HUB_OFFLINE=1).")
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")

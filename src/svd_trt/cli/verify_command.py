@@ -47,6 +47,8 @@ class _Size(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.
 @click.command("verify", short_help="Compare the networks and a video of BUNDLE with diffusers.")
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--model", help="Checkpoint to compare with.  [default: the hub id or preset it was built from]")
+@click.option("--config", metavar="svd|svd-xt|FOLDER", help="As for build, if the checkpoint is a single file.")
+@click.option("--variant", help="As for build.")
 @click.option(
     "--num-frames",
     "--frames",
@@ -92,6 +94,8 @@ def command(
         raise MissingDependencyError(f"svd-trt verify ({', '.join(missing)})", "export,bench")
     opened = Bundle.open(bundle)
     console = stderr(quiet=quiet)
+    if model is None:
+        compared["variant"] = compared["variant"] or opened.manifest.source.variant
     with VideoPipeline.open(opened, backend=backend, device=device, provider=provider) as pipe:
         differences = _compare(pipe, model or findable_source(opened), console, **compared)
     failed = [d for d in differences if not d.ok]
@@ -120,6 +124,8 @@ def _compare(
     steps: int,
     seed: int,
     tolerance: float | None,
+    config: str | None,
+    variant: str | None,
 ) -> list[Difference]:
     import torch
 
@@ -128,7 +134,7 @@ def _compare(
     from svd_trt.export.verify import differing_weights, sizes_to_try, verify_networks, verify_videos
 
     sizes = sizes_to_try(pipe, frames, sides)
-    checkpoint = open_checkpoint(model)
+    checkpoint = open_checkpoint(model, config=config, variant=variant)
     if checkpoint.description.model != pipe.bundle.manifest.model:
         raise ArgumentError(f"{model} is another architecture than {pipe.bundle.path} was built from")
     if differing := differing_weights(pipe, checkpoint):
@@ -142,7 +148,7 @@ def _compare(
 
         differences = list(verify_networks(pipe, checkpoint, sizes, networks, tolerance, progress))
         if not only or _VIDEO in only:
-            reference = load_pipeline(model, torch.float32)
+            reference = load_pipeline(checkpoint, torch.float32)
             reference.set_progress_bar_config(disable=True)
             differences += verify_videos(pipe, reference, sizes, steps, seed, tolerance, progress)
     return differences
