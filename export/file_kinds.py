@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import zipfile
 from collections.abc import Collection
 from pathlib import Path
@@ -35,9 +36,9 @@ _QUANTISERS = (
 )
 _PAGES = (b"<!doctype", b"<html", b"<?xml", b"<head", b"<error")
 _CONVERT = (
-    "`python -c \"import sys, torch; from safetensors.torch import save_file; w = torch.load(sys.argv[1], 'cpu', "
-    "weights_only=True); w = w.get('state_dict', w); save_file({k: v.clone().contiguous() for k, v in w.items() "
-    'if torch.is_tensor(v)}, sys.argv[2])" FILE OUTPUT.safetensors`'
+    "import sys, torch; from safetensors.torch import save_file; "
+    "w = torch.load(sys.argv[1], 'cpu', weights_only=True); w = w.get('state_dict', w); "
+    "save_file({k: v.clone().contiguous() for k, v in w.items() if torch.is_tensor(v)}, sys.argv[2])"
 )
 
 
@@ -82,7 +83,7 @@ def refuse_other_files(path: Path) -> None:
             "with `hf download`"
         )
     if is_pickle(path):
-        raise CheckpointError(f"{path} is a pickle of torch and not safetensors; convert it: {_CONVERT}")
+        raise CheckpointError(f"{path} is a pickle of torch and not safetensors; convert it: `{_conversion(path)}`")
     for magic, kind in _ARCHIVES.items():
         if start.startswith(magic):
             raise CheckpointError(f"{path} is {kind} and not safetensors; unpack it and give what is inside")
@@ -91,6 +92,14 @@ def refuse_other_files(path: Path) -> None:
             f"{path} is a GGUF file, whose weights are quantised; give the safetensors file that it was made from"
         )
     _refuse_damaged(path, size, start)
+
+
+def _conversion(path: Path) -> str:
+    """A command that writes the weights of a pickle beside it, without running code that it may have."""
+    target = path.with_suffix(".safetensors")
+    if target == path:
+        target = path.with_name(f"{path.stem}-converted.safetensors")
+    return f'python -c "{_CONVERT}" {shlex.join([str(path), str(target)])}'
 
 
 def _refuse_damaged(path: Path, size: int, start: bytes) -> None:
