@@ -312,8 +312,8 @@ def test_a_file_system_that_cannot_exchange_folders(
     bundle = copy(small_bundle, tmp_path / "bundle")
     monkeypatch.setattr("svd_trt.engine.staging.swap", lambda *_: False)
     with Staging(bundle) as staging:
-        copy(small_bundle / "onnx", staging.path / "onnx")
-        copy(small_bundle / "tensorrt-rtx", staging.path / "tensorrt-rtx")
+        for name in ("golden", "onnx", "tensorrt-rtx"):
+            copy(small_bundle / name, staging.path / name)
         manifest = read_manifest(bundle)
         sampler = msgspec.structs.replace(manifest.sampler, sigma_max=300.0)
         staging.publish(msgspec.structs.replace(manifest, sampler=sampler))
