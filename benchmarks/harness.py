@@ -104,7 +104,8 @@ class Bench:
         """Measure; ``keep`` gets the result after every round, so that an interruption loses at most one.
 
         Raises:
-            BenchmarkError: the baseline failed.
+            BenchmarkError: the baseline failed, or the first of svd-trt's contenders that this machine can run failed
+                before the first round.
         """
         date = dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
         machine = describe_machine()
@@ -142,7 +143,11 @@ class Bench:
         return ContenderProcess(job, self.work / f"{contender.name}.log", timeout=self.timeout)
 
     def _build_bundles(self) -> None:
-        """Build the bundles; skip contenders that cannot run here."""
+        """Build the bundles; skip contenders that cannot run here.
+
+        Raises:
+            BenchmarkError: the bundle of the main contender cannot be built.
+        """
         for contender in self.contenders:
             try:
                 if (obstacle := contender.obstacle()) is not None:
@@ -150,7 +155,7 @@ class Bench:
                 elif contender.bundle:
                     self._bundles[contender.name] = self.bundles.get(contender.bundle)
             except SvdTrtError as error:
-                self._skipped[contender.name] = str(error)
+                self._skip(contender, f"its bundle was not built: {error}")
 
     def _make_reference(self) -> None:
         """Make the frames of eager diffusers in fp32; on a CPU in fp32 these are the baseline's own."""
@@ -181,11 +186,29 @@ class Bench:
         except (ContenderError, SvdTrtError) as error:
             if contender.name == BASELINE:
                 raise BenchmarkError(f"the baseline run, {BASELINE}, failed: {error}{_hint(error)}") from error
-            self._skipped[contender.name] = str(error)
+            self._skip(contender, str(error))
             return
         self._participants[contender.name] = _Participant(
             contender, bundle, process if stays else None, process.loaded, process.started_s, warmup, build_s
         )
+
+    def _skip(self, contender: Contender, reason: str) -> None:
+        """Note why a contender is not measured; without the main one there is little to measure.
+
+        Raises:
+            BenchmarkError: it is the main one.
+        """
+        self._skipped[contender.name] = reason
+        if contender is self._main:
+            raise BenchmarkError(
+                f"{contender.name}, which this run is for, cannot be measured: {reason}; "
+                "to measure the others, name each with --contender"
+            )
+
+    @property
+    def _main(self) -> Contender | None:
+        """The contender that the run is for: the first of svd-trt's own that this machine can run."""
+        return next((c for c in self.contenders if c.kind == "svd-trt" and c.obstacle() is None), None)
 
     def _run_round(self, number: int) -> None:
         active = [p for p in self._participants.values() if p.failed is None]

@@ -28,8 +28,7 @@ _SLOWEST = 20  # layers to report
 
 def run_gpu_tests(job: ProbeJob, report: Report) -> None:
     """Run ``make gpu-test`` without its linters, and report what it records."""
-    record = Path(job.work, "gpu-tests.json")
-    record.unlink(missing_ok=True)
+    record = Path(job.work, f"gpu-tests-{os.getpid()}.json")  # another probe may use the same folder
     command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "tests/gpu", "--record", str(record)]
     environment = os.environ | {"SVD_TRT_TEST_BACKEND": job.backend}
     done = subprocess.run(command, env=environment, stdout=sys.stderr, check=False)  # noqa: S603  (our own tests)

@@ -7,6 +7,7 @@ cannot give is null, never zero.
 
 from __future__ import annotations
 
+import secrets
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -239,7 +240,7 @@ def write_file(path: Path, content: bytes) -> None:
     Raises:
         OutputError: it cannot be written.
     """
-    partial = path.with_name(f".{path.name}.partial")
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}")  # another run may write the same file
     try:
         if path.exists() and not path.is_file():
             path.write_bytes(content)

@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeAlias
 
 import msgspec
 
-from svd_trt.benchmarks.results import Workload
+from svd_trt.benchmarks.results import Workload, write_file
 from svd_trt.engine.bundle import Bundle
 from svd_trt.engine.spec import Range
 from svd_trt.errors import ArgumentError, OutputError, SvdTrtError, first_line
@@ -169,7 +169,7 @@ class Bundles:
                 return path, _read_seconds(record)
             if any(stage.reused for stage in result.stages):  # from an interrupted build, or from a cache
                 seconds = None
-            record.write_bytes(msgspec.json.encode(_Built(seconds)))
+            write_file(record, msgspec.json.encode(_Built(seconds)))
         except OSError as error:
             raise OutputError(
                 f"cannot write to {self.folder}: {error.strerror}; choose another place with --cache"

@@ -73,12 +73,18 @@ class Staging:
         self._timeout = timeout
 
     def __enter__(self) -> Staging:
-        _refuse_foreign(self.target)
+        with contextlib.suppress(FileNotFoundError):  # another build is replacing the target
+            _refuse_foreign(self.target)
         try:
             self.target.parent.mkdir(parents=True, exist_ok=True)
             self.path.mkdir(exist_ok=True)  # before the lock, which retries for ever if it cannot be written
             self._acquire()
-            self._recover()
+            try:
+                _refuse_foreign(self.target)  # again, because it may have changed during the wait
+                self._recover()
+            except BaseException:
+                self._lock.release()
+                raise
         except OSError as error:
             raise OutputError(
                 f"cannot write beside {self.target}: {error.strerror or error}; choose another place with -o"
@@ -89,6 +95,11 @@ class Staging:
         if self.path.is_dir() and not any(self.path.iterdir()):
             self.path.rmdir()
         self._lock.release()
+
+    @property
+    def vanished(self) -> bool:
+        """True if another program removed the folder that the bundle grows in. Builds never do: they hold the lock."""
+        return not self.path.is_dir()
 
     def existing(self) -> Manifest | None:
         """The manifest of the bundle that is at the target now; None if there is no readable one."""
@@ -216,7 +227,7 @@ def _link(source: Path, destination: Path) -> None:
     destination.parent.mkdir(parents=True, exist_ok=True)
     destination.unlink(missing_ok=True)
     try:
-        os.link(source, destination)
+        os.link(source.resolve(), destination)  # not a link to a symbolic link, which may be relative
     except OSError:  # file systems without hard links
         shutil.copy2(source, destination)
 

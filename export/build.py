@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -9,7 +10,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -37,7 +38,7 @@ from svd_trt.engine.profiles import Profile, profiles_of
 from svd_trt.engine.spec import NetworkName, NetworkSpec, Ranges, network_specs
 from svd_trt.engine.tensorrt_build import EngineOptions
 from svd_trt.engine.tensorrt_import import TensorRt, select_tensorrt
-from svd_trt.errors import ArgumentError, MissingDependencyError, OutputError
+from svd_trt.errors import ArgumentError, EngineBuildError, ExportError, MissingDependencyError, OutputError
 from svd_trt.export.checkpoint import COMPONENT_OF
 from svd_trt.export.checkpoint_kinds import AnyCheckpoint, open_checkpoint
 from svd_trt.export.code_digest import graph_code_digest, plan_code_digest
@@ -138,10 +139,25 @@ def build_bundle(
         with Staging(Path(output), NetworkCache(folder) if folder else None) as staging:
             if (bundle := _find_current(job, staging)) is not None:
                 return BuildResult(bundle, (), up_to_date=True)
-            return _build(job, staging, progress)
+            with _true_reason(staging):
+                return _build(job, staging, progress)
     except OSError as error:
         raise OutputError(
             f"cannot write {output}: {error.strerror or error}; free space or choose another place"
+        ) from error
+
+
+@contextlib.contextmanager
+def _true_reason(staging: Staging) -> Iterator[None]:
+    """Say that the folder of the build was removed, if that is why the block cannot read or write files in it."""
+    try:
+        yield
+    except (OSError, OutputError, ExportError, EngineBuildError) as error:
+        if not staging.vanished:
+            raise
+        raise OutputError(
+            f"{staging.path}, in which the bundle grows, was removed by another program during the build; "
+            "run the command again"
         ) from error
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from svd_trt.errors import ArgumentError
+from svd_trt.runtime.latents import float_array
 
 __all__ = ["OnStepEnd", "StepCallback", "bind_callback"]
 
@@ -44,10 +45,7 @@ def bind_callback(callback: StepCallback | None, pipe: object) -> OnStepEnd | No
 
 
 def _checked(changed: Any, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
-    try:
-        replacement = np.ascontiguousarray(changed, np.float32)
-    except (TypeError, ValueError):
-        raise ArgumentError("callback_on_step_end returned latents that are not an array of numbers") from None
+    replacement = float_array(changed, "the latents that callback_on_step_end returned")
     if replacement.shape != shape:
         raise ArgumentError(f"callback_on_step_end returned latents of shape {replacement.shape}, not {shape}")
     return replacement

@@ -23,6 +23,7 @@ from svd_trt.errors import BackendError, first_line
 from svd_trt.runtime.closeable import closed_error
 from svd_trt.runtime.device import Array, Buffer, Device, Event, HostBuffer, Session
 from svd_trt.runtime.layer_times import LayerTimes, add_layer_time
+from svd_trt.runtime.linked_onnx import FOLDER_OPTION, find_onnx
 
 __all__ = ["CpuBuffer", "CpuDevice", "CpuEvent", "CpuSession", "load_onnx", "run_bound", "usable_processors"]
 
@@ -93,6 +94,8 @@ class CpuSession(Session):
             raise closed_error(self.spec.name)
         binding = self._bind(tensors)
         self._running = options = onnxruntime.RunOptions()
+        if self.stop is not None and self.stop.is_set():  # just before, so `cancel` had no run to end
+            options.terminate = True
         try:
             self._worker.submit(lambda: self._run(binding, options)).result()
         except (KeyboardInterrupt, SystemExit):
@@ -244,8 +247,11 @@ def load_onnx(
         options.profile_file_prefix = profile_prefix
     path = bundle.onnx_path(network)
     try:
+        graph, weights = find_onnx(bundle, network)
+        if weights is not None:
+            options.add_session_config_entry(FOLDER_OPTION, str(weights))
         return onnxruntime.InferenceSession(
-            path, options, providers=providers, provider_options=provider_options, **own
+            graph, options, providers=providers, provider_options=provider_options, **own
         )
     except Exception as error:  # onnxruntime's exceptions share no base class
         raise BackendError(f"onnxruntime cannot load {path}: {_reason(error)}") from error

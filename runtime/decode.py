@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import queue
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -12,8 +13,8 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from svd_trt.errors import BackendError
-from svd_trt.progress import Progress
+from svd_trt.errors import BackendError, SvdTrtError
+from svd_trt.runtime.cancellation import Cancellation
 from svd_trt.runtime.closeable import Closeable
 from svd_trt.runtime.device import Device, Session
 from svd_trt.runtime.executor import Executor
@@ -34,38 +35,38 @@ def decode(
     *,
     chunks: Sequence[int],
     size: tuple[int, int],
-    progress: Progress,
+    on_frames: Callable[[int], object],
     timings: Timings,
+    cancellation: Cancellation,
 ) -> Generator[Frames]:
-    """Decode latents chunk by chunk. Chunks continue over the end of a video into the next, as in diffusers.
+    """Decode latents chunk by chunk.
 
     Args:
         executor: has the VAE decoder.
-        latents: of all videos, ``[B, F, C, h, w]``.
-        chunks: sizes of the chunks; their sum is B * F.
+        latents: of all frames, ``[N, C, h, w]``.
+        chunks: sizes of the chunks; their sum is N.
         size: height and width of the frames.
-        progress: called after every chunk.
+        on_frames: called with 0 once the decoder is loaded, and after every chunk with the number of its frames.
         timings: gets ``decode`` and ``load``.
+        cancellation: wakes whoever waits for a chunk.
 
     Yields:
         Frames ``[n, H, W, 3]``.
     """
-    flat = latents.reshape(-1, *latents.shape[2:])  # [B * F, C, h, w]
     with timed(timings, "load"):
         executor.load("vae_decoder")
-    progress("decode", 0, len(flat))
+    on_frames(0)
 
     def on_chunk(seconds: float) -> None:
         timings["decode"] = timings.get("decode", 0.0) + seconds
 
     decoder = partial(executor.session, "vae_decoder")
-    done = 0
-    with ChunkedDecode(executor.device, decoder, flat, chunks, size, on_chunk) as decoded:
+    with ChunkedDecode(executor.device, decoder, latents, chunks, size, on_chunk) as decoded:
         executor.track(decoded)
-        for frames in decoded:
-            done += len(frames)
-            progress("decode", done, len(flat))
-            yield frames
+        with cancellation.calling(decoded.cancel):
+            for frames in decoded:
+                on_frames(len(frames))
+                yield frames
 
 
 class ChunkedDecode(Closeable, Iterator[Frames]):
@@ -99,14 +100,15 @@ class ChunkedDecode(Closeable, Iterator[Frames]):
         self._chunks = chunks
         self._on_chunk = on_chunk
         self._session: Session | None = None
-        self._session_lock = threading.Lock()
+        self._session_lock = threading.RLock()  # a signal handler may cancel while its own thread holds it
         self._stop = threading.Event()
         # Not Thread.join: in Python 3.11 a join that a signal interrupts marks the thread as finished.
         self._ended = threading.Event()
         self._free: queue.SimpleQueue[int] = queue.SimpleQueue()
         self._ready: queue.SimpleQueue[int | BaseException | None] = queue.SimpleQueue()
         self._taken = 0
-        self._error: BackendError | None = None
+        self._error: SvdTrtError | None = None
+        self._process = os.getpid()
         with ExitStack() as stack:
             slots = min(SLOTS, len(chunks))
             shape = (max(chunks), *latents.shape[1:])
@@ -131,23 +133,39 @@ class ChunkedDecode(Closeable, Iterator[Frames]):
         self._free.put(got)
         return frames
 
+    def cancel(self, error: SvdTrtError) -> None:
+        """Cancel the remaining chunks, and raise ``error`` when the caller asks for another one, which also closes.
+
+        Any thread may call it. It frees nothing, because the caller may be copying the frames of a chunk.
+        """
+        self._error = self._error or error
+        self._cancel()
+
     def abort(self, error: BackendError) -> None:
         """Close, and raise ``error`` when the caller asks for another chunk."""
         self._error = self._error or error
         self.close()
 
     def close(self) -> None:
-        """Cancel the remaining chunks, and free all memory once no work uses it. If interrupted, call it again."""
+        """Cancel the remaining chunks, and free all memory once no work uses it. If interrupted, call it again.
+
+        A forked process does nothing here: it has neither the thread nor the device.
+        """
+        if os.getpid() != self._process:
+            return
+        self._cancel()
+        self._ended.wait()
+        with suppress(BackendError):  # the call that failed has reported it
+            self._device.synchronize()
+        self._held.close()
+
+    def _cancel(self) -> None:
         self._stop.set()
         self._ready.put(None)  # wakes a caller that waits for a chunk
         self._free.put(-1)  # wakes the thread
         with self._session_lock:
             if self._session is not None:
                 self._session.cancel()
-        self._ended.wait()
-        with suppress(BackendError):  # the call that failed has reported it
-            self._device.synchronize()
-        self._held.close()
 
     def _work(self) -> None:
         with traced("decode"):

@@ -12,10 +12,11 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from svd_trt.engine.memory import MemoryPlan
 from svd_trt.engine.spec import COEFFICIENTS, LARGEST_STEPS
 from svd_trt.errors import BackendError
-from svd_trt.progress import Progress
 from svd_trt.runtime.callback import OnStepEnd
+from svd_trt.runtime.cancellation import Cancellation
 from svd_trt.runtime.closeable import Closeable
 from svd_trt.runtime.device import Array, Buffer, Device, HostBuffer, Session, synchronized_on_error
 from svd_trt.runtime.executor import Executor
@@ -86,24 +87,24 @@ def denoise(
     conditions: Conditions,
     table: Floats,
     *,
-    groups: list[slice],
-    split_guidance: bool,
+    plan: MemoryPlan,
     on_step_end: OnStepEnd | None,
-    progress: Progress,
+    on_step: Callable[[int], object],
     timings: Timings,
+    cancellation: Cancellation,
 ) -> Floats:
-    """Run the denoising loop.
+    """Run the denoising loop over videos that are denoised together.
 
     Args:
         executor: has the denoiser and the loop's buffers.
         latents: noise at the first sigma, ``[B, F, C, h, w]``.
-        conditions: of all videos.
+        conditions: of these videos.
         table: the sampler's coefficients, ``[S, 7]``.
-        groups: videos that are denoised together.
-        split_guidance: run the guidance branches one after the other.
+        plan: says whether the guidance branches run one after the other.
         on_step_end: see `svd_trt.runtime.callback`.
-        progress: called after every step.
+        on_step: called with 0 once the denoiser is loaded, and with 1 after every step.
         timings: gets ``denoise``, ``steps`` and ``load``.
+        cancellation: ends the loop after the current step, or within it if the device can do that.
 
     Returns:
         The denoised latents, ``[B, F, C, h, w]``.
@@ -114,25 +115,22 @@ def denoise(
     with timed(timings, "load"):
         executor.load("denoiser")
     steps: list[float] = timings.setdefault("steps", [])
-    total = len(table) * len(groups)
-    progress("denoise", 0, total)
+    on_step(0)
 
-    def on_step(seconds: float) -> None:
+    def on_step_done(seconds: float) -> None:
         steps.append(seconds)
-        progress("denoise", len(steps), total)
+        on_step(1)
+        cancellation.check()
 
-    results: list[Array] = []
-    with timed(timings, "denoise"), executor.denoising():
-        for group in groups:
-            start = np.ascontiguousarray(latents[group], np.float32)
-            passes = conditions.of(group).passes(1 if split_guidance else 2)
-            capacity = max(LARGEST_STEPS, len(table))  # steps that the loop has room for
-            shapes = [{name: array.shape for name, array in inputs.items()} for inputs in passes]
-            make = partial(Loop, executor.device, passes, start.shape, capacity)
-            loop = executor.loop((start.shape, shapes, capacity), start.shape, make)
-            denoiser = partial(executor.session, "denoiser")
-            results.append(loop.run(denoiser, start, passes, table, on_step_end, on_step))
-    result = np.concatenate(results)
+    with timed(timings, "denoise"), executor.denoising(plan):
+        start = np.ascontiguousarray(latents, np.float32)
+        passes = conditions.passes(1 if plan.split_guidance else 2)
+        capacity = max(LARGEST_STEPS, len(table))  # steps that the loop has room for
+        shapes = [{name: array.shape for name, array in inputs.items()} for inputs in passes]
+        make = partial(Loop, executor.device, passes, start.shape, capacity)
+        loop = executor.loop((start.shape, shapes, capacity), start.shape, make)
+        denoiser = partial(executor.session, "denoiser", cancellation.event)
+        result = loop.run(denoiser, start, passes, table, on_step_end, on_step_done)
     if not np.isfinite(result).all():
         raise BackendError(
             "denoising ended in values that are not finite: fp16 overflowed (build with --precision fp32), "

@@ -12,6 +12,7 @@ for the event of the fetch: on the host with `Event.wait`, or on the device with
 
 from __future__ import annotations
 
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -88,9 +89,11 @@ class Session(Closeable, ABC):
 
     Attributes:
         spec: names, shapes and types of the network's tensors.
+        stop: belongs to whoever uses the network now; once it is set, a run ends early if the device can do that.
     """
 
     spec: NetworkSpec
+    stop: threading.Event | None = None
 
     @abstractmethod
     def enqueue(self, tensors: Mapping[str, Buffer]) -> None:

@@ -33,6 +33,8 @@ class Engines(Closeable):
         self._device = device
         self._loaded: dict[NetworkName, Session] = {}
         self._lock = threading.RLock()
+        self._using: Session | None = None
+        self._using_lock = threading.RLock()  # a signal handler may cancel while its own thread holds it
         self._closed = False
         self._resident = True
         self._streamed_bytes = 0
@@ -54,7 +56,7 @@ class Engines(Closeable):
 
         Args:
             network: which network.
-            stop: once this event is set, the wait for another thread ends.
+            stop: once this event is set, the wait for another thread ends, and so does a run if the device can do that.
 
         Raises:
             BackendError: the pipeline is closed, the device cannot run the network, or ``stop`` was set.
@@ -65,9 +67,29 @@ class Engines(Closeable):
             if stop is not None and stop.is_set():
                 raise BackendError("the stream was closed")
         try:
-            yield self._load(network)
+            session = self._load(network)
+            with self._in_use(session, stop):
+                yield session
         finally:
             self._lock.release()
+
+    def cancel(self, stop: threading.Event) -> None:
+        """End the run of whoever uses a network with ``stop``, which is set."""
+        with self._using_lock:
+            if self._using is not None and self._using.stop is stop:
+                self._using.cancel()
+
+    @contextmanager
+    def _in_use(self, session: Session, stop: threading.Event | None) -> Iterator[None]:
+        """Let `cancel` reach ``session`` in the block."""
+        with self._using_lock:
+            before, stop_before = self._using, session.stop
+            self._using, session.stop = session, stop
+        try:
+            yield
+        finally:
+            with self._using_lock:
+                self._using, session.stop = before, stop_before
 
     def save(self) -> None:
         """Keep for other processes what the loaded networks compiled."""

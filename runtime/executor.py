@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping
@@ -12,10 +14,12 @@ from svd_trt.engine.bundle import Bundle
 from svd_trt.engine.measured import with_measured
 from svd_trt.engine.memory import MemoryPlan, MemoryRequest, plan_memory
 from svd_trt.engine.spec import NETWORKS, NetworkName
-from svd_trt.errors import ArgumentError, BackendError, BudgetError, DeviceMemoryError
+from svd_trt.errors import ArgumentError, BackendError, BudgetError, DeviceMemoryError, SvdTrtError
+from svd_trt.runtime.cancellation import Cancellation
 from svd_trt.runtime.closeable import Closeable
 from svd_trt.runtime.device import Array, Device, Session, download, synchronized_on_error, upload
 from svd_trt.runtime.engines import CLOSED, Engines
+from svd_trt.runtime.turns import Turns
 from svd_trt.units import format_bytes
 
 __all__ = ["Executor"]
@@ -39,6 +43,7 @@ class Executor(Closeable):
         bundle: the networks.
         device: where they run.
         vram_budget: bytes of device memory to stay within; None plans with the memory that is free.
+        turns: who may use the executor. Everything but `session`, `cancel` and `plan` needs the turn.
     """
 
     def __init__(self, bundle: Bundle, device: Device, vram_budget: int | None = None) -> None:
@@ -46,19 +51,25 @@ class Executor(Closeable):
         self.device = device
         self.vram_budget = vram_budget
         device.set_budget(vram_budget)
+        self.turns = Turns()
         self._engines = Engines(bundle, device)
         self._measured: dict[NetworkName, tuple[int, ...]] = {}
         self._closed = False
         self._denoising = False
+        self._followed: MemoryPlan | None = None
         self._loop: tuple[object, tuple[int, ...], Closeable] | None = None
         self._decodes: weakref.WeakSet[_Decode] = weakref.WeakSet()
+        self._runs: weakref.WeakSet[Cancellation] = weakref.WeakSet()
+        self._runs_lock = threading.RLock()  # a signal handler may cancel while its own thread holds it
+        _alive.add(self)
 
     def require_open(self) -> None:
         """Refuse to run after `close`.
 
         Raises:
-            BackendError: the executor is closed.
+            BackendError: the executor is closed, or this process was forked from the one that opened it.
         """
+        self.turns.require_process()
         if self._closed:
             raise BackendError(CLOSED)
 
@@ -117,7 +128,7 @@ class Executor(Closeable):
         """Follow ``plan`` while the block runs; if memory runs out, release everything and say which budget to use."""
         try:
             self._require_idle("start another video with")
-            self._engines.follow(plan)
+            self._follow(plan)
             yield
         except DeviceMemoryError as error:
             with suppress(BackendError):
@@ -127,20 +138,28 @@ class Executor(Closeable):
 
     def session(self, network: NetworkName, stop: threading.Event | None = None) -> AbstractContextManager[Session]:
         """Hold a network while a block runs; it is loaded if necessary. See `Engines.use`."""
+        self.turns.require_process()
         return self._engines.use(network, stop)
 
     def load(self, network: NetworkName) -> None:
         """Load a network before its first use. See `Engines.use` for errors."""
-        with self._engines.use(network):
+        with self.session(network):
             pass
 
-    def run(self, network: NetworkName, inputs: Mapping[str, Array], sizes: Mapping[str, int]) -> dict[str, Array]:
+    def run(
+        self,
+        network: NetworkName,
+        inputs: Mapping[str, Array],
+        sizes: Mapping[str, int],
+        stop: threading.Event | None = None,
+    ) -> dict[str, Array]:
         """Run one network once: arrays in, arrays out.
 
         Args:
             network: which network.
             inputs: an array for each of its inputs.
             sizes: a value for each symbol in the shapes of its outputs.
+            stop: see `Engines.use`.
         """
         spec = self.bundle.network(network).spec
         with ExitStack() as stack:
@@ -149,7 +168,7 @@ class Executor(Closeable):
                 buffer = self.device.empty(tensor.resolve(sizes), tensor.dtype, tensor.name)
                 tensors[tensor.name] = stack.enter_context(buffer)
             stack.enter_context(synchronized_on_error(self.device))  # before the buffers are freed
-            with self.session(network) as session:
+            with self.session(network, stop) as session:
                 session.enqueue(tensors)
             return {tensor.name: download(self.device, tensors[tensor.name]) for tensor in spec.outputs}
 
@@ -164,13 +183,17 @@ class Executor(Closeable):
         return cast("_Loop", self._loop[2])
 
     @contextmanager
-    def denoising(self) -> Iterator[None]:
-        """Refuse every other use of the loop's buffers while the block runs.
+    def denoising(self, plan: MemoryPlan) -> Iterator[None]:
+        """Refuse every other use of the loop's buffers while the block runs, and follow ``plan`` again.
+
+        Between two groups of videos another generation may have run, which followed a plan of its own.
 
         Raises:
             ArgumentError: called from a callback of a generation that is denoising.
         """
         self._require_idle("start another video with")
+        if plan != self._followed:
+            self._follow(plan)
         self._denoising = True
         try:
             yield
@@ -181,6 +204,24 @@ class Executor(Closeable):
         """Abort ``decode`` if the executor is closed or released before it is finished."""
         self._decodes.add(decode)
 
+    def watch(self, cancellation: Cancellation) -> None:
+        """Make `cancel` reach a generation for as long as ``cancellation`` exists."""
+        with self._runs_lock:
+            self._runs.add(cancellation)
+
+    def cancel(self, reason: SvdTrtError) -> None:
+        """Make the generation that runs, and those that are not finished, raise ``reason``. Any thread may call it."""
+        if self.turns.foreign:
+            return
+        with self._runs_lock:
+            runs = list(self._runs)
+        for run in runs:
+            run.cancel(reason)
+
+    def stopping(self, cancellation: Cancellation) -> AbstractContextManager[None]:
+        """Let ``cancellation`` end the run of a network in the block."""
+        return cancellation.calling(lambda _: self._engines.cancel(cancellation.event))
+
     def release(self) -> None:
         """Free engines and buffers, and end open streams. Both are made again when they are needed.
 
@@ -188,23 +229,34 @@ class Executor(Closeable):
             ArgumentError: called from a callback of a generation that is denoising.
         """
         self._require_idle("release")
+        self._followed = None
         with ExitStack() as stack:  # later callbacks run even if an earlier one fails
             stack.callback(self.device.trim)
             stack.callback(self._engines.release)
             self._abort(BackendError("the pipeline's memory was released; ask for the video again"))
 
     def close(self) -> None:
-        """Free everything and close the device. Closing twice is harmless.
+        """Free everything and close the device. Closing twice is harmless, and so is closing in a forked process.
+
+        A generation that another thread runs is ended first.
 
         Raises:
             ArgumentError: called from a callback of a generation that is denoising.
         """
-        self._require_idle("close")
-        self._closed = True
-        with ExitStack() as stack:  # later callbacks run even if an earlier one fails
+        if self.turns.foreign:
+            return
+        if self.turns.mine:
+            self._require_idle("close")
+        self.cancel(BackendError(CLOSED))
+        with self.turns.taken(), ExitStack() as stack:  # later callbacks run even if an earlier one fails
+            self._closed = True
             stack.callback(self.device.close)
             stack.callback(self._engines.close)
             self._abort(BackendError(CLOSED))
+
+    def _follow(self, plan: MemoryPlan) -> None:
+        self._engines.follow(plan)
+        self._followed = plan
 
     def _require_idle(self, verb: str) -> None:
         if self._denoising:
@@ -236,3 +288,23 @@ class Executor(Closeable):
             self.device.synchronize()
             self._loop[2].close()
             self._loop = None
+
+
+_alive: weakref.WeakSet[Executor] = weakref.WeakSet()
+
+
+def _prepare_child() -> None:
+    """Keep what a forked process cannot free from being freed there.
+
+    ONNX Runtime's threads and the GPU's context exist in the parent only, so freeing a network, or ONNX Runtime itself
+    at the end of the process, would wait for ever for a thread that is not there.
+    """
+    for executor in list(_alive):
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(executor))
+    libc = ctypes.CDLL(None)
+    with suppress(AttributeError):  # only glibc has on_exit
+        # Called with the exit code, when Python has finished and before the destructors of libraries.
+        libc.on_exit(ctypes.cast(libc._exit, ctypes.c_void_p), None)
+
+
+os.register_at_fork(after_in_child=_prepare_child)

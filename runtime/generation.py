@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
 import PIL.Image
 
+from svd_trt.engine.manifest import Manifest
 from svd_trt.engine.memory import MemoryPlan, MemoryRequest
 from svd_trt.engine.spec import Range
-from svd_trt.errors import ArgumentError
+from svd_trt.errors import ArgumentError, BackendError
 from svd_trt.progress import Progress
 from svd_trt.runtime.callback import OnStepEnd
+from svd_trt.runtime.cancellation import Cancellation
 from svd_trt.runtime.decode import Frames, decode
 from svd_trt.runtime.denoise import Conditions, Floats, denoise
 from svd_trt.runtime.executor import Executor
@@ -41,8 +44,9 @@ class Job:
         start: noise of unit variance to start from, ``[B, F, C, h, w]``; None draws it from the seed.
         on_step_end: the caller's callback, bound to its pipeline.
         progress: called as ``progress(stage, done, total)`` with the stages ``encode`` (pictures), ``denoise`` (steps)
-            and ``decode`` (frames).
+            and ``decode`` (frames). The last two take turns, group by group.
         timings: filled in while the generation runs.
+        cancellation: ends the generation.
     """
 
     settings: Settings
@@ -55,85 +59,83 @@ class Job:
     on_step_end: OnStepEnd | None
     progress: Progress
     timings: Timings = field(default_factory=Timings)
+    cancellation: Cancellation = field(default_factory=Cancellation)
 
 
 def generate(
     executor: Executor, job: Job, pictures: Sequence[PIL.Image.Image], *, latents_only: bool = False
 ) -> Generator[Frames | Floats]:
-    """Generate the videos of ``job`` from RGB pictures.
+    """Generate the videos of ``job`` from RGB pictures, one group after the other.
 
     Yields:
-        Chunks of frames, uint8 ``[n, H, W, 3]``, all of the first video, then of the next. With ``latents_only``, the
-        denoised latents of all videos instead, float32 ``[B, F, C, h, w]``.
+        Chunks of frames, uint8 ``[n, H, W, 3]``, all of the first video, then of the next; a group is denoised when the
+        frames of the one before it have been taken. With ``latents_only``, the denoised latents of each group instead,
+        float32 ``[B, F, C, h, w]``.
+
+    Raises:
+        CancelledError: another thread cancelled it.
+        BackendError: the device failed, or denoising ended in values that are not finite.
     """
-    settings, manifest = job.settings, executor.bundle.manifest
-    with executor.running(job.request, job.plan, job.latent_shape):
-        # 1. Draw noise: the pictures' first, then the latents', as diffusers does.
-        noise = TorchGenerator(settings.seed)
-        image_noise = noise.randn((len(pictures), 3, settings.height, settings.width))
-        # An fp16 pipeline draws in half precision, which rounds and, for some lengths, orders the draws differently.
-        dtype = np.float16 if manifest.precision == "fp16" else np.float32
-        start = noise.randn(job.latent_shape, dtype) if job.start is None else job.start
-
-        # 2. Make the schedule: the sampler's coefficients, a row for each step.
-        sigmas = np.asarray(settings.sigmas, np.float32)
-        table = SAMPLERS[settings.sampler](sigmas)  # [S, 7]
-        latents = start.astype(np.float32) * initial_std(manifest.sampler, sigmas)
-
-        # 3. Encode the pictures into what the videos are conditioned on.
+    with (
+        _raising_reason(job.cancellation),
+        executor.stopping(job.cancellation),
+        executor.running(job.request, job.plan, job.latent_shape),
+    ):
+        # 1. Encode the pictures into what the videos are conditioned on.
+        noise = TorchGenerator(job.settings.seed)
         with traced("encode"):
-            conditions = encode(executor, job, pictures, image_noise)
+            conditions = encode(executor, job, pictures, noise)
+        del pictures  # they may take more memory than all the rest
 
-        # 4. Denoise.
-        with traced("denoise"):
-            latents = denoise(
-                executor,
-                latents,
-                conditions,
-                table,
-                groups=job.groups,
-                split_guidance=job.plan.split_guidance,
-                on_step_end=job.on_step_end,
-                progress=job.progress,
-                timings=job.timings,
-            )
-        if latents_only:
-            yield latents
-            return
+        # 2. Make the schedule, and the noise to start from.
+        table, start = schedule(executor.bundle.manifest, job, noise)
 
-        # 5. Decode.
-        size = (settings.height, settings.width)
-        yield from decode(executor, latents, chunks=job.chunks, size=size, progress=job.progress, timings=job.timings)
+        # 3. Denoise and decode, so that videos are finished one group after the other.
+        pending = start[:0, 0]  # latents of frames that wait for the rest of their chunk, [n, C, h, w]
+        frames = 0  # that are decoded
+        for group, chunks in zip(job.groups, chunks_of_groups(job), strict=True):
+            with traced("denoise"):
+                latents = _denoise(executor, job, start[group], conditions.of(group), table)
+            if latents_only:
+                yield latents
+                continue
+            pending = np.concatenate([pending, latents.reshape(-1, *latents.shape[2:])])
+            if ready := sum(chunks):
+                yield from _decode(executor, job, pending[:ready], chunks, frames)
+                pending, frames = pending[ready:], frames + ready
 
 
-def encode(executor: Executor, job: Job, pictures: Sequence[PIL.Image.Image], image_noise: Floats) -> Conditions:
+def encode(executor: Executor, job: Job, pictures: Sequence[PIL.Image.Image], noise: TorchGenerator) -> Conditions:
     """Run both encoders on every picture; return the conditions of every video.
 
-    ``image_noise`` is ``[P, 3, H, W]`` for P pictures, and is added with the strength ``noise_aug_strength``.
+    Draws ``[P, 3, H, W]`` numbers for P pictures, which are added to them with the strength ``noise_aug_strength``.
     """
     settings, model, ranges = job.settings, executor.bundle.manifest.model, executor.bundle.manifest.ranges
-    with timed(job.timings, "preprocess"):
-        pixels = np.stack([clip_pixels(one, mean=model.image_mean, std=model.image_std) for one in pictures])
-        images = np.stack([vae_image(one, settings.height, settings.width) for one in pictures])
-        images += np.float32(settings.noise_aug_strength) * image_noise
     count, sizes = len(pictures), {"height": settings.height, "width": settings.width}
-    groups = groups_of(count, ranges.pictures)
+    groups, stop = groups_of(count, ranges.pictures), job.cancellation.event
     job.progress("encode", 0, count)
     with timed(job.timings, "load"):
         executor.load("image_encoder")
     embeds = []  # [P, 1, D]
     for group in groups:
+        job.cancellation.check()
+        with timed(job.timings, "preprocess"):
+            pixels = np.stack([clip_pixels(p, mean=model.image_mean, std=model.image_std) for p in pictures[group]])
         with timed(job.timings, "image_encoder"):
-            inputs = {"pixels": pixels[group]}
-            outputs = executor.run("image_encoder", inputs, {"pictures": len(pixels[group])})
+            outputs = executor.run("image_encoder", {"pixels": pixels}, {"pictures": len(pixels)}, stop)
         embeds.append(outputs["image_embeds"])
     with timed(job.timings, "load"):
         executor.load("vae_encoder")
     latents = []  # [P, C, h, w]
     for group in groups:
+        job.cancellation.check()
+        with timed(job.timings, "preprocess"):
+            images = np.stack([vae_image(p, settings.height, settings.width) for p in pictures[group]])
+            # torch draws all pictures' noise at once. It draws 16 numbers at a time, and each picture has a multiple of
+            # that, so groups draw the same.
+            images += np.float32(settings.noise_aug_strength) * noise.randn(images.shape)
         with timed(job.timings, "vae_encoder"):
-            inputs = {"image": images[group]}
-            outputs = executor.run("vae_encoder", inputs, sizes | {"pictures": len(images[group])})
+            outputs = executor.run("vae_encoder", {"image": images}, sizes | {"pictures": len(images)}, stop)
         latents.append(outputs["image_latents"])
         job.progress("encode", group.stop, count)
     repeats = settings.num_videos_per_prompt
@@ -146,6 +148,90 @@ def encode(executor: Executor, job: Job, pictures: Sequence[PIL.Image.Image], im
         ),
         guided=job.request.guided,
     )
+
+
+def schedule(manifest: Manifest, job: Job, noise: TorchGenerator) -> tuple[Floats, Floats]:
+    """The sampler's coefficients, ``[S, 7]``, and the latents of all videos at the first sigma, ``[B, F, C, h, w]``.
+
+    The latents' noise is drawn after the pictures', as in diffusers.
+    """
+    sigmas = np.asarray(job.settings.sigmas, np.float32)
+    # An fp16 pipeline draws in half precision, which rounds and, for some lengths, orders the draws differently.
+    dtype = np.float16 if manifest.precision == "fp16" else np.float32
+    start = noise.randn(job.latent_shape, dtype) if job.start is None else job.start
+    latents = start.astype(np.float32) * initial_std(manifest.sampler, sigmas)
+    return SAMPLERS[job.settings.sampler](sigmas), latents
+
+
+def _denoise(executor: Executor, job: Job, latents: Floats, conditions: Conditions, table: Floats) -> Floats:
+    """Denoise one group."""
+    steps = job.timings.setdefault("steps", [])
+    total = len(table) * len(job.groups)
+
+    def on_step(new: int) -> None:
+        if new or not steps:
+            job.progress("denoise", len(steps), total)
+
+    return denoise(
+        executor,
+        latents,
+        conditions,
+        table,
+        plan=job.plan,
+        on_step_end=job.on_step_end,
+        on_step=on_step,
+        timings=job.timings,
+        cancellation=job.cancellation,
+    )
+
+
+def _decode(executor: Executor, job: Job, latents: Floats, chunks: list[int], before: int) -> Generator[Frames]:
+    """Decode the latents of frames, ``[n, C, h, w]``, after ``before`` others."""
+    done, total = before, sum(job.chunks)
+
+    def on_frames(new: int) -> None:
+        nonlocal done
+        done += new
+        if new or not done:
+            job.progress("decode", done, total)
+
+    size = (job.settings.height, job.settings.width)
+    return decode(
+        executor,
+        latents,
+        chunks=chunks,
+        size=size,
+        on_frames=on_frames,
+        timings=job.timings,
+        cancellation=job.cancellation,
+    )
+
+
+@contextmanager
+def _raising_reason(cancellation: Cancellation) -> Iterator[None]:
+    """Turn the failure of a run that was cancelled into the reason why it was."""
+    try:
+        yield
+    except BackendError:
+        cancellation.check()
+        raise
+
+
+def chunks_of_groups(job: Job) -> list[list[int]]:
+    """The decode chunks that can be decoded after each group.
+
+    Chunks continue over the end of a video into the next, as in diffusers, so the last frames of a group may have to
+    wait for the next group.
+    """
+    frames = job.latent_shape[1]
+    found: list[list[int]] = [[] for _ in job.groups]
+    done = index = 0
+    for chunk in job.chunks:
+        done += chunk
+        while done > job.groups[index].stop * frames:
+            index += 1
+        found[index].append(chunk)
+    return found
 
 
 def groups_of(count: int, span: Range) -> list[slice]:

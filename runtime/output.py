@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
+from types import GeneratorType
 from typing import Any
 
 import numpy as np
 
 from svd_trt.engine.memory import MemoryPlan
 from svd_trt.engine.spec import NetworkName
-from svd_trt.errors import OutputError
+from svd_trt.errors import ArgumentError, CancelledError, OutputError
+from svd_trt.runtime.cancellation import Cancellation
 from svd_trt.runtime.chosen_profiles import ChosenProfile
 from svd_trt.runtime.decode import Frames
 from svd_trt.runtime.parameters import Settings
 from svd_trt.runtime.timings import Timings
+from svd_trt.runtime.turns import Turns
 
 __all__ = ["VideoOutput", "VideoStream"]
 
@@ -73,6 +76,8 @@ class VideoOutput:
 class VideoStream(Iterator[Frames]):
     """Frames of a generation, one uint8 ``[H, W, 3]`` at a time, all of the first video, then of the next.
 
+    Several threads may use a stream, and other videos of its pipeline may be made between two frames.
+
     Attributes:
         parameters: what the video is generated with, every default decided.
         num_videos: how many videos there are.
@@ -85,8 +90,10 @@ class VideoStream(Iterator[Frames]):
 
     def __init__(
         self,
-        chunks: Generator[Frames],
+        chunks: GeneratorType[Frames, None, None],
         *,
+        turns: Turns,
+        cancellation: Cancellation,
         parameters: Settings,
         num_videos: int,
         backend: str,
@@ -102,13 +109,52 @@ class VideoStream(Iterator[Frames]):
         self.timings = timings
         self.metadata = metadata
         self.profiles = profiles
+        self._turns = turns
+        self._cancellation = cancellation
         self._chunks = chunks
         self._frames = (frame for chunk in chunks for frame in chunk)
 
     def __next__(self) -> Frames:
-        return next(self._frames)
+        """Return the next frame; wait for it, and while another thread uses the pipeline.
+
+        Raises:
+            CancelledError: another thread cancelled or closed the stream.
+            ArgumentError: called from a callback of this stream.
+            BackendError: the device failed, the pipeline was closed, or this is a forked process.
+        """
+        with self._turns.taken():
+            if self._chunks.gi_running:
+                raise ArgumentError("a callback cannot take frames from the stream that calls it; return from it first")
+            if self._chunks.gi_frame is not None:  # None if all frames were generated, or after `close`
+                try:
+                    self._cancellation.check()
+                except BaseException:
+                    self._end()
+                    raise
+            return next(self._frames)
+
+    def cancel(self) -> None:
+        """Make the stream end: `CancelledError` is raised for the next frame, or for the one that is being waited for.
+
+        Any thread and any signal handler may call it, and it returns at once. On the CPU the step that is being
+        computed ends early; a GPU finishes up to two steps.
+        """
+        if not self._turns.foreign:
+            self._cancellation.cancel(CancelledError("the video was cancelled"))
 
     def close(self) -> None:
-        """Cancel the frames that are not generated yet."""
+        """Cancel the frames that are not generated yet, and free the stream's memory.
+
+        Any thread may call it. If another thread waits for a frame, `CancelledError` is raised there. In a forked
+        process this does nothing.
+        """
+        if self._turns.foreign:
+            return
+        self._cancellation.cancel(CancelledError("the stream was closed"))
+        with self._turns.taken():
+            if not self._chunks.gi_running:  # it is in a callback of this stream, which then ends after the callback
+                self._end()
+
+    def _end(self) -> None:
         self._frames.close()
         self._chunks.close()

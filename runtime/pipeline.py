@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import secrets
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
+from types import GeneratorType
 from typing import Any, Literal, Self, TypeAlias, Unpack, cast
 
 import numpy as np
@@ -16,19 +17,19 @@ from svd_trt.engine.bundle import Bundle
 from svd_trt.engine.decode_chunks import chunk_sizes
 from svd_trt.engine.memory import MemoryPlan, MemoryRequest
 from svd_trt.engine.spec import NetworkName
-from svd_trt.errors import ArgumentError
+from svd_trt.errors import ArgumentError, CancelledError
 from svd_trt.progress import Progress, ignore_progress
 from svd_trt.runtime.backends import Provider, RunBackend, open_device
 from svd_trt.runtime.callback import StepCallback, bind_callback
 from svd_trt.runtime.chosen_profiles import ChosenProfile, chosen_profiles
 from svd_trt.runtime.closeable import Closeable
 from svd_trt.runtime.decode import Frames
-from svd_trt.runtime.denoise import Floats
 from svd_trt.runtime.device import Device
 from svd_trt.runtime.executor import Executor
 from svd_trt.runtime.framing import framed
 from svd_trt.runtime.generation import Job, generate, groups_of
 from svd_trt.runtime.images import ImageInput, load_image, name_of
+from svd_trt.runtime.latents import checked_latents
 from svd_trt.runtime.output import VideoOutput, VideoStream
 from svd_trt.runtime.parameters import ParameterArguments, Parameters, colour_of, memory_request, resolve
 from svd_trt.runtime.timings import Timings, timed
@@ -45,8 +46,9 @@ class VideoPipeline(Closeable):
     """Runs a bundle: ``with VideoPipeline.open("bundle") as pipe: video = pipe("picture.png", seed=42)``.
 
     The counterpart of diffusers' ``StableVideoDiffusionPipeline``: the same checkpoint, picture, seed and arguments
-    give the same video. Networks are loaded when they are first used. Two threads must not use a pipeline at the same
-    time; several pipelines of one bundle, on one GPU or on several, may run at the same time.
+    give the same video. Networks are loaded when they are first used. Calls from several threads wait for one another;
+    several pipelines of one bundle, on one GPU or on several, may run at the same time. A process that is forked from
+    the one that opened the pipeline cannot use it.
 
     Attributes:
         executor: the device, the loaded engines and the memory of the pipeline; it can run a single network.
@@ -118,13 +120,17 @@ class VideoPipeline(Closeable):
             **parameters: see `svd_trt.runtime.parameters.Parameters`: names and defaults of diffusers.
 
         Raises:
-            ArgumentError: an argument is malformed, or outside the range that the bundle was built for.
+            ArgumentError: an argument is malformed, or outside the range that the bundle was built for; or this is a
+                callback of a video that is being made.
             ImageError: a picture cannot be read.
+            CancelledError: `cancel` was called.
+            BackendError: the device failed, the pipeline was closed, or this is a forked process.
         """
         if output_type not in ("pil", "np", "latent"):
             raise ArgumentError(f"output_type must be pil, np or latent, not {output_type!r}")
-        job, pictures = self._prepare(_as_list(image), parameters, latents, callback_on_step_end, progress)
-        generated = list(generate(self.executor, job, pictures, latents_only=output_type == "latent"))
+        with self.executor.turns.taken():
+            job, pictures = self._prepare(_as_list(image), parameters, latents, callback_on_step_end, progress)
+            generated = list(generate(self.executor, job, pictures, latents_only=output_type == "latent"))
         frames: Any = np.concatenate(generated)
         if output_type != "latent":
             frames = frames.reshape(*job.latent_shape[:2], *frames.shape[1:])  # [B, F, H, W, 3]
@@ -152,11 +158,15 @@ class VideoPipeline(Closeable):
         """Generate as a call does, but yield frames as soon as their chunk is decoded, to save memory and time.
 
         Arguments are checked at once, and on a GPU the first call loads the engines, which say how much memory they
-        need. The other work starts when the first frame is requested.
+        need. The other work starts when the first frame is requested. With several videos, the frames of one group of
+        videos, which the bundle makes together, are taken before the next group is begun.
         """
-        job, pictures = self._prepare(_as_list(image), parameters, latents, callback_on_step_end, progress)
+        with self.executor.turns.taken():
+            job, pictures = self._prepare(_as_list(image), parameters, latents, callback_on_step_end, progress)
         return VideoStream(
-            cast("Generator[Frames]", generate(self.executor, job, pictures)),
+            cast("GeneratorType[Frames, None, None]", generate(self.executor, job, pictures)),
+            turns=self.executor.turns,
+            cancellation=job.cancellation,
             parameters=job.settings,
             num_videos=job.request.videos,
             backend=self.device.name,
@@ -187,18 +197,32 @@ class VideoPipeline(Closeable):
         Raises:
             BudgetError: no plan needs so little memory.
         """
+        self.executor.require_open()
         return self.executor.plan(request)
+
+    def cancel(self) -> None:
+        """Make the video that is being made, and every stream that is not finished, end with `CancelledError`.
+
+        Any thread and any signal handler may call it, and it returns at once. On the CPU the step that is being
+        computed ends early; a GPU finishes up to two steps. Calls of other threads that wait for their turn then go on.
+        """
+        self.executor.cancel(CancelledError("the video was cancelled"))
 
     def release(self) -> None:
         """Free the device's memory and end open streams. Networks and buffers are loaded again when they are needed.
 
+        A video that another thread makes is waited for.
+
         Raises:
             ArgumentError: called from a callback of a generation that is running.
         """
-        self.executor.release()
+        with self.executor.turns.taken():
+            self.executor.release()
 
     def close(self) -> None:
-        """Free networks and device for good. Closing twice is harmless.
+        """Free networks and device for good. Closing twice is harmless, and so is closing in a forked process.
+
+        A video that another thread makes is ended first.
 
         Raises:
             ArgumentError: called from a callback of a generation that is running.
@@ -228,7 +252,7 @@ class VideoPipeline(Closeable):
         latent_size = (request.height // factor, request.width // factor)
         shape = (request.videos, request.frames, manifest.model.latent_channels, *latent_size)  # [B, F, C, h, w]
         groups = groups_of(request.videos, manifest.ranges.batch)
-        start = _checked_latents(latents, shape)
+        start = None if latents is None else checked_latents(latents, shape)
         notes: list[str] = []
         pictures = _read(images, parameters, request, notes.append)
         timings = Timings()
@@ -250,6 +274,7 @@ class VideoPipeline(Closeable):
             progress=progress or ignore_progress,
             timings=timings,
         )
+        self.executor.watch(job.cancellation)
         return job, pictures
 
     def _profiles(self, job: Job, *, latents_only: bool = False) -> dict[NetworkName, list[ChosenProfile]]:
@@ -284,15 +309,3 @@ def _read(
 
 def _as_list(image: ImageInput | Sequence[ImageInput]) -> list[ImageInput]:
     return [*image] if isinstance(image, list | tuple) else [cast("ImageInput", image)]
-
-
-def _checked_latents(latents: npt.ArrayLike | None, shape: tuple[int, ...]) -> Floats | None:
-    if latents is None:
-        return None
-    try:
-        checked = np.asarray(latents, np.float32)
-    except (TypeError, ValueError):
-        raise ArgumentError("latents must be an array of numbers") from None
-    if checked.shape != shape or not np.isfinite(checked).all():
-        raise ArgumentError(f"latents must be finite and of shape {shape}, not {checked.shape}")
-    return checked

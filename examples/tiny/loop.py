@@ -30,8 +30,9 @@ def learning_rate(step: int, steps: int, peak: float, warm_up: int = 100, floor:
 def save_state(path: Path, step: int, **parts: Any) -> None:
     """Saves the state_dict of each part, atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save({"step": step, **{name: part.state_dict() for name, part in parts.items()}}, path.with_suffix(".new"))
-    path.with_suffix(".new").replace(path)
+    fresh = path.with_suffix(f".{os.getpid()}")
+    torch.save({"step": step, **{name: part.state_dict() for name, part in parts.items()}}, fresh)
+    fresh.replace(path)
 
 
 def load_state(path: Path, **parts: Any) -> int:

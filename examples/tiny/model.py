@@ -8,7 +8,7 @@ picture.
 from __future__ import annotations
 
 import json
-import shutil
+import tempfile
 from pathlib import Path
 
 import torch
@@ -106,10 +106,15 @@ def make_pipeline(seed: int | None = None) -> StableVideoDiffusionPipeline:
 
 
 def save_pipeline(pipeline: StableVideoDiffusionPipeline, directory: Path) -> None:
-    """Writes fp16 safetensors next to `directory` and then renames, so that readers never see half a checkpoint."""
-    fresh, old = directory.with_name(directory.name + ".new"), directory.with_name(directory.name + ".old")
-    for leftover in (fresh, old):
-        shutil.rmtree(leftover, ignore_errors=True)
+    """Writes fp16 safetensors next to `directory` and then renames, so that readers never see half a checkpoint.
+
+    The folder beside it is this process's own: two runs do not remove each other's files.
+    """
+    with tempfile.TemporaryDirectory(prefix=f".{directory.name}-", dir=directory.parent) as own:
+        _save_pipeline(pipeline, directory, Path(own, "new"), Path(own, "old"))
+
+
+def _save_pipeline(pipeline: StableVideoDiffusionPipeline, directory: Path, fresh: Path, old: Path) -> None:
     pipeline.to(torch.float16).save_pretrained(fresh, safe_serialization=True)
     pipeline.to(torch.float32)
     # A plain from_pretrained keeps the stored type in transformers and gives float32 in diffusers, so this is float32.
@@ -124,5 +129,9 @@ def save_pipeline(pipeline: StableVideoDiffusionPipeline, directory: Path) -> No
         weights.chmod(0o644)
     if directory.exists():
         directory.rename(old)
-    fresh.rename(directory)
-    shutil.rmtree(old, ignore_errors=True)
+    try:
+        fresh.rename(directory)
+    except BaseException:
+        if old.exists():
+            old.rename(directory)
+        raise

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from svd_trt.errors import BenchmarkError as BenchmarkError
     from svd_trt.errors import BudgetError as BudgetError
     from svd_trt.errors import BundleError as BundleError
+    from svd_trt.errors import CancelledError as CancelledError
     from svd_trt.errors import CheckpointError as CheckpointError
     from svd_trt.errors import CudaError as CudaError
     from svd_trt.errors import DeviceMemoryError as DeviceMemoryError
@@ -68,6 +69,7 @@ __all__ = [
     "BuildOptions",
     "Bundle",
     "BundleError",
+    "CancelledError",
     "CheckpointError",
     "CudaError",
     "DeviceMemoryError",

@@ -10,6 +10,7 @@
     │   ├── NoGpuError             there is no NVIDIA driver, or it shows no GPU
     │   └── CudaError              a call of the CUDA driver failed; the message names the call, the tensor, the bytes
     │       └── DeviceMemoryError  the GPU has too little free memory, or the budget does not allow more
+    ├── CancelledError             the video was cancelled, or its stream was closed, by another thread
     ├── ImageError                 an input picture could not be read
     ├── OutputError                a video or another output could not be written
     ├── ResourceError              disk or memory do not suffice; found before the work starts
@@ -33,6 +34,7 @@ __all__ = [
     "BenchmarkError",
     "BudgetError",
     "BundleError",
+    "CancelledError",
     "CheckpointError",
     "CudaError",
     "DeviceMemoryError",
@@ -117,6 +119,10 @@ class DeviceMemoryError(CudaError):
     def advise(self, advice: str) -> None:
         """Append ``advice``, what to do, to the message."""
         self.args = (f"{self.args[0]}; {advice}",)
+
+
+class CancelledError(SvdTrtError):
+    """The video was cancelled, or its stream was closed, while it was made."""
 
 
 class ImageError(SvdTrtError):

@@ -108,7 +108,8 @@ def _formats() -> str:
     IMAGE is a file, a file:// or data: URL, or - for standard input. A picture of another shape than the frames is
     stretched; --resize-mode crop or pad keeps its shape.
 
-    The same checkpoint, picture, seed and options give the same video as diffusers.
+    The same checkpoint, picture, seed and options give the same video as diffusers. Each video is written as soon as
+    it is finished, and finished videos remain if the command is interrupted.
     """,
 )
 @click.argument("bundle", type=click.Path(path_type=Path))
@@ -257,29 +258,50 @@ def _check_outputs(paths: list[str], files: list[Path], bundle: Path, stream_for
 
 
 def _write(stream: VideoStream, paths: list[str], output_fps: Fraction | None, stream_format: str) -> float:
-    """Write the frames of ``stream`` in a thread; the seconds that writing took, most of them in parallel with work."""
+    """Write the frames of ``stream`` in a thread; the seconds that writing took, most of them in parallel with work.
+
+    A video is in its place before the frames of the next are taken. If not all of several are finished, the exception
+    that ended the work gets a note that says how many are.
+    """
     p = stream.parameters
-    spent = 0.0
-    for path in paths:
-        opened = open_writer(
-            path,
-            height=p.height,
-            width=p.width,
-            fps=p.fps if output_fps is None else output_fps,
-            metadata=stream.metadata,
-            stream=stream_format,
-        )
-        with BackgroundWriter(opened, maxsize=_FRAMES_QUEUED) as writer:
-            for _ in range(p.num_frames):
-                writer.write(next(stream)[np.newaxis])
-        spent += writer.seconds
+    spent, finished = 0.0, 0
+    try:
+        for path in paths:
+            opened = open_writer(
+                path,
+                height=p.height,
+                width=p.width,
+                fps=p.fps if output_fps is None else output_fps,
+                metadata=stream.metadata,
+                stream=stream_format,
+            )
+            with BackgroundWriter(opened, maxsize=_FRAMES_QUEUED) as writer:
+                for _ in range(p.num_frames):
+                    writer.write(next(stream)[np.newaxis])
+            spent += writer.seconds
+            finished += 1
+    except BaseException as error:
+        if len(paths) > 1:
+            error.add_note(_progress_of(paths, finished))
+        raise
     return spent
+
+
+def _progress_of(paths: list[str], finished: int) -> str:
+    """How many of the videos ``paths`` are finished, and which."""
+    said = f"{finished} of {len(paths)} videos {'is' if finished == 1 else 'are'} finished"
+    if finished == 0 or paths[0] == _STDOUT:
+        return said
+    return f"{said}: {_names(paths[:finished])}"
+
+
+def _names(paths: list[str]) -> str:
+    return paths[0] if len(paths) == 1 else f"{paths[0]} to {paths[-1]}"
 
 
 def _report(console: Console, stream: VideoStream, paths: list[str], timings: dict[str, Any]) -> None:
     p = stream.parameters
-    names = paths[0] if len(paths) == 1 else f"{paths[0]} to {paths[-1]}"
-    where = "standard output" if paths[0] == _STDOUT else names
+    where = "standard output" if paths[0] == _STDOUT else _names(paths)
     console.print(f"wrote {where}: {p.num_frames} frames of {p.width}x{p.height} at {p.fps} fps, seed {p.seed}")
     stages = {k: v for k, v in timings.items() if k not in ("steps", "total")}
     listed = ", ".join(f"{stage} {format_seconds(value)}" for stage, value in stages.items())

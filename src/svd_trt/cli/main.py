@@ -1,7 +1,8 @@
 """Entry point: the command group, and the exit code of every outcome.
 
 0: done. 1: the request cannot be met; one line says what happened, then what to do. 2: the command line is wrong.
-130: interrupted. 129 and 143: the process received SIGHUP or SIGTERM.
+130: interrupted. 129 and 143: the process received SIGHUP or SIGTERM. 141: what reads standard output went away, as
+``head`` does; nothing is said then.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ _COMMANDS = {
 _INTERRUPTED = 130
 # What the loader of shared libraries and Python say for want of memory, beside MemoryError.
 _NO_MEMORY = ("failed to map segment", "cannot allocate memory", "Cannot allocate memory", "can't start new thread")
+_NO_READER = 128 + signal.SIGPIPE
 
 
 class _LazyGroup(click.Group):
@@ -73,14 +75,23 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         error.show(shown)
         click.echo(_readable(shown.getvalue()), nl=False, err=True)
         sys.exit(error.exit_code)
-    except (click.Abort, KeyboardInterrupt):
-        click.echo("interrupted", err=True)
+    except (click.Abort, KeyboardInterrupt) as error:
+        # click raises Abort for KeyboardInterrupt, which has the notes.
+        click.echo(": ".join(["interrupted", *_notes(error.__cause__ or error)]), err=True)
         sys.exit(_INTERRUPTED)
+    except SystemExit as error:  # of `_terminate`
+        for note in _notes(error):
+            click.echo(f"ended by a signal: {note}", err=True)
+        raise
     except SvdTrtError as error:
-        click.echo(f"svd-trt: {_readable(error)}", err=True)
+        if isinstance(error.__cause__, BrokenPipeError):
+            _end_without_reader()
+        click.echo("; ".join([f"svd-trt: {_readable(error)}", *_notes(error)]), err=True)
         sys.exit(1)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EPIPE, errno.EBADF):
+        if error.errno == errno.EPIPE:
+            _end_without_reader()
+        if error.errno not in (errno.ENOSPC, errno.EBADF):
             raise
         from svd_trt.cli.console import discard_stdout
 
@@ -99,6 +110,19 @@ def _readable(message: object) -> str:
     """``message`` with what the user typed shortened if it is very long, and without control characters."""
     shown = re.sub(r"\S+", lambda word: shorten(word[0]), str(message))
     return "".join(letter if letter.isprintable() or letter == "\n" else repr(letter)[1:-1] for letter in shown)
+
+
+def _notes(error: BaseException) -> list[str]:
+    """What was added to ``error`` on its way here."""
+    return list(getattr(error, "__notes__", ()))
+
+
+def _end_without_reader() -> NoReturn:
+    """Exit as a program that SIGPIPE ends, without a word: who closed the pipe has read enough."""
+    from svd_trt.cli.console import discard_stdout
+
+    discard_stdout()
+    sys.exit(_NO_READER)
 
 
 def _terminate(number: int, _frame: object) -> NoReturn:
