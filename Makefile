@@ -12,7 +12,7 @@ BACKEND ?= tensorrt-rtx
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: setup demo test test-fast test-all test-full gpu-test gpu-probe gpu-pack bench bench-build bench-kernels docs lint clean
+.PHONY: setup demo test test-fast test-all test-full test-lowest gpu-test gpu-probe gpu-pack bench bench-build bench-kernels docs lint clean
 
 setup: $(READY)
 
@@ -42,6 +42,10 @@ test-fast: $(READY)
 # Also runs what is slow, with full-size networks: needs 16 GB of memory.
 test-all: test test-full
 	$(PYTEST) -m slow --ignore tests/full
+
+# Runs the runtime with the lowest versions of its dependencies, in an environment that is kept for the next run.
+test-lowest: $(READY)
+	$(BIN)/pytest -m 'slow or not slow' tests/lowest
 
 # Compares full-size networks with torch: takes minutes and 16 GB of memory. Writes the figures.
 test-full: $(READY)

@@ -247,9 +247,9 @@ class Executor(Closeable):
             return
         if self.turns.mine:
             self._require_idle("close")
+        self._closed = True  # calls that wait for their turn end too
         self.cancel(BackendError(CLOSED))
         with self.turns.taken(), ExitStack() as stack:  # later callbacks run even if an earlier one fails
-            self._closed = True
             stack.callback(self.device.close)
             stack.callback(self._engines.close)
             self._abort(BackendError(CLOSED))

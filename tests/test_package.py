@@ -142,5 +142,6 @@ def test_every_error_is_public() -> None:
 
 def test_no_two_modules_share_a_file_name() -> None:
     folders = [ROOT / name for name in ("benchmarks", "engine", "export", "runtime", "src/svd_trt")]
-    names = [path.name for folder in folders for path in folder.rglob("*.py") if path.name != "__init__.py"]
+    common = {"__init__.py", "__main__.py"}
+    names = [path.name for folder in folders for path in folder.rglob("*.py") if path.name not in common]
     assert [name for name, count in Counter(names).items() if count > 1] == []

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,12 @@ import msgspec
 import pytest
 
 from svd_trt import Bundle
-from svd_trt.benchmarks.contender_process import ContenderError, ContenderProcess
+from svd_trt.benchmarks.contender_process import ContenderError, ContenderProcess, Loaded, Measurement
 from svd_trt.benchmarks.contenders import CONTENDERS, Contender, Job, choose_contenders
 from svd_trt.benchmarks.harness import Bench
-from svd_trt.benchmarks.results import STAGES, ContenderResult, Result, Workload, encode_result, read_result
+from svd_trt.benchmarks.results import STAGES, ContenderResult, Result, Workload, encode_result, read_result, write_file
 from svd_trt.benchmarks.workload import BundleKind, Bundles
-from svd_trt.errors import ArgumentError, BenchmarkError
+from svd_trt.errors import ArgumentError, BenchmarkError, OutputError
 from svd_trt.export.fidelity import draw_picture
 from svd_trt.progress import ignore_progress
 from tests.cli.conftest import invoke
@@ -190,6 +191,68 @@ def test_a_baseline_that_fails_ends_the_run(tmp_path: Path, small_bundle: Path) 
         BenchmarkError, match="the baseline run, diffusers-eager, failed: out of memory; --decode-chunk"
     ):
         bench.run(lambda _: None)
+
+
+@pytest.mark.parametrize("where", ["build", "load"])
+def test_a_main_contender_that_fails_ends_the_run_early(
+    where: str, tmp_path: Path, small_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run is for it, so its reason is reported before minutes are spent on the others."""
+    started: list[str] = []
+
+    class Idle:
+        loaded, started_s = Loaded(import_s=1, load_s=1), 1.0
+
+        def make_video(self, *_: Any) -> Measurement:
+            return Measurement(
+                total_s=1,
+                stages={},
+                steps=[1],
+                first_step_s=1,
+                host_s=None,
+                load_s=0,
+                peak_rss=1,
+                peak_vram=None,
+                energy_j=None,
+            )
+
+        def __enter__(self) -> Any:
+            return self
+
+        def __exit__(self, *_: object) -> None: ...
+
+    def start(contender: Contender, *_: object, **__: object) -> Any:
+        started.append(contender.name)
+        if contender.kind == "svd-trt":
+            raise ContenderError("the network is damaged")
+        return Idle()
+
+    def get(bundles: Bundles, kind: BundleKind) -> tuple[Path, float | None]:
+        if where == "build":
+            raise OutputError("the folder was removed by another program")
+        return small_bundle, None
+
+    monkeypatch.setattr(Bundles, "get", get)
+    bench = bench_of(tmp_path, workload_of(tmp_path), small_bundle, start)
+    bench.contenders = choose_contenders(["svd-trt-onnxruntime", "svd-trt-onnxruntime-plain"])
+    reason = {"build": "its bundle was not built: the folder was removed", "load": "the network is damaged"}[where]
+    with pytest.raises(BenchmarkError, match=f"svd-trt-onnxruntime, which this run is for, cannot .*: {reason}"):
+        bench.run(lambda _: None)
+    assert started == {"build": [], "load": ["diffusers-eager", "svd-trt-onnxruntime"]}[where]
+
+
+def test_two_runs_may_write_the_same_file(tmp_path: Path) -> None:
+    """Neither removes what the other is about to move into place."""
+
+    def write(content: bytes) -> None:
+        for _ in range(200):
+            write_file(tmp_path / "result.json", content)
+
+    with ThreadPoolExecutor(2) as threads:
+        for written in [threads.submit(write, content) for content in (b"one", b"two")]:
+            written.result()
+    assert (tmp_path / "result.json").read_bytes() in (b"one", b"two")
+    assert [p.name for p in tmp_path.iterdir()] == ["result.json"]
 
 
 def test_without_a_reference_and_with_a_contender_that_dies(

@@ -10,6 +10,7 @@ import signal
 import time
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -18,6 +19,7 @@ import pytest
 
 from svd_trt import VideoPipeline
 from svd_trt.engine.driver import gpu_count
+from svd_trt.errors import OutputError
 from svd_trt.runtime.parameters import ParameterArguments, Parameters
 from svd_trt.runtime.video import read_metadata
 from tests.cli.conftest import Run, assert_refused, invoke, start
@@ -243,6 +245,55 @@ def test_interrupt_leaves_no_partial_video(
     assert process.returncode == {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}[number]
     assert "Traceback" not in err
     assert list(tmp_path.iterdir()) == []
+
+
+def finished_videos(err: str) -> int:
+    """The number in the message that says how many of three videos are finished."""
+    said = re.search(r"(\d) of 3 videos (?:is|are) finished(.*)", err)
+    assert said is not None, err
+    names = {0: "", 1: "o-0.npy", 2: "o-0.npy to .*o-1.npy"}[int(said[1])]
+    assert re.search(f"{names}$", said[2]), err
+    return int(said[1])
+
+
+def test_an_interrupt_keeps_the_finished_videos(
+    small_bundle: Path, picture_file: Path, tmp_path: Path, expected: np.ndarray
+) -> None:
+    """Each video is in its place before the next begins; the first of these has few steps' time to be there."""
+    several = (picture_file, "-o", tmp_path / "o.npy", "--num-videos-per-prompt", "3")
+    process = start("infer", small_bundle, *several, "--num-inference-steps", "200", "--num-frames", "3")
+    while not (tmp_path / "o-0.npy").exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert re.search(r"^interrupted: \d of 3", err, re.MULTILINE), err
+    finished = finished_videos(err)
+    assert 1 <= finished < 3
+    assert sorted(p.name for p in tmp_path.iterdir()) == [f"o-{i}.npy" for i in range(finished)]
+    assert all(np.load(p).shape == expected.shape for p in tmp_path.iterdir())
+
+
+def test_a_failure_in_the_middle_keeps_the_finished_videos(
+    small_bundle: Path, picture_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk is full when the second video is written."""
+    import svd_trt.cli.infer_command as module
+
+    opened = module.open_writer
+
+    def open_or_fail(path: str, **options: Any) -> Any:
+        if path.endswith("o-1.npy"):
+            raise OutputError(f"cannot write {path}: No space left on device; free some space, or write elsewhere")
+        return opened(path, **options)
+
+    monkeypatch.setattr(module, "open_writer", open_or_fail)
+    several = (picture_file, "-o", tmp_path / "o.npy", "--num-videos-per-prompt", "3")
+    result = invoke("infer", small_bundle, *several, *FAST, "-q")
+    assert_refused(result, "o-1.npy: No space left on device; free some space, or write elsewhere; 1 of 3 videos is")
+    assert finished_videos(result.stderr) == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["o-0.npy"]
 
 
 def test_keyword_arguments_are_the_parameters() -> None:

@@ -13,6 +13,7 @@ from svd_trt.engine.manifest import FileEntry, OnnxEntry, PlanEntry
 from svd_trt.engine.network_cache import NetworkCache
 from svd_trt.engine.staging import Staging
 from svd_trt.errors import OutputError
+from svd_trt.export.build import _true_reason
 
 KEY = "ab" * 32
 
@@ -119,6 +120,73 @@ def test_two_builds_make_an_entry_once(cache: NetworkCache, tmp_path: Path) -> N
         build.stdin.write("go\n")
         build.stdin.flush()
     assert sorted(build.communicate()[0] for build in builds) == ["from cache: True\n", "made\n"]
+
+
+WAITING_BUILD = """
+import logging, sys
+from pathlib import Path
+from svd_trt.engine.manifest import OnnxEntry
+from svd_trt.engine.staging import Staging
+from tests.engine.test_network_cache import KEY, make_network
+
+class Say(logging.Handler):
+    def emit(self, record):
+        print("waits", flush=True)
+
+logging.getLogger("svd_trt").addHandler(Say())
+with Staging(Path(sys.argv[1])) as staging:
+    found = staging.reuse("denoiser", KEY, OnnxEntry)
+    print("has the lock", found is not None, flush=True)
+    if found is None:
+        staging.finish("denoiser", make_network(staging.path))
+        sys.stdin.readline()
+        print("whole", staging.reuse("denoiser", KEY, OnnxEntry) is not None, flush=True)
+"""
+
+
+def test_a_build_that_waits_removes_nothing_of_the_one_that_runs(tmp_path: Path) -> None:
+    """Two real processes that build the same bundle, as two runs of ``svd-trt bench`` do."""
+    command = [sys.executable, "-c", WAITING_BUILD, str(tmp_path / "bundle")]
+    first, second = (
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(2)
+    )
+    assert first.stdin is not None
+    assert first.stdout is not None
+    assert second.stdin is not None
+    assert second.stdout is not None
+    lines = {first: first.stdout.readline(), second: second.stdout.readline()}
+    (runs,) = (process for process, line in lines.items() if line == "has the lock False\n")
+    (waits,) = (process for process, line in lines.items() if line == "waits\n")
+    assert runs.communicate("go\n")[0] == "whole True\n"
+    assert waits.communicate("")[0] == "has the lock True\n", "it takes what the first one made"
+    assert (runs.returncode, waits.returncode) == (0, 0)
+
+
+def test_a_build_whose_folder_is_removed_says_so(tmp_path: Path) -> None:
+    with Staging(tmp_path / "bundle") as staging:
+        message = r"\.bundle\.building, in which .* was removed by another program .* again"
+        with pytest.raises(FileNotFoundError), _true_reason(staging):
+            (staging.path / "no" / "file").write_bytes(b"")
+        shutil.rmtree(staging.path)
+        with pytest.raises(OutputError, match=message), _true_reason(staging):
+            (staging.path / "file").write_bytes(b"")
+
+
+def test_a_build_that_is_refused_leaves_the_lock_to_others(tmp_path: Path) -> None:
+    """The target became something else while the build waited for the lock."""
+    target = tmp_path / "bundle"
+
+    class Late(Staging):
+        def _acquire(self) -> None:
+            super()._acquire()
+            target.write_text("another program's")
+
+    late = Late(target)
+    with pytest.raises(OutputError, match="exists and is not a bundle"):
+        late.__enter__()
+    target.unlink()
+    with Staging(target, timeout=0):
+        pass
 
 
 def test_staging_prefers_what_it_has(cache: NetworkCache, tmp_path: Path) -> None:
