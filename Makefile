@@ -1,4 +1,4 @@
-# make setup | demo | test | test-fast | test-all | test-full | gpu-test | gpu-probe | gpu-pack | bench | bench-build |
+# make setup | demo | test | test-fast | test-all | test-full | test-lowest | gpu-test | gpu-probe | gpu-pack | bench | bench-build |
 #      bench-kernels | docs | lint | clean
 PYTHON ?= python3
 VENV := .venv

@@ -307,7 +307,7 @@ def test_releasing_waits_for_the_video_of_another_thread(
     pipe: VideoPipeline, threads: ThreadPoolExecutor, picture: PIL.Image.Image
 ) -> None:
     started = Started()
-    running = threads.submit(pipe, picture, progress=started, num_frames=2, num_inference_steps=50)
+    running = threads.submit(pipe, picture, progress=started, num_frames=2, num_inference_steps=15)
     started.wait()
     pipe.release()
     assert len(running.result(0).frames[0]) == 2

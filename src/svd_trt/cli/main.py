@@ -79,14 +79,16 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         # click raises Abort for KeyboardInterrupt, which has the notes.
         click.echo(": ".join(["interrupted", *_notes(error.__cause__ or error)]), err=True)
         sys.exit(_INTERRUPTED)
-    except SystemExit as error:  # of `_terminate`
+    except SystemExit as error:
+        if error.code == 1:  # of click and rich, for a reader that went away; `_terminate` exits with other codes
+            _end_without_reader()
         for note in _notes(error):
             click.echo(f"ended by a signal: {note}", err=True)
         raise
     except SvdTrtError as error:
         if isinstance(error.__cause__, BrokenPipeError):
             _end_without_reader()
-        click.echo("; ".join([f"svd-trt: {_readable(error)}", *_notes(error)]), err=True)
+        click.echo(f"svd-trt: {_readable('; '.join([str(error), *_notes(error)]))}", err=True)
         sys.exit(1)
     except OSError as error:
         if error.errno == errno.EPIPE:
