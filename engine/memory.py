@@ -95,8 +95,8 @@ class MemoryPlan:
     """How to run a bundle, and how much device memory that takes.
 
     Attributes:
-        resident: all engines stay loaded; otherwise each is loaded for its stage and unloaded after it: the denoiser and
-            the decoder once for each group of videos that are denoised together.
+        resident: all engines stay loaded; otherwise each is loaded for its stage and unloaded after it. The denoiser
+            and the decoder are loaded again for each group of videos that are denoised together.
         split_guidance: the denoiser runs over one branch at a time, twice a step. False without guidance.
         decode_chunk_size: frames decoded together.
         streamed_bytes: bytes of the denoiser's weights that stay in host memory and are copied in for every run.

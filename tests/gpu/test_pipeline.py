@@ -101,6 +101,22 @@ def test_memory_stays_within_the_budget(
         assert rig.used() == before
 
 
+def test_several_videos_stay_within_the_smallest_budget(
+    standin: Rig, dynamic_bundle: Bundle, dynamic_pipe: VideoPipeline, picture: PIL.Image.Image
+) -> None:
+    """One engine at a time: the denoiser and the decoder are loaded again for each of the two groups of videos."""
+    least = smallest_budget(dynamic_bundle.manifest, MemoryRequest(frames=4, height=72, width=96, videos=3))
+    assert least is not None
+    with standin.open(dynamic_bundle, vram_budget=least) as pipe:
+        made = pipe(picture, num_videos_per_prompt=3, **FAST)
+        assert standin.cuda is not None
+        assert standin.cuda.peak_bytes <= least
+    assert not made.memory.resident
+    chunk = made.memory.decode_chunk_size
+    theirs = dynamic_pipe(picture, num_videos_per_prompt=3, decode_chunk_size=chunk, **FAST).frames
+    assert largest_difference(made.frames, theirs) <= 1
+
+
 def test_too_small_a_budget_is_refused_before_anything_is_loaded(
     rig: Rig, dynamic_bundle: Bundle, picture: PIL.Image.Image
 ) -> None:
