@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from svd_trt.errors import ArgumentError
+from svd_trt.runtime.diffusers_call import check_tensor_inputs
 from svd_trt.runtime.latents import float_array
 
 __all__ = ["OnStepEnd", "StepCallback", "bind_callback"]
@@ -21,20 +22,26 @@ OnStepEnd: TypeAlias = Callable[[int, float, npt.NDArray[np.float32]], npt.NDArr
 """A `StepCallback` for the loop, which knows no pipeline: step, timestep and latents in, new latents or None out."""
 
 
-def bind_callback(callback: StepCallback | None, pipe: object) -> OnStepEnd | None:
+def bind_callback(callback: StepCallback | None, pipe: object, names: Sequence[str]) -> OnStepEnd | None:
     """Bind ``callback`` to the pipeline that it is called with, and check what it returns.
+
+    Args:
+        callback: of the caller.
+        pipe: its first argument.
+        names: ``callback_on_step_end_tensor_inputs``.
 
     Raises:
         ArgumentError: ``callback`` is not a function; later, it returned something other than latents of the shape
             that it was given.
     """
+    check_tensor_inputs(names)
     if callback is None:
         return None
     if not callable(callback):
         raise ArgumentError(f"callback_on_step_end must be a function, not {callback!r}")
 
     def on_step_end(step: int, timestep: float, latents: npt.NDArray[np.float32]) -> npt.NDArray[np.float32] | None:
-        answer = callback(pipe, step, timestep, {"latents": latents.copy()})
+        answer = callback(pipe, step, timestep, {name: latents.copy() for name in names})
         if answer is not None and not isinstance(answer, Mapping):
             kind = type(answer).__name__
             raise ArgumentError(f'callback_on_step_end must return None or {{"latents": ...}}, not {kind}')

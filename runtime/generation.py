@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
+import numpy.typing as npt
 import PIL.Image
 
 from svd_trt.engine.manifest import Manifest
@@ -19,7 +20,7 @@ from svd_trt.runtime.cancellation import Cancellation
 from svd_trt.runtime.decode import Frames, decode
 from svd_trt.runtime.denoise import Conditions, Floats, denoise
 from svd_trt.runtime.executor import Executor
-from svd_trt.runtime.noise import TorchGenerator
+from svd_trt.runtime.noise import TorchGenerator, draw_rows
 from svd_trt.runtime.parameters import Settings
 from svd_trt.runtime.preprocess import clip_pixels, vae_image
 from svd_trt.runtime.samplers import SAMPLERS
@@ -27,7 +28,7 @@ from svd_trt.runtime.schedules import initial_std
 from svd_trt.runtime.timings import Timings, timed
 from svd_trt.runtime.tracing import traced
 
-__all__ = ["Job", "encode", "generate", "groups_of"]
+__all__ = ["Job", "encode", "generate", "groups_of", "latents_dtype"]
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,8 @@ class Job:
         latent_shape: of all videos, ``[B, F, C, h, w]``.
         groups: videos that are denoised together.
         chunks: frames that are decoded together; all frames of one video, then of the next.
-        start: noise of unit variance to start from, ``[B, F, C, h, w]``; None draws it from the seed.
+        start: noise of unit variance to start from, ``[B, F, C, h, w]``; None draws it from ``noise``.
+        noise: what random numbers are drawn from: one source, or one for each video.
         on_step_end: the caller's callback, bound to its pipeline.
         progress: called as ``progress(stage, done, total)`` with the stages ``encode`` (pictures), ``denoise`` (steps)
             and ``decode`` (frames). The last two take turns, group by group.
@@ -56,6 +58,7 @@ class Job:
     groups: list[slice]
     chunks: list[int]
     start: Floats | None
+    noise: Sequence[TorchGenerator]
     on_step_end: OnStepEnd | None
     progress: Progress
     timings: Timings = field(default_factory=Timings)
@@ -82,13 +85,12 @@ def generate(
         executor.running(job.request, job.plan, job.latent_shape),
     ):
         # 1. Encode the pictures into what the videos are conditioned on.
-        noise = TorchGenerator(job.settings.seed)
         with traced("encode"):
-            conditions = encode(executor, job, pictures, noise)
+            conditions = encode(executor, job, pictures)
         del pictures  # they may take more memory than all the rest
 
         # 2. Make the schedule, and the noise to start from.
-        table, start = schedule(executor.bundle.manifest, job, noise)
+        table, start = schedule(executor.bundle.manifest, job)
 
         # 3. Denoise and decode, so that videos are finished one group after the other.
         pending = start[:0, 0]  # latents of frames that wait for the rest of their chunk, [n, C, h, w]
@@ -105,7 +107,7 @@ def generate(
                 pending, frames = pending[ready:], frames + ready
 
 
-def encode(executor: Executor, job: Job, pictures: Sequence[PIL.Image.Image], noise: TorchGenerator) -> Conditions:
+def encode(executor: Executor, job: Job, pictures: Sequence[PIL.Image.Image]) -> Conditions:
     """Run both encoders on every picture; return the conditions of every video.
 
     Draws ``[P, 3, H, W]`` numbers for P pictures, which are added to them with the strength ``noise_aug_strength``.
@@ -133,7 +135,7 @@ def encode(executor: Executor, job: Job, pictures: Sequence[PIL.Image.Image], no
             images = np.stack([vae_image(p, settings.height, settings.width) for p in pictures[group]])
             # torch draws all pictures' noise at once. It draws 16 numbers at a time, and each picture has a multiple of
             # that, so groups draw the same.
-            images += np.float32(settings.noise_aug_strength) * noise.randn(images.shape)
+            images += np.float32(settings.noise_aug_strength) * draw_rows(job.noise, images.shape, first=group.start)
         with timed(job.timings, "vae_encoder"):
             outputs = executor.run("vae_encoder", {"image": images}, sizes | {"pictures": len(images)}, stop)
         latents.append(outputs["image_latents"])
@@ -150,17 +152,23 @@ def encode(executor: Executor, job: Job, pictures: Sequence[PIL.Image.Image], no
     )
 
 
-def schedule(manifest: Manifest, job: Job, noise: TorchGenerator) -> tuple[Floats, Floats]:
+def schedule(manifest: Manifest, job: Job) -> tuple[Floats, Floats]:
     """The sampler's coefficients, ``[S, 7]``, and the latents of all videos at the first sigma, ``[B, F, C, h, w]``.
 
     The latents' noise is drawn after the pictures', as in diffusers.
     """
     sigmas = np.asarray(job.settings.sigmas, np.float32)
-    # An fp16 pipeline draws in half precision, which rounds and, for some lengths, orders the draws differently.
-    dtype = np.float16 if manifest.precision == "fp16" else np.float32
-    start = noise.randn(job.latent_shape, dtype) if job.start is None else job.start
+    start = draw_rows(job.noise, job.latent_shape, latents_dtype(manifest)) if job.start is None else job.start
     latents = start.astype(np.float32) * initial_std(manifest.sampler, sigmas)
     return SAMPLERS[job.settings.sampler](sigmas), latents
+
+
+def latents_dtype(manifest: Manifest) -> npt.DTypeLike:
+    """The type that the first latents are drawn in.
+
+    An fp16 pipeline draws in half precision, which rounds and, for some lengths, orders the draws differently.
+    """
+    return np.float16 if manifest.precision == "fp16" else np.float32
 
 
 def _denoise(executor: Executor, job: Job, latents: Floats, conditions: Conditions, table: Floats) -> Floats:

@@ -2,25 +2,42 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import sys
-from collections.abc import Callable
-from typing import IO, Any, TypeAlias
+from collections.abc import Callable, Sequence
+from typing import IO, Any, Protocol, TypeAlias, cast
 
 import numpy as np
 import numpy.typing as npt
 import PIL.Image
 
 from svd_trt.errors import ArgumentError, ImageError
+from svd_trt.runtime.arrays import is_array, to_numpy
 from svd_trt.runtime.picture_colours import Colour, Icc, to_rgb
 from svd_trt.runtime.picture_files import open_picture, readable, require_size
 from svd_trt.runtime.picture_metadata import upright
 from svd_trt.units import shorten
 
-__all__ = ["ImageInput", "load_image", "name_of"]
+__all__ = ["ImageInput", "load_image", "name_of", "pictures_in"]
 
-ImageInput: TypeAlias = str | os.PathLike[str] | IO[bytes] | PIL.Image.Image | npt.NDArray[Any]
+
+class _SharesArray(Protocol):
+    """An array of any library."""
+
+    def __dlpack__(self) -> Any: ...
+
+
+class _GivesArray(Protocol):
+    """An array of any library."""
+
+    def __array__(self) -> npt.NDArray[Any]: ...
+
+
+ImageInput: TypeAlias = (
+    str | os.PathLike[str] | bytes | bytearray | memoryview | IO[bytes] | PIL.Image.Image | _SharesArray | _GivesArray
+)
 
 _log = logging.getLogger("svd_trt")
 _CHANNELS = {1: "L", 3: "RGB", 4: "RGBA"}
@@ -42,9 +59,10 @@ def load_image(
     down from [0, 65535], and ``F`` from [0, 1].
 
     Args:
-        image: a path, a ``file://`` or ``data:`` URL, a stream that is open for reading bytes, a PIL image, or an array
-            ``[H, W]``, ``[H, W, 1]``, ``[H, W, 3]`` or ``[H, W, 4]`` that is uint8, or floating point within [0, 1]
-            (scaled by 255 and rounded).
+        image: a path, a ``file://`` or ``data:`` URL, the bytes of a file, a stream that is open for reading bytes, a
+            PIL image, or an array of numpy, torch or any library with ``__dlpack__`` or ``__array__``: ``[H, W]``,
+            ``[H, W, C]`` or ``[C, H, W]`` with 1, 3 or 4 channels, uint8, or floating point within [0, 1] (scaled by
+            255 and rounded). If both ends could be the channels, the last is.
         icc: ``convert`` converts the colours of the embedded profile to sRGB; ``ignore`` is None without its warning.
         background: red, green and blue, 0 to 255, to blend transparent pixels with.
         name: what messages call the picture; None is `name_of`.
@@ -58,20 +76,40 @@ def load_image(
         MissingDependencyError: it is a HEIC picture, and pillow-heif is not installed.
     """
     name = name or name_of(image)
-    if isinstance(image, np.ndarray):
-        image = _from_array(image)
+    if isinstance(image, bytes | bytearray | memoryview):
+        image = io.BytesIO(image)
+    if _is_pixels(image):
+        image = _from_array(to_numpy(image, name))
     if not isinstance(image, PIL.Image.Image):
         if not isinstance(image, str | os.PathLike) and not hasattr(image, "read"):
             raise ArgumentError(
-                f"an image is a path, a PIL image or a numpy array, not {type(image).__name__}; convert it first"
+                "an image is a path, the bytes of a file or an open one, a PIL image, or an array of numpy, torch or "
+                f"another library, not {type(image).__name__}; convert it first"
             )
-        opened = open_picture(image, name, warn)
+        opened = open_picture(cast("str | os.PathLike[str] | IO[bytes]", image), name, warn)
         with readable(name):
             return _plain(_eight_bits(opened), opened, icc, background, name, warn)
     with readable(name):
         require_size(image.size, name)
         turned = _eight_bits(upright(image))
         return _plain(turned.copy() if turned is image else turned, image, icc, background, name, warn)
+
+
+def pictures_in(image: ImageInput | Sequence[ImageInput]) -> list[ImageInput]:
+    """List the pictures of a call: one, those of a list, and those of arrays with four dimensions, ``[B, ...]``.
+
+    Raises:
+        ArgumentError: there is none, or an array cannot be read.
+    """
+    found: list[ImageInput] = []
+    for one in image if isinstance(image, list | tuple) else [cast("ImageInput", image)]:
+        if _is_pixels(one) and np.ndim(pixels := to_numpy(one, "the picture")) == 4:
+            found.extend(pixels)
+        else:
+            found.append(one)
+    if not found:
+        raise ArgumentError("no picture was given")
+    return found
 
 
 def name_of(image: ImageInput, number: int | None = None) -> str:
@@ -114,12 +152,19 @@ def _eight_bits(image: PIL.Image.Image) -> PIL.Image.Image:
     return image
 
 
+def _is_pixels(image: object) -> bool:
+    # A PIL image is asked nothing, because it would be decoded for its answer.
+    return not isinstance(image, PIL.Image.Image | memoryview | str | os.PathLike) and is_array(image)
+
+
 def _from_array(array: npt.NDArray[Any]) -> PIL.Image.Image:
+    if array.ndim == 3 and array.shape[2] not in _CHANNELS and array.shape[0] in _CHANNELS:
+        array = array.transpose(1, 2, 0)
     channels = array.shape[2] if array.ndim == 3 else 1
     if array.ndim not in (2, 3) or channels not in _CHANNELS:
         raise ImageError(
             f"cannot read an array of shape {list(array.shape)}: "
-            "pass [height, width], or [height, width, channels] with 1, 3 or 4 channels"
+            "pass [height, width], [height, width, channels] or [channels, height, width] with 1, 3 or 4 channels"
         )
     if array.size == 0:
         raise ImageError(f"cannot read an array of shape {list(array.shape)}: pass one that is not empty")

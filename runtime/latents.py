@@ -1,4 +1,4 @@
-"""Latents that a caller gives: numpy arrays, lists, or tensors of torch, which is not imported for it."""
+"""Latents that a caller gives: arrays of numpy, of torch and of other libraries, or lists."""
 
 from __future__ import annotations
 
@@ -8,19 +8,22 @@ import numpy as np
 import numpy.typing as npt
 
 from svd_trt.errors import ArgumentError
+from svd_trt.runtime.arrays import is_array, to_numpy
 
 __all__ = ["checked_latents", "float_array"]
 
 
 def float_array(values: Any, what: str) -> npt.NDArray[np.float32]:
-    """Convert ``values`` to float32; also tensors of torch on any device, of any float type, with a gradient.
+    """Convert ``values`` to float32; see `svd_trt.runtime.arrays.to_numpy` for what they may be.
 
     Raises:
         ArgumentError: ``values``, which is called ``what``, is not an array of numbers.
     """
     try:
-        return np.ascontiguousarray(_on_host(values), np.float32)
-    except (TypeError, ValueError, RuntimeError):  # RuntimeError is torch's
+        return np.ascontiguousarray(_on_host(values, what), np.float32)
+    except ArgumentError:
+        raise
+    except (TypeError, ValueError):
         raise ArgumentError(f"{what} must be an array of numbers") from None
 
 
@@ -36,10 +39,8 @@ def checked_latents(values: Any, shape: tuple[int, ...]) -> npt.NDArray[np.float
     return checked
 
 
-def _on_host(values: Any) -> Any:
-    """A tensor of torch without its gradient, in host memory and in a type that numpy has; anything else as it is."""
+def _on_host(values: Any, what: str) -> Any:
+    """Arrays in host memory; anything else as it is."""
     if isinstance(values, list | tuple):
-        return [_on_host(value) for value in values]
-    if type(values).__module__.partition(".")[0] != "torch":
-        return values
-    return values.detach().cpu().float().numpy()
+        return [_on_host(value, what) for value in values]
+    return to_numpy(values, what) if is_array(values) else values

@@ -17,11 +17,12 @@ import numpy.typing as npt
 
 from svd_trt.errors import ArgumentError
 
-__all__ = ["TorchGenerator"]
+__all__ = ["TorchGenerator", "draw_rows", "skip_rows"]
 
 Shape: TypeAlias = SupportsIndex | Sequence[SupportsIndex]
 
 _BLOCK = 16  # torch fills whole blocks of 16; a shorter request takes its serial path in double precision
+_SKIPPED_AT_ONCE = 1 << 20  # words, to keep memory small
 _TWO_PI = np.float32(2.0 * math.pi)
 
 
@@ -71,6 +72,31 @@ class TorchGenerator:
             values = self._blocks(length, overdraws=kind == np.float32)
         return values.astype(kind, copy=False).reshape(dims)
 
+    @classmethod
+    def at(cls, words: npt.NDArray[np.uint32], position: int, spare: float | None) -> TorchGenerator:
+        """Continue from a `state`."""
+        generator = cls(0)
+        generator._source.set_state(("MT19937", words, position, 0, 0.0))
+        generator._spare = spare
+        return generator
+
+    def state(self) -> tuple[npt.NDArray[np.uint32], int, float | None]:
+        """The 624 words of mt19937, how many of them are used, and the number that the next short draw begins with."""
+        _, words, position, *_ = self._source.get_state(legacy=True)
+        return np.asarray(words, np.uint32), int(position), self._spare
+
+    def skip(self, shape: Shape, dtype: npt.DTypeLike = np.float32) -> None:
+        """Go on as if `randn` had drawn that."""
+        length = math.prod(_dimensions(shape))
+        if length < _BLOCK:
+            for _ in range(length):
+                self._serial()
+            return
+        if remainder := length % _BLOCK:  # see `_blocks`
+            length += _BLOCK - (0 if _float_dtype(dtype) == np.float32 else remainder)
+        for start in range(0, length, _SKIPPED_AT_ONCE):
+            self._words(min(_SKIPPED_AT_ONCE, length - start))
+
     def _blocks(self, length: int, *, overdraws: bool) -> npt.NDArray[np.float32]:
         """``normal_fill``: whole blocks; if the last block is incomplete, the last 16 values are drawn again."""
         remainder = length % _BLOCK
@@ -107,6 +133,34 @@ class TorchGenerator:
     def _words(self, length: int) -> npt.NDArray[np.uint32]:
         """The next ``length`` outputs of mt19937, which numpy returns unchanged for the full range of uint32."""
         return self._source.randint(0, 1 << 32, size=length, dtype=np.uint32)
+
+
+def draw_rows(
+    sources: Sequence[TorchGenerator], shape: Sequence[int], dtype: npt.DTypeLike = np.float32, *, first: int = 0
+) -> npt.NDArray[np.floating[Any]]:
+    """Draw normal values as ``diffusers.utils.torch_utils.randn_tensor`` does, for rows ``first`` and on.
+
+    One source draws all rows at once; if there are several, each draws its own row.
+
+    Args:
+        sources: one, or at least one for each row.
+        shape: of the result; its first number is that of the rows.
+        dtype: float32 or float16.
+        first: the row that the result begins with, if the rows are drawn in parts.
+    """
+    if len(sources) == 1:
+        return sources[0].randn(shape, dtype)
+    rows = [source.randn((1, *shape[1:]), dtype) for source in sources[first : first + shape[0]]]
+    return np.concatenate(rows)
+
+
+def skip_rows(sources: Sequence[TorchGenerator], shape: Sequence[int], dtype: npt.DTypeLike = np.float32) -> None:
+    """Go on as if `draw_rows` had drawn that."""
+    if len(sources) == 1:
+        sources[0].skip(shape, dtype)
+        return
+    for source in sources[: shape[0]]:
+        source.skip((1, *shape[1:]), dtype)
 
 
 def _seed(seed: int) -> int:

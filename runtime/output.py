@@ -2,26 +2,55 @@
 
 from __future__ import annotations
 
+import importlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from types import GeneratorType
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
+import PIL.Image
 
 from svd_trt.engine.memory import MemoryPlan
 from svd_trt.engine.spec import NetworkName
-from svd_trt.errors import ArgumentError, CancelledError, OutputError
+from svd_trt.errors import ArgumentError, CancelledError, MissingDependencyError, OutputError
 from svd_trt.runtime.cancellation import Cancellation
 from svd_trt.runtime.chosen_profiles import ChosenProfile
 from svd_trt.runtime.decode import Frames
 from svd_trt.runtime.parameters import Settings
 from svd_trt.runtime.timings import Timings
 from svd_trt.runtime.turns import Turns
+from svd_trt.units import shorten
 
-__all__ = ["VideoOutput", "VideoStream"]
+__all__ = ["OutputType", "VideoOutput", "VideoStream", "converter"]
+
+OutputType: TypeAlias = Literal["pil", "np", "pt", "latent"]
+
+
+def converter(output_type: str) -> Callable[[npt.NDArray[Any]], Any]:
+    """Find what makes ``output_type`` of frames ``[B, F, H, W, 3]``, or of latents; see `VideoOutput.frames`.
+
+    Raises:
+        ArgumentError: there is no such type.
+        MissingDependencyError: ``pt`` needs torch, which is not installed.
+    """
+    if output_type in ("np", "latent"):
+        return np.asarray
+    if output_type == "pil":
+        return lambda frames: [[PIL.Image.fromarray(frame) for frame in video] for video in frames]
+    if output_type == "pt":
+        try:
+            torch: Any = importlib.import_module("torch")  # only if it is asked for: running a bundle needs no torch
+        except ImportError as error:
+            raise MissingDependencyError("output_type 'pt'", "export") from error
+        return lambda frames: torch.from_numpy(frames).permute(0, 1, 4, 2, 3).contiguous().float() / 255
+    raise ArgumentError(
+        f"output_type must be pil, np, pt or latent, not {shorten(repr(output_type))}; np is uint8 from 0 to 255, and "
+        "pt is float from 0 to 1; both, and latent, share their memory through __dlpack__"
+    )
 
 
 @dataclass(frozen=True)
@@ -29,8 +58,9 @@ class VideoOutput:
     """The videos of one call.
 
     Attributes:
-        frames: by output type: ``pil``, a list of pictures for each video; ``np``, uint8 ``[B, F, H, W, 3]``;
-            ``latent``, float32 ``[B, F, 4, h, w]``, as diffusers' ``output_type="latent"``.
+        frames: by output type: ``pil``, a list of pictures for each video; ``np``, uint8 from 0 to 255,
+            ``[B, F, H, W, 3]``; ``pt``, a tensor of torch, float32 from 0 to 1, ``[B, F, 3, H, W]``; ``latent``,
+            float32 ``[B, F, 4, h, w]``, as diffusers' ``output_type="latent"``.
         parameters: what they were generated with, every default decided; ``parameters.seed`` gives them again.
         backend: the device that they were generated on.
         memory: how the device's memory was used.
@@ -47,6 +77,14 @@ class VideoOutput:
     metadata: Mapping[str, Any]
     profiles: Mapping[NetworkName, list[ChosenProfile]]
 
+    def __getitem__(self, key: int | str) -> Any:
+        """``output[0]`` and ``output["frames"]`` are the frames, as of diffusers' output."""
+        return {"frames": self.frames}[key] if isinstance(key, str) else self.to_tuple()[key]
+
+    def to_tuple(self) -> tuple[Any]:
+        """``(frames,)``, as of diffusers' output."""
+        return (self.frames,)
+
     def save(self, path: str | os.PathLike[str], *, fps: float | Fraction | None = None) -> list[str]:
         """Write each video to ``path`` (its suffix chooses the format), with a number if there are several.
 
@@ -59,9 +97,9 @@ class VideoOutput:
         """
         from svd_trt.runtime.video import check_output, numbered, open_writer
 
-        videos = [np.stack([np.asarray(frame) for frame in video]) for video in self.frames]
+        videos = [_pixels(video) for video in self.frames]
         if videos[0].dtype != np.uint8:
-            raise OutputError("latents cannot be written as a video; ask for output_type 'pil' or 'np'")
+            raise OutputError("latents cannot be written as a video; ask for output_type 'pil', 'np' or 'pt'")
         paths = [numbered(path, index, len(videos)) for index in range(len(videos))]
         for target in paths:
             check_output(target)
@@ -71,6 +109,14 @@ class VideoOutput:
             with open_writer(target, height=height, width=width, fps=rate, metadata=self.metadata) as writer:
                 writer.write(video)
         return paths
+
+
+def _pixels(video: Any) -> npt.NDArray[Any]:
+    """The frames of one video, ``[F, H, W, 3]``, of any output type; latents as they are."""
+    if hasattr(video, "permute"):  # floats in a tensor of torch; each is a whole number of 255ths
+        floats = video.permute(0, 2, 3, 1).cpu().numpy()
+        return np.asarray(np.rint(floats * 255), np.uint8)
+    return np.stack([np.asarray(frame) for frame in video])
 
 
 class VideoStream(Iterator[Frames]):

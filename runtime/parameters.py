@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import InitVar, dataclass, field
 from typing import Any, TypedDict
 
+import numpy as np
 import PIL.ImageColor
 
 from svd_trt.engine.host import ArgumentInfo, ArgumentKind
@@ -66,8 +67,11 @@ class Parameters:
         1,
     )
     num_videos_per_prompt: int = _option(1, "Videos to make of each picture.", 1, 1000)
-    seed: int | None = _option(
-        None, "Seed of the noise; gives what torch.manual_seed gives diffusers.  [default: random]", 0, 2**64 - 1
+    seed: int | tuple[int, ...] | None = _option(
+        None,
+        "Seed of the noise; gives what torch.manual_seed gives diffusers.  [default: random; 1,2,3 for three videos]",
+        0,
+        2**64 - 1,
     )
     height: int | None = _option(None, "Frame height in pixels.  [default: the bundle's]", 8)
     width: int | None = _option(None, "Frame width in pixels.  [default: the bundle's]", 8)
@@ -117,6 +121,8 @@ class Parameters:
                     raise ArgumentError(
                         f"{spec.name} must be one of {', '.join(spec.metadata['choices'])}, not {_echo(value)}"
                     )
+            elif spec.name == "seed":
+                object.__setattr__(self, "seed", _seeds(value, spec.metadata))
             elif spec.name == "background":
                 colour_of(value)
             else:
@@ -142,7 +148,7 @@ class ParameterArguments(TypedDict, total=False):
     noise_aug_strength: float
     decode_chunk_size: int | None
     num_videos_per_prompt: int
-    seed: int | None
+    seed: int | Sequence[int] | None
     height: int | None
     width: int | None
     sampler: str | None
@@ -157,6 +163,7 @@ class Settings:
 
     Attributes:
         sigmas: noise levels, ``[num_inference_steps + 1]``.
+        seed: of all videos, or one for each; None if the caller passed a generator that had drawn numbers before.
         custom_sigmas: whether the caller chose the noise levels; if not, they are the checkpoint's.
     """
 
@@ -170,7 +177,7 @@ class Settings:
     noise_aug_strength: float
     decode_chunk_size: int
     num_videos_per_prompt: int
-    seed: int
+    seed: int | tuple[int, ...] | None
     height: int
     width: int
     sampler: str
@@ -189,6 +196,7 @@ class Settings:
         ``sigmas`` is None if they are the checkpoint's.
         """
         fields = dataclasses.asdict(self)
+        fields["seed"] = list(self.seed) if isinstance(self.seed, tuple) else self.seed
         fields["sigmas"] = list(self.sigmas) if self._custom_sigmas else None
         return fields
 
@@ -235,6 +243,7 @@ def memory_request(parameters: Parameters, manifest: Manifest, pictures: int) ->
 
     Raises:
         ArgumentError: a size is outside the range that the bundle was built for; the message names the build option.
+            Or there are several seeds, and not one for each video.
     """
     ranges = manifest.ranges
     frames = parameters.num_frames or ranges.frames.clamp(manifest.model.num_frames)
@@ -245,11 +254,17 @@ def memory_request(parameters: Parameters, manifest: Manifest, pictures: int) ->
         multiple = max(8, manifest.model.vae_scale_factor)
         if size % multiple:
             raise ArgumentError(f"{name} {size} is not a multiple of {multiple}")
+    videos = pictures * parameters.num_videos_per_prompt
+    if isinstance(parameters.seed, tuple) and len(parameters.seed) != videos:
+        raise ArgumentError(
+            f"{len(parameters.seed)} seeds were given for {videos} video{'' if videos == 1 else 's'}; "
+            "give one for each video, or one for all"
+        )
     return MemoryRequest(
         frames=frames,
         height=height,
         width=width,
-        videos=pictures * parameters.num_videos_per_prompt,
+        videos=videos,
         pictures=pictures,
         # As in diffusers: a scale of 1 or less in every frame is the conditional prediction alone.
         guided=max(parameters.min_guidance_scale, parameters.max_guidance_scale) > 1,
@@ -258,7 +273,11 @@ def memory_request(parameters: Parameters, manifest: Manifest, pictures: int) ->
 
 
 def resolve(
-    parameters: Parameters, manifest: Manifest, request: MemoryRequest, plan: MemoryPlan, seed: int
+    parameters: Parameters,
+    manifest: Manifest,
+    request: MemoryRequest,
+    plan: MemoryPlan,
+    seed: int | tuple[int, ...] | None,
 ) -> Settings:
     """Decide everything that ``parameters`` leaves open.
 
@@ -267,7 +286,7 @@ def resolve(
         manifest: its sampler gives the noise levels and the update rule.
         request: has the sizes.
         plan: has the decode chunk.
-        seed: used if ``parameters`` has none.
+        seed: of the noise.
     """
     if parameters.sigmas is None:
         sigmas = tuple(map(float, checkpoint_sigmas(manifest.sampler, parameters.num_inference_steps)))
@@ -285,7 +304,7 @@ def resolve(
         noise_aug_strength=parameters.noise_aug_strength,
         decode_chunk_size=plan.decode_chunk_size,
         num_videos_per_prompt=parameters.num_videos_per_prompt,
-        seed=seed if parameters.seed is None else parameters.seed,
+        seed=seed,
         height=request.height,
         width=request.width,
         sampler=parameters.sampler or manifest.sampler.solver,
@@ -315,6 +334,18 @@ def colour_of(text: str) -> Colour:
 
 def _echo(value: Any) -> str:
     return shorten(repr(value))
+
+
+def _seeds(value: Any, limits: Mapping[str, Any]) -> int | tuple[int, ...]:
+    """One seed, or several."""
+    if hasattr(value, "get_state") or hasattr(value, "bit_generator"):
+        raise ArgumentError("seed must be a whole number; pass a generator of torch as generator=")
+    if not isinstance(value, list | tuple | range | np.ndarray) or np.ndim(value) == 0:
+        return int(_number("seed", value, int, limits))
+    if len(value) == 0:
+        raise ArgumentError("seed is an empty list; give one seed, or one for each video")
+    seeds = tuple(int(_number("each seed", seed, int, limits)) for seed in value)
+    return seeds[0] if len(seeds) == 1 else seeds
 
 
 def _number(name: str, value: Any, kind: type, limits: Mapping[str, Any]) -> Any:

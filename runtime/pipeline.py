@@ -2,44 +2,44 @@
 
 from __future__ import annotations
 
-import logging
 import os
-import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from types import GeneratorType
-from typing import Any, Literal, Self, TypeAlias, Unpack, cast
+from typing import TYPE_CHECKING, Any, Self, Unpack, cast
 
 import numpy as np
-import numpy.typing as npt
-import PIL.Image
 
 from svd_trt.engine.bundle import Bundle
-from svd_trt.engine.decode_chunks import chunk_sizes
 from svd_trt.engine.memory import MemoryPlan, MemoryRequest
 from svd_trt.engine.spec import NetworkName
 from svd_trt.errors import ArgumentError, CancelledError
-from svd_trt.progress import Progress, ignore_progress
+from svd_trt.progress import Progress
 from svd_trt.runtime.backends import Provider, RunBackend, open_device
-from svd_trt.runtime.callback import StepCallback, bind_callback
+from svd_trt.runtime.callback import StepCallback
 from svd_trt.runtime.chosen_profiles import ChosenProfile, chosen_profiles
 from svd_trt.runtime.closeable import Closeable
 from svd_trt.runtime.decode import Frames
 from svd_trt.runtime.device import Device
+from svd_trt.runtime.diffusers_call import by_name, missing_attribute
 from svd_trt.runtime.executor import Executor
-from svd_trt.runtime.framing import framed
-from svd_trt.runtime.generation import Job, generate, groups_of
-from svd_trt.runtime.images import ImageInput, load_image, name_of
-from svd_trt.runtime.latents import checked_latents
-from svd_trt.runtime.output import VideoOutput, VideoStream
-from svd_trt.runtime.parameters import ParameterArguments, Parameters, colour_of, memory_request, resolve
-from svd_trt.runtime.timings import Timings, timed
+from svd_trt.runtime.generation import Job, generate
+from svd_trt.runtime.images import ImageInput
+from svd_trt.runtime.output import OutputType, VideoOutput, VideoStream, converter
+from svd_trt.runtime.parameters import ParameterArguments
+from svd_trt.runtime.preparation import Given, prepare
 from svd_trt.version import __version__
 
-__all__ = ["OutputType", "VideoPipeline"]
+__all__ = ["VideoPipeline"]
 
-OutputType: TypeAlias = Literal["pil", "np", "latent"]
-
-_log = logging.getLogger("svd_trt")
+_TENSOR_INPUTS = ("latents",)
+_DEFAULTS: Mapping[str, Any] = {
+    "output_type": "pil",
+    "generator": None,
+    "latents": None,
+    "callback_on_step_end": None,
+    "callback_on_step_end_tensor_inputs": _TENSOR_INPUTS,
+    "return_dict": True,
+}
 
 
 class VideoPipeline(Closeable):
@@ -98,44 +98,82 @@ class VideoPipeline(Closeable):
     def __call__(
         self,
         image: ImageInput | Sequence[ImageInput],
-        *,
+        *in_order: Any,
         output_type: OutputType = "pil",
-        latents: npt.ArrayLike | None = None,
+        generator: Any = None,
+        latents: Any = None,
         callback_on_step_end: StepCallback | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = _TENSOR_INPUTS,
+        return_dict: bool = True,
         progress: Progress | None = None,
         **parameters: Unpack[ParameterArguments],
     ) -> VideoOutput:
         """Generate a video of each picture.
 
         Args:
-            image: a path, a ``file://`` or ``data:`` URL, a stream of bytes, a PIL image, an array (uint8, or float in
-                [0, 1]; ``[H, W, 3]``), or a list of those. What differs from what a viewer shows, such as a picture
-                that is stretched or a colour profile that is ignored, is a warning to the logger ``svd_trt``.
-            output_type: ``pil``, ``np`` (uint8) or ``latent``.
-            latents: noise of unit variance to start from, ``[B, F, 4, h, w]``, instead of the seed's.
+            image: a path, a ``file://`` or ``data:`` URL, the bytes of a file, a stream of bytes, a PIL image, an array
+                of numpy, torch or any library with ``__dlpack__`` or ``__array__`` (uint8, or float in [0, 1];
+                ``[H, W, 3]``, ``[3, H, W]``, or several with a dimension in front), or a list of those. What differs
+                from what a viewer shows, such as a picture that is stretched or a colour profile that is ignored, is a
+                warning to the logger ``svd_trt``.
+            *in_order: further arguments by position, in the order that they have in diffusers: ``height``, ``width``,
+                ``num_frames`` and so on.
+            output_type: ``pil``; ``np``, which is uint8 from 0 to 255, ``[B, F, H, W, 3]`` (diffusers has floats from 0
+                to 1: divide by 255); ``pt``, a tensor of torch as diffusers gives it, float32 from 0 to 1,
+                ``[B, F, 3, H, W]``; or ``latent``. Arrays of ``np`` and ``latent`` share their memory with other
+                libraries through ``__dlpack__``.
+            generator: a ``torch.Generator`` on the CPU instead of a seed, or a list with one for each video. Its state
+                is advanced as diffusers advances it.
+            latents: noise of unit variance to start from, ``[B, F, 4, h, w]``, of any kind of array.
             callback_on_step_end: called as ``f(pipe, step, timestep, {"latents": array})`` after each step. It may
                 return ``{"latents": array}`` to continue with other latents. An exception in it ends the run.
+            callback_on_step_end_tensor_inputs: what the callback gets: ``["latents"]``, or nothing.
+            return_dict: False returns the frames alone, as diffusers does.
             progress: called as ``progress(stage, done, total)`` with the stages ``encode`` (pictures), ``denoise``
                 (steps) and ``decode`` (frames).
-            **parameters: see `svd_trt.runtime.parameters.Parameters`: names and defaults of diffusers.
+            **parameters: see `svd_trt.runtime.parameters.Parameters`: names and defaults of diffusers. ``seed`` may
+                be a list with one for each video.
 
         Raises:
             ArgumentError: an argument is malformed, or outside the range that the bundle was built for; or this is a
                 callback of a video that is being made.
+            TypeError: an argument is unknown; the message says what to use instead.
             ImageError: a picture cannot be read.
             CancelledError: `cancel` was called.
             BackendError: the device failed, the pipeline was closed, or this is a forked process.
+            MissingDependencyError: ``pt`` needs torch, which is not installed.
         """
-        if output_type not in ("pil", "np", "latent"):
-            raise ArgumentError(f"output_type must be pil, np or latent, not {output_type!r}")
+        options: dict[str, Any] = {
+            "output_type": output_type,
+            "generator": generator,
+            "latents": latents,
+            "callback_on_step_end": callback_on_step_end,
+            "callback_on_step_end_tensor_inputs": callback_on_step_end_tensor_inputs,
+            "return_dict": return_dict,
+            **parameters,
+        }
+        if in_order:
+            return self(image, progress=progress, **by_name(in_order, options, _DEFAULTS))
+        convert = converter(output_type)
+        given = Given(
+            self,
+            image,
+            parameters,
+            generator=generator,
+            latents=latents,
+            callback=callback_on_step_end,
+            callback_inputs=callback_on_step_end_tensor_inputs,
+            progress=progress,
+        )
         with self.executor.turns.taken():
-            job, pictures = self._prepare(_as_list(image), parameters, latents, callback_on_step_end, progress)
+            job, pictures = prepare(self.executor, given)
             generated = list(generate(self.executor, job, pictures, latents_only=output_type == "latent"))
         frames: Any = np.concatenate(generated)
         if output_type != "latent":
             frames = frames.reshape(*job.latent_shape[:2], *frames.shape[1:])  # [B, F, H, W, 3]
-        if output_type == "pil":
-            frames = [[PIL.Image.fromarray(frame) for frame in video] for video in frames]
+        frames = convert(frames)
+        if not return_dict:
+            return frames  # type: ignore[no-any-return]  # as diffusers does
         return VideoOutput(
             frames,
             job.settings,
@@ -150,8 +188,10 @@ class VideoPipeline(Closeable):
         self,
         image: ImageInput | Sequence[ImageInput],
         *,
-        latents: npt.ArrayLike | None = None,
+        generator: Any = None,
+        latents: Any = None,
         callback_on_step_end: StepCallback | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = _TENSOR_INPUTS,
         progress: Progress | None = None,
         **parameters: Unpack[ParameterArguments],
     ) -> VideoStream:
@@ -161,8 +201,22 @@ class VideoPipeline(Closeable):
         need. The other work starts when the first frame is requested. With several videos, the frames of one group of
         videos, which the bundle makes together, are taken before the next group is begun.
         """
+        return self._stream(
+            Given(
+                self,
+                image,
+                parameters,
+                generator=generator,
+                latents=latents,
+                callback=callback_on_step_end,
+                callback_inputs=callback_on_step_end_tensor_inputs,
+                progress=progress,
+            )
+        )
+
+    def _stream(self, given: Given) -> VideoStream:
         with self.executor.turns.taken():
-            job, pictures = self._prepare(_as_list(image), parameters, latents, callback_on_step_end, progress)
+            job, pictures = prepare(self.executor, given)
         return VideoStream(
             cast("GeneratorType[Frames, None, None]", generate(self.executor, job, pictures)),
             turns=self.executor.turns,
@@ -175,6 +229,11 @@ class VideoPipeline(Closeable):
             metadata=self._metadata(job),
             profiles=self._profiles(job),
         )
+
+    if not TYPE_CHECKING:  # it would hide misspelt names from type checkers
+
+        def __getattr__(self, name: str) -> Any:
+            raise missing_attribute(type(self).__name__, name)
 
     @property
     def bundle(self) -> Bundle:
@@ -229,54 +288,6 @@ class VideoPipeline(Closeable):
         """
         self.executor.close()
 
-    def _prepare(
-        self,
-        images: list[ImageInput],
-        arguments: ParameterArguments,
-        latents: npt.ArrayLike | None,
-        callback: StepCallback | None,
-        progress: Progress | None,
-    ) -> tuple[Job, list[PIL.Image.Image]]:
-        """Check every argument, read the pictures, and then plan the memory, which may load the engines."""
-        self.executor.require_open()
-        unknown = set(arguments) - set(Parameters.fields())
-        if unknown:
-            raise TypeError(f"unexpected keyword argument {unknown.pop()!r}")
-        if not images:
-            raise ArgumentError("no picture was given")
-        on_step_end = bind_callback(callback, self)
-        parameters = Parameters(**arguments)  # type: ignore[arg-type]  # sigmas may be a list
-        manifest = self.bundle.manifest
-        request = memory_request(parameters, manifest, len(images))
-        factor = manifest.model.vae_scale_factor
-        latent_size = (request.height // factor, request.width // factor)
-        shape = (request.videos, request.frames, manifest.model.latent_channels, *latent_size)  # [B, F, C, h, w]
-        groups = groups_of(request.videos, manifest.ranges.batch)
-        start = None if latents is None else checked_latents(latents, shape)
-        notes: list[str] = []
-        pictures = _read(images, parameters, request, notes.append)
-        timings = Timings()
-        with timed(timings, "load"):
-            plan = self.executor.settle(request)  # checks the decode chunk before it loads
-        settings = resolve(parameters, manifest, request, plan, seed=secrets.randbits(32))
-        chunks = chunk_sizes(request.videos * request.frames, settings.decode_chunk_size, manifest.ranges.chunk)
-        for note in notes:  # now that nothing is refused any more
-            _log.warning(note)
-        job = Job(
-            settings,
-            request,
-            plan,
-            latent_shape=shape,
-            groups=groups,
-            chunks=chunks,
-            start=start,
-            on_step_end=on_step_end,
-            progress=progress or ignore_progress,
-            timings=timings,
-        )
-        self.executor.watch(job.cancellation)
-        return job, pictures
-
     def _profiles(self, job: Job, *, latents_only: bool = False) -> dict[NetworkName, list[ChosenProfile]]:
         if not self.device.runs_engines:
             return {}
@@ -291,21 +302,3 @@ class VideoPipeline(Closeable):
             "backend": self.device.name,
             **job.settings.as_dict(),
         }
-
-
-def _read(
-    images: Sequence[ImageInput], parameters: Parameters, request: MemoryRequest, warn: Callable[[str], None]
-) -> list[PIL.Image.Image]:
-    """Read the pictures and fit them to the shape of the frames."""
-    background = None if parameters.background is None else colour_of(parameters.background)
-    pictures = []
-    for number, image in enumerate(images, 1):
-        name = name_of(image, number if len(images) > 1 else None)
-        picture = load_image(image, icc=parameters.icc, background=background, name=name, warn=warn)
-        height, width, mode = request.height, request.width, parameters.resize_mode
-        pictures.append(framed(picture, height, width, mode, background=background, name=name, warn=warn))
-    return pictures
-
-
-def _as_list(image: ImageInput | Sequence[ImageInput]) -> list[ImageInput]:
-    return [*image] if isinstance(image, list | tuple) else [cast("ImageInput", image)]

@@ -120,6 +120,18 @@ def test_progress_goes_to_standard_error(small_bundle: Path, picture_file: Path,
     assert "seed 7" in result.stderr
 
 
+def test_several_seeds_are_one_for_each_video(small_bundle: Path, picture_file: Path, tmp_path: Path) -> None:
+    fast = ("--num-inference-steps", "1", "--num-frames", "2")
+    pictures = (picture_file, picture_file)
+    result = invoke("infer", small_bundle, *pictures, "-o", tmp_path / "v.npy", *fast, "--seed", "7,8", "--json")
+    assert json.loads(result.stdout)["seed"] == [7, 8]
+    assert "seeds 7, 8" in result.stderr
+    for seed in (7, 8):
+        invoke("infer", small_bundle, picture_file, "-o", tmp_path / f"{seed}.npy", *fast, "--seed", str(seed))
+        alone, together = np.load(tmp_path / f"{seed}.npy"), np.load(tmp_path / f"v-{seed - 7}.npy")
+        np.testing.assert_allclose(together.astype(int), alone, atol=1)
+
+
 def test_same_seed_same_video_and_random_seeds_differ(small_bundle: Path, picture_file: Path, tmp_path: Path) -> None:
     fast = FAST[:-2]
     seeds = []
@@ -159,6 +171,9 @@ def test_same_seed_same_video_and_random_seeds_differ(small_bundle: Path, pictur
         (["--background", "x" * 5000], 1, ["background", "characters)"]),
         (["--sigmas", "x" * 5000], 2, ["--sigmas", "characters)"]),
         (["--seed", "9" * 5000], 2, ["--seed", "characters)"]),
+        (["--seed", "1,x"], 2, ["--seed", "'x' is not a valid integer"]),
+        (["--seed", f"1,{2**64}"], 2, ["--seed", "not in the range"]),
+        (["--seed", "1,2"], 1, ["2 seeds were given for 1 video; give one for each video, or one for all"]),
         (["--sampler", "x" * 5000], 2, ["--sampler", "characters)"]),
     ],
 )

@@ -269,8 +269,8 @@ def test_an_array_is_copied() -> None:
     [
         np.zeros((4,), np.uint8),
         np.zeros((1, 4, 4, 3), np.uint8),
-        np.zeros((3, 4, 8), np.uint8),
-        np.zeros((4, 4, 2), np.uint8),
+        np.zeros((5, 4, 8), np.uint8),
+        np.zeros((6, 6, 2), np.uint8),
         np.zeros((0, 4, 3), np.uint8),
         np.zeros((4, 0), np.float32),
         np.zeros((), np.uint8),
@@ -292,7 +292,7 @@ def test_unusable_arrays(array: npt.NDArray[Any]) -> None:
     one_line(error)
 
 
-@pytest.mark.parametrize("image", [None, 3, b"picture.png", [[0, 1]], object()])
+@pytest.mark.parametrize("image", [None, 3, [[0, 1]], object()])
 def test_other_types(image: Any) -> None:
     with pytest.raises(ArgumentError, match="convert it first") as error:
         load_image(image)

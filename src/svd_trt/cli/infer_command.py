@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import click
 import numpy as np
@@ -24,7 +24,7 @@ from svd_trt.runtime.chosen_profiles import describe_profiles
 from svd_trt.runtime.images import ImageInput
 from svd_trt.runtime.layer_times import LayerTimes
 from svd_trt.runtime.output import VideoStream
-from svd_trt.runtime.parameters import Parameters
+from svd_trt.runtime.parameters import Parameters, Settings
 from svd_trt.runtime.picture_files import local_path
 from svd_trt.runtime.pipeline import VideoPipeline
 from svd_trt.runtime.video import FORMATS, STREAMS, BackgroundWriter, check_output, numbered, open_writer
@@ -51,6 +51,21 @@ class _Numbers(click.ParamType):  # type: ignore[type-arg]  # generic from click
             self.fail(f"{shorten(value)!r} is not a list of numbers such as 700,100,10,1,0", param, ctx)
 
 
+class _Seeds(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.5 on
+    """A seed, or several separated by commas."""
+
+    name = "integers"
+
+    def __init__(self, low: int, high: int) -> None:
+        self._one = click.IntRange(low, high)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | tuple[int, ...]:
+        if not isinstance(value, str):
+            return cast("int | tuple[int, ...]", value)
+        seeds = tuple(self._one.convert(cast("Any", part), param, ctx) for part in value.split(","))
+        return seeds[0] if len(seeds) == 1 else seeds
+
+
 def _parameter_options(function: Callable[..., None]) -> Callable[..., None]:
     """Add an option for every field of `Parameters`, with its default, limits and help."""
     for name, spec in reversed(list(Parameters.fields().items())):
@@ -58,6 +73,8 @@ def _parameter_options(function: Callable[..., None]) -> Callable[..., None]:
         kind: Any
         if name == "sigmas":
             kind = _Numbers()
+        elif name == "seed":
+            kind = _Seeds(low, high)
         elif "choices" in spec.metadata:
             kind = click.Choice(spec.metadata["choices"])
         elif "metavar" in spec.metadata:
@@ -302,10 +319,15 @@ def _names(paths: list[str]) -> str:
 def _report(console: Console, stream: VideoStream, paths: list[str], timings: dict[str, Any]) -> None:
     p = stream.parameters
     where = "standard output" if paths[0] == _STDOUT else _names(paths)
-    console.print(f"wrote {where}: {p.num_frames} frames of {p.width}x{p.height} at {p.fps} fps, seed {p.seed}")
+    console.print(f"wrote {where}: {p.num_frames} frames of {p.width}x{p.height} at {p.fps} fps, {_seeds(p)}")
     stages = {k: v for k, v in timings.items() if k not in ("steps", "total")}
     listed = ", ".join(f"{stage} {format_seconds(value)}" for stage, value in stages.items())
     console.print(f"{format_seconds(timings['total'])} on {stream.backend}: {listed}", style="dim", soft_wrap=True)
+
+
+def _seeds(settings: Settings) -> str:
+    several = settings.seed if isinstance(settings.seed, tuple) else (settings.seed,)
+    return f"seed{'s' if len(several) > 1 else ''} {', '.join(map(str, several))}"
 
 
 def _memory_note(stream: VideoStream) -> str:
@@ -317,10 +339,11 @@ def _as_dict(
     pipe: VideoPipeline, stream: VideoStream, paths: list[str], timings: dict[str, Any], logged: list[str]
 ) -> dict[str, Any]:
     rounded = {k: [round(s, 4) for s in v] if isinstance(v, list) else round(v, 4) for k, v in timings.items()}
+    parameters = stream.parameters.as_dict()
     return {
         "outputs": paths,
-        "seed": stream.parameters.seed,
-        "parameters": stream.parameters.as_dict(),
+        "seed": parameters["seed"],
+        "parameters": parameters,
         "backend": stream.backend,
         "precision": pipe.bundle.manifest.precision,
         "memory": stream.memory.as_dict(),
