@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from functools import partial
 from types import GeneratorType
 from typing import TYPE_CHECKING, Any, Self, Unpack, cast
 
@@ -14,8 +15,10 @@ from svd_trt.engine.memory import MemoryPlan, MemoryRequest
 from svd_trt.engine.spec import NetworkName
 from svd_trt.errors import ArgumentError, CancelledError
 from svd_trt.progress import Progress
+from svd_trt.runtime.async_stream import AsyncVideoStream
 from svd_trt.runtime.backends import Provider, RunBackend, open_device
 from svd_trt.runtime.callback import StepCallback
+from svd_trt.runtime.cancellation import Cancellation
 from svd_trt.runtime.chosen_profiles import ChosenProfile, chosen_profiles
 from svd_trt.runtime.closeable import Closeable
 from svd_trt.runtime.decode import Frames
@@ -213,6 +216,37 @@ class VideoPipeline(Closeable):
                 progress=progress,
             )
         )
+
+    def astream(
+        self,
+        image: ImageInput | Sequence[ImageInput],
+        *,
+        generator: Any = None,
+        latents: Any = None,
+        callback_on_step_end: StepCallback | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = _TENSOR_INPUTS,
+        progress: Progress | None = None,
+        **parameters: Unpack[ParameterArguments],
+    ) -> AsyncVideoStream:
+        """Generate as `stream` does, for asyncio: ``async for frame in pipe.astream("picture.png")``.
+
+        A thread does the work, also the checks, so the event loop never waits. Cancelling the task cancels the
+        generation, and so does the end of a block ``async with pipe.astream(...) as stream``. Several tasks take turns.
+        Callbacks and ``progress`` are called in the thread.
+        """
+        cancellation = Cancellation()
+        given = Given(
+            self,
+            image,
+            parameters,
+            generator=generator,
+            latents=latents,
+            callback=callback_on_step_end,
+            callback_inputs=callback_on_step_end_tensor_inputs,
+            progress=progress,
+            cancellation=cancellation,
+        )
+        return AsyncVideoStream(partial(self._stream, given), cancellation)
 
     def _stream(self, given: Given) -> VideoStream:
         with self.executor.turns.taken():

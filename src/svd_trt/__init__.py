@@ -57,12 +57,14 @@ if TYPE_CHECKING:
     from svd_trt.errors import SvdTrtError as SvdTrtError
     from svd_trt.export.build import build_bundle as build_bundle
     from svd_trt.export.options import BuildOptions as BuildOptions
+    from svd_trt.runtime.async_stream import AsyncVideoStream as AsyncVideoStream
     from svd_trt.runtime.output import VideoOutput as VideoOutput
     from svd_trt.runtime.output import VideoStream as VideoStream
     from svd_trt.runtime.pipeline import VideoPipeline as VideoPipeline
 
 __all__ = [
     "ArgumentError",
+    "AsyncVideoStream",
     "BackendError",
     "BenchmarkError",
     "BudgetError",
@@ -95,6 +97,7 @@ __all__ = [
 ]
 
 _MODULES = {
+    "AsyncVideoStream": "svd_trt.runtime.async_stream",
     "BuildOptions": "svd_trt.export.options",
     "Bundle": "svd_trt.engine.bundle",
     "MemoryPlan": "svd_trt.engine.memory",

@@ -90,7 +90,7 @@ def test_an_exception_in_a_callback_stops_the_run(dynamic_pipe: VideoPipeline, p
         {"height": 144},
         {"latents": np.zeros((1, 3, 4, 6, 9))},
         {"latents": np.full((1, 3, 4, 6, 8), np.nan)},
-        {"output_type": "pt"},
+        {"output_type": "float"},
         {"seed": -1},
         {"seed": 1.5},
         {"fps": "7"},

@@ -1,0 +1,121 @@
+"""Frames of a generation for asyncio: a thread computes them, and the event loop never waits."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from types import TracebackType
+from typing import Self, TypeVar
+
+from svd_trt.errors import CancelledError
+from svd_trt.runtime.cancellation import Cancellation
+from svd_trt.runtime.decode import Frames
+from svd_trt.runtime.output import VideoStream
+
+__all__ = ["AsyncVideoStream"]
+
+_T = TypeVar("_T")
+
+
+class AsyncVideoStream(AsyncIterator[Frames]):
+    """The frames of a `VideoStream`, ``async for frame in pipe.astream(...)``.
+
+    ``async with pipe.astream(...) as stream`` prepares the generation, so that wrong arguments are known before the
+    first frame, and closes it at the end of the block. Cancelling a task that waits for a frame cancels the generation.
+    Several tasks may make videos with one pipeline: they take turns. The frames stay in order if several tasks
+    share a stream.
+
+    Args:
+        open_stream: prepares the generation, in a thread.
+        cancellation: of the generation.
+    """
+
+    def __init__(self, open_stream: Callable[[], VideoStream], cancellation: Cancellation) -> None:
+        self._open_stream = open_stream
+        self._cancellation = cancellation
+        self._stream: VideoStream | None = None
+        # A thread of its own: those of the loop's pool are for everybody, and this one may wait for its turn for long.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="svd-trt stream")
+        self._closed = False
+
+    @property
+    def stream(self) -> VideoStream:
+        """The stream behind it, whose attributes say what the video is generated with.
+
+        Raises:
+            RuntimeError: it is not prepared yet: enter the block ``async with``, or take a frame first.
+        """
+        if self._stream is None:
+            raise RuntimeError("the stream is not prepared yet; use `async with`, or take a frame first")
+        return self._stream
+
+    async def __aenter__(self) -> Self:
+        if not self._closed:
+            await self._in_thread(self._prepared)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def __anext__(self) -> Frames:
+        """Return the next frame.
+
+        Raises:
+            svd_trt.errors.CancelledError: the generation was cancelled, but not by the cancellation of this task.
+            SvdTrtError: as `VideoStream.__next__`; the first call also as `VideoPipeline.stream`.
+        """
+        frame = None if self._closed else await self._in_thread(self._next)
+        if frame is None:
+            self._release()
+            raise StopAsyncIteration
+        return frame
+
+    def cancel(self) -> None:
+        """Make the stream end, as `VideoStream.cancel`. Any thread may call it, and it returns at once."""
+        self._cancellation.cancel(CancelledError("the video was cancelled"))
+
+    async def aclose(self) -> None:
+        """Cancel the frames that are not generated yet, and free the stream's memory. Closing twice is harmless."""
+        self._cancellation.cancel(CancelledError("the stream was closed"))
+        if (closing := self._release()) is not None:
+            await asyncio.shield(asyncio.wrap_future(closing))
+
+    async def _in_thread(self, work: Callable[[], _T]) -> _T:
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+        except BaseException as error:
+            if isinstance(error, asyncio.CancelledError):
+                self.cancel()
+            self._release()
+            raise
+
+    def _release(self) -> Future[None] | None:
+        """Close the stream in its thread, after what runs there, and end the thread. None if that was done before."""
+        if self._closed:
+            return None
+        self._closed = True
+        closing = self._thread.submit(self._close)
+        self._thread.shutdown(wait=False)
+        return closing
+
+    def _prepared(self) -> VideoStream:
+        if self._stream is None:
+            self._stream = self._open_stream()
+        return self._stream
+
+    def _next(self) -> Frames | None:
+        return next(self._prepared(), None)
+
+    def _close(self) -> None:
+        if self._stream is not None:
+            self._stream.close()
+
+    def __del__(self) -> None:
+        """Close the stream of a loop that was left early, in its thread, because closing may wait."""
+        with suppress(RuntimeError):  # the interpreter exits
+            self._cancellation.cancel(CancelledError("the stream was closed"))
+            self._release()
