@@ -1,5 +1,5 @@
-# make setup | demo | test | test-fast | test-all | test-full | test-lowest | gpu-test | gpu-probe | gpu-pack | bench | bench-build |
-#      bench-kernels | docs | lint | clean
+# make setup | demo | test | test-fast | test-all | test-full | test-lowest | test-faults | test-fuzz | gpu-test | gpu-probe |
+#      gpu-pack | bench | bench-build | bench-kernels | docs | lint | clean
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -12,7 +12,8 @@ BACKEND ?= tensorrt-rtx
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: setup demo test test-fast test-all test-full test-lowest gpu-test gpu-probe gpu-pack bench bench-build bench-kernels docs lint clean
+.PHONY: setup demo test test-fast test-all test-full test-lowest test-faults test-fuzz gpu-test gpu-probe gpu-pack bench bench-build \
+	bench-kernels docs lint clean
 
 setup: $(READY)
 
@@ -37,10 +38,10 @@ test: $(READY)
 
 # Leaves out the tests that export networks or build engines.
 test-fast: $(READY)
-	$(call WITH_LINT,$(PYTEST) -m 'not bundles and not slow')
+	$(call WITH_LINT,$(PYTEST) -m 'not bundles and not slow and not faults and not fuzz')
 
 # Also runs what is slow, with full-size networks: needs 16 GB of memory.
-test-all: test test-full
+test-all: test test-full test-faults test-fuzz
 	$(PYTEST) -m slow --ignore tests/full
 
 # Runs the runtime with the lowest versions of its dependencies, in an environment that is kept for the next run.
@@ -50,6 +51,16 @@ test-lowest: $(READY)
 # Compares full-size networks with torch: takes minutes and 16 GB of memory. Writes the figures.
 test-full: $(READY)
 	$(BIN)/pytest -m slow tests/full --record benchmarks/results/full-size-parity.json
+
+# Kills, starves and interrupts commands, and fills their disks: takes a quarter of an hour. Writes what it did.
+# SVD_TRT_TEST_SEED=N repeats a run. Disks are mounted, in a namespace of its own if this user may not do so.
+test-faults: $(READY)
+	$(if $(filter 0,$(shell id -u)),,unshare --map-root-user --mount) \
+		$(BIN)/pytest -m faults tests/faults --record benchmarks/results/faults.json
+
+# Tries ten thousand damaged inputs. Writes their numbers. SVD_TRT_TEST_SEED=N repeats a run.
+test-fuzz: $(READY)
+	$(BIN)/pytest -m fuzz tests/fuzz --record benchmarks/results/fuzz.json
 
 # Runs the tests of the runtime on this machine's GPU, with engines of BACKEND (tensorrt-rtx or tensorrt). Writes the
 # tests that passed and their figures.

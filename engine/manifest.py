@@ -303,6 +303,7 @@ def read_manifest(directory: Path) -> Manifest:
     rebuild = "run `svd-trt build` again to repair it"
     try:
         content = path.read_bytes()
+        recorded = _recorded_sha256(directory)
         fields = msgspec.json.decode(content, type=dict[str, Any])
     except FileNotFoundError:
         raise BundleError(_no_bundle(directory)) from None
@@ -310,7 +311,12 @@ def read_manifest(directory: Path) -> Manifest:
         raise BundleError(
             f"{directory} is a file, not a bundle; make one with `svd-trt build MODEL -o BUNDLE`"
         ) from None
-    except (OSError, *NOT_JSON) as error:
+    except OSError as error:
+        raise BundleError(
+            f"{error.filename or path} cannot be read: {error.strerror or error}; "
+            "make it readable, or free what the system has too little of"
+        ) from error
+    except NOT_JSON as error:
         raise BundleError(f"{path} cannot be read ({first_line(error)}); {rebuild}") from error
     version = fields.get("schema_version")
     if isinstance(version, int) and version > SCHEMA_VERSION:
@@ -325,7 +331,7 @@ def read_manifest(directory: Path) -> Manifest:
         )
     if version != SCHEMA_VERSION:
         raise BundleError(f"{path} has no schema version that this svd-trt reads; {rebuild}")
-    if _recorded_sha256(directory) != hashlib.sha256(content).hexdigest():
+    if recorded != hashlib.sha256(content).hexdigest():
         raise BundleError(f"{path} was altered since it was built; {rebuild}")
     try:
         manifest = msgspec.convert(fields, Manifest)
@@ -337,10 +343,10 @@ def read_manifest(directory: Path) -> Manifest:
 
 
 def _recorded_sha256(directory: Path) -> str:
-    """What the checksum file says of the manifest; empty if it cannot be read."""
+    """What the checksum file says of the manifest; empty if there is none."""
     try:
         return (directory / CHECKSUM_NAME).read_text("ascii").partition(" ")[0]
-    except (OSError, UnicodeDecodeError):
+    except (FileNotFoundError, UnicodeDecodeError):
         return ""
 
 

@@ -53,7 +53,7 @@ def is_pickle(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
             return any(name.endswith("/data.pkl") for name in archive.namelist())
-    except (zipfile.BadZipFile, OSError):
+    except Exception:  # on damaged archives zipfile raises nearly anything, UnicodeDecodeError included
         return False
 
 

@@ -19,7 +19,7 @@ import onnxruntime
 
 from svd_trt.engine.bundle import Bundle
 from svd_trt.engine.spec import NetworkName
-from svd_trt.errors import BackendError, first_line
+from svd_trt.errors import BackendError, first_line, is_lack_of_memory
 from svd_trt.runtime.closeable import closed_error
 from svd_trt.runtime.device import Array, Buffer, Device, Event, HostBuffer, Session
 from svd_trt.runtime.layer_times import LayerTimes, add_layer_time
@@ -30,7 +30,6 @@ __all__ = ["CpuBuffer", "CpuDevice", "CpuEvent", "CpuSession", "load_onnx", "run
 _CPU = "CPUExecutionProvider"
 _FATAL_ONLY = 4
 _ERRORS_ONLY = 3  # ONNX Runtime's log level: its warnings are about graph details that no user can act on
-_NO_MEMORY = ("bad_alloc", "Failed to allocate memory", "Cannot allocate memory", "pthread_create failed")
 _OF_NODES = "_kernel_time"  # ends the names of the events that are computations of nodes
 
 
@@ -296,7 +295,7 @@ def run_bound(session: Any, binding: Any, options: Any, name: str) -> None:
 def _reason(error: Exception) -> str:
     """One line, with what to do if memory ran out; the library says that in several ways, none of them plain."""
     text = first_line(error)
-    if any(sign in text for sign in _NO_MEMORY):
+    if is_lack_of_memory(error):
         return f"memory ran out; close other programs, or raise the limit if there is one ({text})"
     return text
 

@@ -49,7 +49,18 @@ __all__ = [
     "ResultError",
     "SvdTrtError",
     "first_line",
+    "is_lack_of_memory",
 ]
+
+
+_NO_MEMORY = (
+    "bad_alloc",
+    "failed to map segment",
+    "annot allocate memory",
+    "ailed to allocate memory",
+    "pthread_create failed",
+    "can't start new thread",
+)
 
 
 class SvdTrtError(Exception):
@@ -159,6 +170,11 @@ class MissingDependencyError(SvdTrtError, ImportError):
     def __init__(self, what: str, extra: str) -> None:
         """``what`` needs packages of the optional dependency group ``extra``."""
         super().__init__(f"{what} needs packages that are not installed: pip install 'svd-trt[{extra}]'")
+
+
+def is_lack_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, which libraries and the loader of libraries say in several ways, few of them plain."""
+    return isinstance(error, MemoryError) or any(sign in str(error) for sign in _NO_MEMORY)
 
 
 def first_line(error: Exception) -> str:

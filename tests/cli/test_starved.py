@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -27,6 +29,7 @@ def fail_with(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     [
         MemoryError(),
         ImportError("libav.so.2: failed to map segment from shared object"),
+        ImportError("Exception caught: std::bad_alloc"),
         RuntimeError("can't start new thread"),
     ],
 )
@@ -35,10 +38,19 @@ def test_memory_that_runs_out_in_a_command(error: Exception, monkeypatch: pytest
     assert_refused(invoke("inspect", "bundle"), "memory ran out; close other programs, or raise the limit (ulimit -v)")
 
 
-@pytest.mark.parametrize("error", [ImportError("No module named 'x'"), RuntimeError("a defect")])
+def test_files_that_run_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    fail_with(monkeypatch, OSError(errno.EMFILE, "Too many open files", "difflib.py"))
+    assert_refused(
+        invoke("inspect", "bundle"), "too many open files; close other programs, or raise the limit (ulimit -n)"
+    )
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.EIO, "x"), ImportError("No module named 'x'"), RuntimeError("a defect")]
+)
 def test_defects_keep_their_traceback(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     fail_with(monkeypatch, error)
-    with pytest.raises(type(error), match=str(error)):
+    with pytest.raises(type(error), match=re.escape(str(error))):
         invoke("inspect", "bundle")
 
 

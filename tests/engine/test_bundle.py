@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from collections.abc import Callable
@@ -11,7 +12,14 @@ from typing import Any
 import pytest
 
 from svd_trt import Bundle, VideoPipeline
-from svd_trt.engine.manifest import SCHEMA_VERSION, FileEntry, read_manifest, write_manifest
+from svd_trt.engine.manifest import (
+    CHECKSUM_NAME,
+    MANIFEST_NAME,
+    SCHEMA_VERSION,
+    FileEntry,
+    read_manifest,
+    write_manifest,
+)
 from svd_trt.engine.spec import NETWORKS, Range
 from svd_trt.errors import ArgumentError, BackendError, BundleError
 
@@ -110,6 +118,23 @@ def test_manifests_that_contradict_themselves_are_refused(
     changed = msgspec.structs.replace(getattr(manifest, part), **change)
     write_manifest(msgspec.structs.replace(manifest, **{part: changed}), bundle)
     with pytest.raises(BundleError, match=f"contradicts itself: .*{problem}.*; to repair it, run `svd-trt build"):
+        Bundle.open(bundle)
+
+
+@pytest.mark.parametrize("name", [MANIFEST_NAME, CHECKSUM_NAME])
+def test_a_file_that_cannot_be_read_is_not_called_altered(
+    name: str, bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Too many open files, or a lack of permission, is no damage that another build repairs."""
+    read = Path.read_bytes if name == MANIFEST_NAME else Path.read_text
+
+    def refuse(path: Path, *arguments: Any) -> Any:
+        if path.name == name:
+            raise OSError(errno.EMFILE, "Too many open files", str(path))
+        return read(path, *arguments)
+
+    monkeypatch.setattr(Path, read.__name__, refuse)
+    with pytest.raises(BundleError, match=rf"{name} cannot be read: Too many open files; make it readable, or free"):
         Bundle.open(bundle)
 
 

@@ -22,6 +22,7 @@ from svd_trt.errors import CheckpointError
 from svd_trt.export import single_file as single_file_module
 from svd_trt.export.checkpoint import COMPONENT_OF, Component
 from svd_trt.export.checkpoint_kinds import open_checkpoint
+from svd_trt.export.file_kinds import is_pickle
 from svd_trt.export.folder import configurations_of
 from svd_trt.export.presets import PRESETS, configurations
 from svd_trt.export.published import guess_architecture
@@ -495,3 +496,15 @@ def write_full_size_header(path: Path) -> None:
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         file.truncate(8 + len(text) + end)
+
+
+def test_a_damaged_archive_is_no_pickle(tmp_path: Path) -> None:
+    """Names in its directory that are not text, although its flags say so."""
+    content = bytearray(pickled())
+    at = content.index(b"PK\x01\x02")
+    content[at + 8 : at + 10] = (0x800).to_bytes(2, "little")  # names are UTF-8
+    content[at + 46] = 0xFF
+    (tmp_path / "model.bin").write_bytes(content)
+    with pytest.raises(UnicodeDecodeError):
+        zipfile.ZipFile(tmp_path / "model.bin")
+    assert not is_pickle(tmp_path / "model.bin")

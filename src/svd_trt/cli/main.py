@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import io
+import os
 import re
 import signal
 import sys
@@ -18,7 +19,7 @@ from typing import NoReturn
 import click
 
 from svd_trt.cli.closed_streams import open_streams
-from svd_trt.errors import SvdTrtError
+from svd_trt.errors import SvdTrtError, is_lack_of_memory
 from svd_trt.units import shorten
 from svd_trt.version import __version__
 
@@ -33,8 +34,6 @@ _COMMANDS = {
     "verify": "svd_trt.cli.verify_command",
 }
 _INTERRUPTED = 130
-# What the loader of shared libraries and Python say for want of memory, beside MemoryError.
-_NO_MEMORY = ("failed to map segment", "cannot allocate memory", "Cannot allocate memory", "can't start new thread")
 _NO_READER = 128 + signal.SIGPIPE
 
 
@@ -90,22 +89,31 @@ def main(arguments: list[str] | None = None) -> NoReturn:
             _end_without_reader()
         click.echo(f"svd-trt: {_readable('; '.join([str(error), *_notes(error)]))}", err=True)
         sys.exit(1)
-    except OSError as error:
-        if error.errno == errno.EPIPE:
-            _end_without_reader()
-        if error.errno not in (errno.ENOSPC, errno.EBADF):
-            raise
+    except BrokenPipeError:
+        _end_without_reader()
+    except (OSError, MemoryError, ImportError, RuntimeError) as error:
+        click.echo(f"svd-trt: {_explain(error)}", err=True)
+        sys.exit(1)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _explain(error: Exception) -> str:
+    """What happened that is no defect and that no module knows of: the system refused something.
+
+    Raises:
+        Exception: ``error`` itself, if it is anything else.
+    """
+    if is_lack_of_memory(error):
+        return "memory ran out; close other programs, or raise the limit (ulimit -v)"
+    code = error.errno if isinstance(error, OSError) else None
+    if code in (errno.EMFILE, errno.ENFILE):
+        return "too many open files; close other programs, or raise the limit (ulimit -n)"
+    if code in (errno.ENOSPC, errno.EBADF):
         from svd_trt.cli.console import discard_stdout
 
         discard_stdout()
-        click.echo(f"svd-trt: cannot write to standard output: {error.strerror}", err=True)
-        sys.exit(1)
-    except (MemoryError, ImportError, RuntimeError) as error:
-        if not (isinstance(error, MemoryError) or any(sign in str(error) for sign in _NO_MEMORY)):
-            raise
-        click.echo("svd-trt: memory ran out; close other programs, or raise the limit (ulimit -v)", err=True)
-        sys.exit(1)
-    sys.exit(code if isinstance(code, int) else 0)
+        return f"cannot write to standard output: {os.strerror(code)}"
+    raise error
 
 
 def _readable(message: object) -> str:
