@@ -268,6 +268,8 @@ def _find_current(job: _Job, staging: Staging) -> Bundle | None:
         return None
     # The manifest itself matters, beside the networks: the runtime reads its sigmas from there.
     wanted = _manifest(job, {})
+    if job.options.golden_frames and (manifest.golden is None or manifest.golden.frames is None):
+        return None
     source = msgspec.structs.replace(manifest.source, path=job.path)  # a checkpoint may be moved
     same = msgspec.structs.replace(
         manifest, networks={}, golden=None, svd_trt_version=wanted.svd_trt_version, source=source

@@ -17,6 +17,7 @@ import numpy.typing as npt
 import PIL.Image
 
 from svd_trt.engine.bundle import Bundle
+from svd_trt.engine.decode_chunks import chunk_choices, largest_chunk
 from svd_trt.engine.manifest import GOLDEN_FOLDER, FileEntry, GoldenEntry, Manifest
 from svd_trt.errors import BundleError
 from svd_trt.runtime.images import load_image
@@ -26,7 +27,7 @@ from svd_trt.runtime.preprocess import clip_pixels, vae_image
 from svd_trt.runtime.samplers import SAMPLERS
 from svd_trt.runtime.schedules import checkpoint_sigmas, initial_std
 
-__all__ = ["Check", "GoldenValues", "check_golden", "short_video_flops", "write_golden"]
+__all__ = ["Check", "GoldenValues", "check_golden", "short_video", "short_video_flops", "write_golden"]
 
 FRAME_LEVELS = 2
 """Levels of 255 by which frames of another processor or version of ONNX Runtime may differ."""
@@ -35,7 +36,7 @@ _SEEDS = (42, 2**40 + 42)  # torch takes the low 32 bits, so both give the same
 # Lengths with and without a rest of 16, and one that torch draws in double precision.
 _DRAWS = (("float32", 48), ("float32", 35), ("float32", 7), ("float16", 37))
 _STEPS = (1, 2, 5)
-_SAMPLES = 64
+_SAMPLES = 500
 _PICTURE = (150, 90)  # height and width: a portrait, so that a host that mixes up the axes notices
 
 
@@ -54,7 +55,7 @@ class Noise(msgspec.Struct, frozen=True):
 
 
 class Schedule(msgspec.Struct, frozen=True):
-    """The default noise levels for a step count, and Euler's coefficients."""
+    """The default noise levels for a step count, and the coefficients of the default sampler."""
 
     steps: int
     sigmas: tuple[float, ...]
@@ -63,11 +64,9 @@ class Schedule(msgspec.Struct, frozen=True):
 
 
 class Tensor(msgspec.Struct, frozen=True):
-    """A tensor by its shape, its sums, and values at evenly spaced places of its flat content."""
+    """A tensor by its shape, and by values at evenly spaced places of its flat content."""
 
     shape: tuple[int, ...]
-    sum: float
-    sum_of_squares: float
     stride: int
     samples: tuple[float, ...]
 
@@ -116,8 +115,8 @@ def write_golden(root: Path, manifest: Manifest, *, with_frames: bool) -> Golden
     picture, frames_file = folder / "picture.ppm", folder / "frames.rgb"
     _draw_picture().save(picture)
     video = None
-    if with_frames:
-        arguments = _short_video(manifest)
+    arguments = short_video(manifest) if with_frames else None
+    if arguments is not None:
         frames = _frames(Bundle(root, manifest), picture, arguments)
         frames_file.write_bytes(frames.tobytes())
         video = Video(arguments, frames.shape, FRAME_LEVELS)
@@ -170,17 +169,26 @@ def short_video_flops(manifest: Manifest) -> float:
     return total
 
 
-def _short_video(manifest: Manifest) -> dict[str, Any]:
-    """Arguments of the shortest video of the smallest size, with guidance and one step."""
-    ranges = manifest.ranges
-    return {
-        "seed": _SEEDS[0],
-        "num_inference_steps": 1,
-        "num_frames": ranges.frames.min,
-        "height": ranges.height.min,
-        "width": ranges.width.min,
-        "num_videos_per_prompt": ranges.batch.min,
-    }
+def short_video(manifest: Manifest) -> dict[str, Any] | None:
+    """Arguments of the shortest video of the smallest size, with guidance and one step; None if it cannot be decoded.
+
+    A bundle with one decode chunk cannot decode every count of frames.
+    """
+    ranges, videos = manifest.ranges, manifest.ranges.batch.min
+    largest = largest_chunk(manifest.model, ranges.height.min, ranges.width.min)
+    for frames in range(ranges.frames.min, ranges.frames.max + 1):
+        chunks = chunk_choices(frames, videos, ranges.chunk, largest)
+        if chunks:
+            return {
+                "seed": _SEEDS[0],
+                "num_inference_steps": 1,
+                "num_frames": frames,
+                "decode_chunk_size": chunks[0],
+                "height": ranges.height.min,
+                "width": ranges.width.min,
+                "num_videos_per_prompt": videos,
+            }
+    return None
 
 
 def _frames(bundle: Bundle, picture: Path, arguments: dict[str, Any]) -> npt.NDArray[np.uint8]:
@@ -221,11 +229,9 @@ def _schedule(manifest: Manifest, steps: int) -> Schedule:
 
 
 def _describe(tensor: npt.NDArray[np.float32]) -> Tensor:
-    flat = tensor.ravel().astype(np.float64)
+    flat = tensor.ravel()
     stride = max(1, flat.size // _SAMPLES)
-    return Tensor(
-        tensor.shape, float(flat.sum()), float((flat**2).sum()), stride, tuple(flat[::stride].tolist()[:_SAMPLES])
-    )
+    return Tensor(tensor.shape, stride, tuple(flat[::stride].tolist()))
 
 
 def _noise_values(values: GoldenValues, *, half: bool = False) -> list[float]:

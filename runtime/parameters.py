@@ -217,13 +217,15 @@ def describe_arguments(model: ModelInfo, ranges: Ranges, sampler: SamplerInfo) -
         low, high = spec.metadata.get("min"), spec.metadata.get("max")
         if name in sizes:
             low, high = sizes[name].min, sizes[name].max
+        default, help_text = defaults.get(name, spec.default), spec.metadata["help"]
         described[name] = ArgumentInfo(
             kind=_kind(spec),
-            default=defaults.get(name, spec.default),
+            default=default,
             min=low,
             max=high,
             choices=tuple(spec.metadata.get("choices", ())),
-            help=spec.metadata["help"].partition("  [")[0],
+            # The end of the text says what None stands for; a default of this bundle replaces it.
+            help=help_text if default is None else help_text.partition("  [")[0],
         )
     return described
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,14 @@ import onnx
 import pytest
 from click.testing import CliRunner
 
-from svd_trt import Bundle
+from svd_trt import Bundle, build_bundle
 from svd_trt.cli.main import cli
 from svd_trt.engine.bundle_schema import bundle_schema
 from svd_trt.engine.manifest import CHECKSUM_NAME, SCHEMA_VERSION, read_manifest, write_manifest
-from svd_trt.runtime.golden import check_golden
+from svd_trt.engine.spec import Range
+from svd_trt.runtime.golden import check_golden, short_video
 from svd_trt.runtime.parameters import Parameters
+from tests.conftest import SMALL
 
 DOCS = Path(__file__).parents[2] / "docs"
 SCHEMA: dict[str, Any] = json.loads((DOCS / "bundle.schema.json").read_text())
@@ -152,6 +155,29 @@ def test_golden_frames_are_a_video(small_bundle: Path) -> None:
     frames = np.frombuffer((small_bundle / "golden" / "frames.rgb").read_bytes(), np.uint8)
     assert frames.reshape(values["video"]["shape"]).std() > 1
     assert values["video"]["shape"] == [2, 32, 32, 3]
+
+
+def test_golden_frames_of_one_decode_chunk(small_bundle: Path) -> None:
+    """A bundle whose only chunk is 4 cannot decode 2 frames; its shortest video has 4."""
+    manifest = read_manifest(small_bundle)
+    four = Range(4, 4, 4)
+    fixed = msgspec.structs.replace(manifest, ranges=msgspec.structs.replace(manifest.ranges, chunk=four))
+    assert short_video(manifest) == short_video(fixed) | {"num_frames": 2, "decode_chunk_size": 2}  # type: ignore[operator]
+    assert short_video(fixed)["num_frames"] == short_video(fixed)["decode_chunk_size"] == 4  # type: ignore[index]
+    never = msgspec.structs.replace(manifest, ranges=msgspec.structs.replace(manifest.ranges, chunk=Range(7, 7, 7)))
+    assert short_video(never) is None
+
+
+def test_golden_frames_are_added_to_a_bundle_without_them(small_checkpoint: Path, cache: Path, tmp_path: Path) -> None:
+    options = replace(SMALL, cache=cache, golden_frames=False)
+    first = build_bundle(small_checkpoint, tmp_path / "bundle", options)
+    assert first.bundle.manifest.golden is not None
+    assert first.bundle.manifest.golden.frames is None
+    assert build_bundle(small_checkpoint, tmp_path / "bundle", options).up_to_date
+    second = build_bundle(small_checkpoint, tmp_path / "bundle", replace(options, golden_frames=True))
+    assert second.bundle.manifest.golden is not None
+    assert second.bundle.manifest.golden.frames is not None
+    assert all(stage.reused for stage in second.stages)
 
 
 def _add(values: list[float], index: int, amount: float) -> None:
