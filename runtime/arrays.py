@@ -21,16 +21,19 @@ def is_array(values: Any) -> bool:
 def to_numpy(values: Any, what: str) -> npt.NDArray[Any]:
     """The elements of ``values`` as an array in host memory, which is shared if it can be.
 
-    Tensors of torch may have a gradient and be of bfloat16, which becomes float32. What is on a GPU is copied, if its
-    library can do that when it is asked for host memory.
+    Tensors of torch may have a gradient. bfloat16, which numpy does not have, becomes float32. What is on a GPU is
+    copied, if its library can do that when it is asked for host memory.
 
     Raises:
         ArgumentError: ``values``, which is called ``what``, is not in host memory and its library does not copy it.
     """
-    if isinstance(values, np.ndarray):
-        return values
+    array = values if isinstance(values, np.ndarray) else _shared(values, what)
+    return array.astype(np.float32) if array.dtype.name == "bfloat16" else array  # as JAX gives it
+
+
+def _shared(values: Any, what: str) -> npt.NDArray[Any]:
     try:
-        if type(values).__module__.partition(".")[0] == "torch":
+        if any(kind.__module__.partition(".")[0] == "torch" for kind in type(values).__mro__):
             return _from_torch(values)
         if hasattr(values, "__array__") or hasattr(values, "__array_interface__"):
             try:

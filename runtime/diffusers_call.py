@@ -96,6 +96,8 @@ def check_names(arguments: Mapping[str, object], known: Collection[str]) -> None
     for name in arguments:
         if name in known:
             continue
+        if name in _ORDER:
+            raise TypeError(f"{name} is for a call; a stream yields frames, uint8 [H, W, 3] each")
         known_names = {*known, *_ORDER}
         similar = difflib.get_close_matches(name, known_names, 1)
         advice = _INSTEAD.get(name) or (

@@ -49,7 +49,7 @@ class Array:
         self._array = array
 
     def __array__(self, dtype: Any = None, copy: Any = None) -> Any:
-        return np.array(self._array, dtype)
+        return np.array(self._array, dtype or self._array.dtype)
 
 
 class OnGpu(Dlpack):
@@ -124,6 +124,23 @@ def test_tensors_of_torch_of_every_float_type_and_with_a_gradient(dtype: Any) ->
     np.testing.assert_allclose(np.asarray(load_image(tensor)), expected, atol=1)
     shape = (1, 5, 7, 3, 1)
     np.testing.assert_array_equal(checked_latents(tensor.reshape(shape), shape), values.reshape(shape).numpy())
+
+
+def test_bfloat16_of_other_libraries() -> None:
+    ml_dtypes = pytest.importorskip("ml_dtypes")
+    values = (np.arange(5 * 7 * 3) % 9).reshape(5, 7, 3) / 8
+    array = values.astype(ml_dtypes.bfloat16)
+    assert to_numpy(Array(array), "it").dtype == np.float32
+    np.testing.assert_array_equal(np.asarray(load_image(array)), np.rint(values * 255))
+
+
+def test_a_subclass_of_a_tensor_that_another_library_defines() -> None:
+    class Mine(torch.Tensor):
+        pass
+
+    values = torch.rand((5, 7, 3)).as_subclass(Mine).requires_grad_()
+    assert type(values) is Mine
+    np.testing.assert_array_equal(to_numpy(values, "it"), values.detach().as_subclass(torch.Tensor).numpy())
 
 
 def test_a_copy_in_host_memory_is_asked_for(pixels: npt.NDArray[np.uint8]) -> None:

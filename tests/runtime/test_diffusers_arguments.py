@@ -196,6 +196,12 @@ def test_unknown_arguments_say_what_to_use_instead(name: str, advice: str, dynam
         dynamic_pipe.stream("p.png", **{name: 1})
 
 
+def test_a_stream_says_that_some_arguments_are_for_a_call(dynamic_pipe: VideoPipeline) -> None:
+    for name in ("output_type", "return_dict"):
+        with pytest.raises(TypeError, match=rf"{name} is for a call; a stream yields frames, uint8 \[H, W, 3\] each"):
+            dynamic_pipe.stream("p.png", **{name: "np"})
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
