@@ -15,9 +15,9 @@ import svd_trt.errors
 from svd_trt import BuildOptions, build_bundle
 from svd_trt.engine.spec import NETWORKS, Range
 from svd_trt.errors import ArgumentError
-from svd_trt.export import build, code_digest
+from svd_trt.export import build, build_job, code_digest
 from svd_trt.export import options as options_module
-from svd_trt.export.build import _make_job
+from svd_trt.export.build_job import make_job
 from svd_trt.export.checkpoint_kinds import open_checkpoint
 from svd_trt.export.code_digest import GRAPH_CODE, PLAN_CODE, digest_of
 from svd_trt.export.options import ranges_of
@@ -37,7 +37,7 @@ ALL = list(NETWORKS)
 
 
 def keys(model: Path | str = "random:tiny", **options: Any) -> tuple[dict[str, str], dict[str, str]]:
-    job = _make_job(str(model), BuildOptions(**(PLAIN | options)), ignore_progress)
+    job = make_job(str(model), BuildOptions(**(PLAIN | options)), ignore_progress)
     return dict(job.onnx_keys), dict(job.plan_keys)
 
 
@@ -93,7 +93,7 @@ def test_other_weights_are_other_networks(small_checkpoint: Path, tmp_path: Path
 @pytest.mark.parametrize(("digest", "graphs"), [("graph_code_digest", []), ("plan_code_digest", ALL)])
 def test_other_code_makes_other_networks(digest: str, graphs: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     before = keys()
-    monkeypatch.setattr(build, digest, lambda: "of the next version")
+    monkeypatch.setattr(build_job, digest, lambda: "of the next version")
     after = keys()
     assert shared(before[0], after[0]) == graphs
     assert shared(before[1], after[1]) == []
@@ -174,7 +174,7 @@ def test_ranges_as_text_and_numbers() -> None:
 
 def profiles(**options: Any) -> dict[str, list[str]]:
     """The profiles of each network as text, such as ``frames=2:4:6``."""
-    job = _make_job("random:tiny", BuildOptions(**(PLAIN | options)), ignore_progress)
+    job = make_job("random:tiny", BuildOptions(**(PLAIN | options)), ignore_progress)
     return {
         name: [" ".join(f"{symbol}={r}" for symbol, r in profile.items()) for profile in found]
         for name, found in job.profiles.items()
@@ -250,7 +250,8 @@ def test_progress_of_a_build(small_checkpoint: Path, small_bundle: Path, cache: 
     build_bundle(small_checkpoint, tmp_path / "bundle", options, lambda *call: calls.append(call))
     reading = "reading the checkpoint"
     stages = [(f"{name}: exporting to ONNX", 1, 1) for name in NETWORKS]
-    assert calls == [(reading, 0, 0), (reading, 1, 1), *stages]
+    golden = "golden values"
+    assert calls == [(reading, 0, 0), (reading, 1, 1), *stages, (golden, 0, 0), (golden, 1, 1)]
 
 
 def test_progress_of_an_export(small_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
