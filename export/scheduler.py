@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
+
+import msgspec
 
 from svd_trt.engine.manifest import SamplerInfo, SamplerName, Schedule
 from svd_trt.errors import CheckpointError, first_line
@@ -97,16 +101,14 @@ def _read_edm(where: str, config: Config) -> SamplerInfo:
     low, high = _bounds(where, {"sigma_min": 0.002, "sigma_max": 80.0} | dict(config), optional=False)
     kind = config.get("sigma_schedule", "karras")
     if kind not in ("karras", "exponential"):
-        raise CheckpointError(
-            f"{where}: the scheduler's sigma_schedule is {kind!r}; set karras or exponential in {_FILE}"
-        )
-    rho = config.get("rho", 7.0)
-    if not isinstance(rho, int | float) or rho <= 0:
-        raise CheckpointError(f"{where}: the scheduler's rho is {rho!r}; set 7.0, as published, in {_FILE}")
+        raise _wrong(where, "sigma_schedule", kind, '"karras" or "exponential"')
+    rho = _positive(config.get("rho", 7.0))
+    if rho is None:
+        raise _wrong(where, "rho", config["rho"], "7.0, as published,")
     return SamplerInfo(
         sigma_min=low,
         sigma_max=high,
-        rho=float(rho),
+        rho=rho,
         timestep_spacing="leading",  # the noise at the start has the same standard deviation
         schedule="karras" if kind == "karras" else "exponential",
         final_sigma=None if _final(where, config) == "sigma_min" else 0.0,
@@ -114,8 +116,6 @@ def _read_edm(where: str, config: Config) -> SamplerInfo:
 
 
 def _read_edm_dpm(where: str, config: Config) -> SamplerInfo:
-    import msgspec
-
     info = _read_edm(where, config)
     ends_at_zero = info.final_sigma == 0.0
     return msgspec.structs.replace(
@@ -158,7 +158,23 @@ def _require(where: str, config: Config, key: str, right: object, default: objec
     """Refuse another value of ``key`` than ``right``; ``default`` is what diffusers takes if there is none."""
     value = config.get(key, default)
     if value != right:
-        raise CheckpointError(f"{where}: the scheduler's {key} is {value!r}; set {right!r} in {_FILE}")
+        raise _wrong(where, key, value, json.dumps(right))
+
+
+def _wrong(where: str, key: str, value: object, right: str) -> CheckpointError:
+    """The refusal of ``value``, in the words of a JSON file, with what to set instead."""
+    return CheckpointError(f"{where}: the scheduler's {key} is {json.dumps(value)}; set {right} in {_FILE}")
+
+
+def _positive(value: object) -> float | None:
+    """``value`` if it is a finite number above 0; files may have NaN, Infinity, and whole numbers of any length."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:
+        return None
+    return number if 0 < number < math.inf else None
 
 
 def _schedule(where: str, config: Config) -> Schedule:
@@ -180,36 +196,36 @@ def _schedule(where: str, config: Config) -> Schedule:
 def _bounds(where: str, config: Config, *, optional: bool = True) -> tuple[float | None, float | None]:
     """sigma_min and sigma_max."""
     values = [config.get(key) for key in ("sigma_min", "sigma_max")]
-    numbers = [float(v) for v in values if isinstance(v, int | float) and not isinstance(v, bool)]
-    given = [v for v in values if not (optional and v is None)]
-    if len(numbers) != len(given) or any(v <= 0 for v in numbers) or numbers != sorted(set(numbers)):
-        low, high = values
+    low, high = (_positive(value) for value in values)
+    given = [value for value in values if not (optional and value is None)]
+    known = [number for number in (low, high) if number is not None]
+    if len(known) != len(given) or known != sorted(set(known)):
+        has = " and ".join(map(json.dumps, values))
         raise CheckpointError(
-            f"{where}: the scheduler needs 0 < sigma_min < sigma_max, and has {low} and {high}; set 0.002 and 700.0, "
-            f"as published, in {_FILE}"
+            f"{where}: the scheduler needs 0 < sigma_min < sigma_max, and has {has}; set 0.002 and 700.0, as "
+            f"published, in {_FILE}"
         )
-    low, high = (None if v is None else float(v) for v in values)
     return low, high
 
 
 def _final(where: str, config: Config) -> str:
     value = config.get("final_sigmas_type", "zero")
     if value not in ("zero", "sigma_min"):
-        raise CheckpointError(f"{where}: the scheduler's final_sigmas_type is {value!r}; set 'zero' in {_FILE}")
+        raise _wrong(where, "final_sigmas_type", value, '"zero"')
     return str(value)
 
 
 def _spacing(where: str, config: Config) -> str:
     value = config.get("timestep_spacing", "linspace")
     if value not in ("leading", "trailing", "linspace"):
-        raise CheckpointError(f"{where}: the scheduler's timestep_spacing is {value!r}; set 'leading' in {_FILE}")
+        raise _wrong(where, "timestep_spacing", value, '"leading"')
     return str(value)
 
 
 def _whole(where: str, config: Config, key: str) -> int:
     value = config.get(key, 0)
     if not isinstance(value, int):
-        raise CheckpointError(f"{where}: the scheduler's {key} is {value!r}; set a whole number in {_FILE}")
+        raise _wrong(where, key, value, "a whole number")
     return int(value)
 
 
@@ -217,7 +233,7 @@ def _solver(where: str, config: Config, ends_at_zero: bool) -> SamplerName:
     """The sampler that is diffusers' DPM-Solver of this configuration."""
     order = config.get("solver_order", 2)
     if order not in (1, 2):
-        raise CheckpointError(f"{where}: the scheduler's solver_order is {order!r}; set 1 or 2 in {_FILE}")
+        raise _wrong(where, "solver_order", order, "1 or 2")
     _require(where, config, "algorithm_type", "dpmsolver++", "dpmsolver++")
     _require(where, config, "thresholding", False, False)
     if order == 1:

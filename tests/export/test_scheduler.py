@@ -20,6 +20,7 @@ PLAIN = {"use_karras_sigmas": False}
 NO_BOUNDS = {"sigma_min": None, "sigma_max": None}
 OWN_BETAS = {"trained_betas": [0.01 + i / 1000 for i in range(100)], "num_train_timesteps": 100}
 STEPS = (1, 2, 5, 25)
+NOT_FINITE = (float("nan"), float("inf"), 10**400)  # what Python's JSON reader makes of NaN, Infinity and 1000...
 
 EXACT: dict[str, tuple[str, dict[str, Any]]] = {
     "published": ("EulerDiscreteScheduler", {}),
@@ -120,10 +121,10 @@ def test_the_solver_follows_its_order(order: int) -> None:
         (
             "EulerDiscreteScheduler",
             {"prediction_type": "epsilon"},
-            "prediction_type is 'epsilon'; set 'v_prediction' in",
+            'prediction_type is "epsilon"; set "v_prediction" in',
         ),
-        ("EulerDiscreteScheduler", {"prediction_type": ...}, "prediction_type is 'epsilon'"),
-        ("EulerDiscreteScheduler", {"timestep_type": "discrete"}, "timestep_type is 'discrete'; set 'continuous' in"),
+        ("EulerDiscreteScheduler", {"prediction_type": ...}, 'prediction_type is "epsilon"'),
+        ("EulerDiscreteScheduler", {"timestep_type": "discrete"}, 'timestep_type is "discrete"; set "continuous" in'),
         (
             "EulerDiscreteScheduler",
             {"use_exponential_sigmas": True},
@@ -136,9 +137,9 @@ def test_the_solver_follows_its_order(order: int) -> None:
             "0 < sigma_min < sigma_max, and has 800.0 and 700.0; set 0.002",
         ),
         ("EulerDiscreteScheduler", {"sigma_min": "low"}, "0 < sigma_min < sigma_max"),
-        ("EulerDiscreteScheduler", {"final_sigmas_type": "one"}, "final_sigmas_type is 'one'; set 'zero'"),
-        ("EulerDiscreteScheduler", {"timestep_spacing": "odd"}, "timestep_spacing is 'odd'; set 'leading'"),
-        ("EulerDiscreteScheduler", {**PLAIN, "interpolation_type": "log_linear"}, "interpolation_type.*set 'linear'"),
+        ("EulerDiscreteScheduler", {"final_sigmas_type": "one"}, 'final_sigmas_type is "one"; set "zero"'),
+        ("EulerDiscreteScheduler", {"timestep_spacing": "odd"}, 'timestep_spacing is "odd"; set "leading"'),
+        ("EulerDiscreteScheduler", {**PLAIN, "interpolation_type": "log_linear"}, 'interpolation_type.*set "linear"'),
         (
             "EulerDiscreteScheduler",
             {**PLAIN, "beta_schedule": "odd"},
@@ -146,19 +147,31 @@ def test_the_solver_follows_its_order(order: int) -> None:
         ),
         ("EulerDiscreteScheduler", {**PLAIN, "beta_end": 3.0}, "betas give no noise schedule.*use_karras_sigmas"),
         ("EulerDiscreteScheduler", {**PLAIN, **OWN_BETAS, "num_train_timesteps": 1000}, "num_train_timesteps to 100"),
-        ("EulerDiscreteScheduler", {**PLAIN, "steps_offset": "one"}, "steps_offset is 'one'"),
+        ("EulerDiscreteScheduler", {**PLAIN, "steps_offset": "one"}, 'steps_offset is "one"'),
         ("EDMEulerScheduler", {}, "sigma_data is 0.5; set 1.0 in scheduler/scheduler_config.json"),
-        ("EDMEulerScheduler", {**EDM, "sigma_schedule": "odd"}, "sigma_schedule is 'odd'"),
+        (
+            "EDMEulerScheduler",
+            {**EDM, "sigma_schedule": "odd"},
+            'sigma_schedule is "odd"; set "karras" or "exponential" in',
+        ),
         ("EDMEulerScheduler", {**EDM, "rho": 0}, "rho is 0; set 7.0"),
+        *(("EDMEulerScheduler", {**EDM, "rho": value}, "rho is .*; set 7.0") for value in NOT_FINITE),
+        *(
+            (kind, {**EDM, key: value}, "0 < sigma_min < sigma_max, and has .* as published")
+            for kind in ("EulerDiscreteScheduler", "EDMEulerScheduler")
+            for key in ("sigma_min", "sigma_max")
+            for value in NOT_FINITE
+        ),
+        ("DPMSolverMultistepScheduler", {"use_flow_sigmas": True}, "use_flow_sigmas is true; set false in scheduler/"),
         ("EDMDPMSolverMultistepScheduler", {**EDM, "solver_order": 3}, "solver_order is 3; set 1 or 2"),
-        ("EDMDPMSolverMultistepScheduler", {**EDM, "algorithm_type": "sde-dpmsolver++"}, "set 'dpmsolver\\+\\+' in"),
-        ("EDMDPMSolverMultistepScheduler", {**EDM, "solver_type": "heun"}, "solver_type is 'heun'; set 'midpoint'"),
+        ("EDMDPMSolverMultistepScheduler", {**EDM, "algorithm_type": "sde-dpmsolver++"}, 'set "dpmsolver\\+\\+" in'),
+        ("EDMDPMSolverMultistepScheduler", {**EDM, "solver_type": "heun"}, 'solver_type is "heun"; set "midpoint"'),
         ("DPMSolverMultistepScheduler", PLAIN, "not those that SVD was trained with; set use_karras_sigmas true"),
         ("DPMSolverMultistepScheduler", NO_BOUNDS, "not those that SVD was trained with"),
         (
             "DPMSolverMultistepScheduler",
             {"final_sigmas_type": "sigma_min"},
-            "final_sigmas_type is 'sigma_min'; set 'zero'",
+            'final_sigmas_type is "sigma_min"; set "zero"',
         ),
     ],
 )
