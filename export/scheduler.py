@@ -12,6 +12,7 @@ import msgspec
 
 from svd_trt.engine.manifest import SamplerInfo, SamplerName, Schedule
 from svd_trt.errors import CheckpointError, first_line
+from svd_trt.units import shorten
 
 __all__ = ["make_scheduler", "read_scheduler"]
 
@@ -163,7 +164,7 @@ def _require(where: str, config: Config, key: str, right: object, default: objec
 
 def _wrong(where: str, key: str, value: object, right: str) -> CheckpointError:
     """The refusal of ``value``, in the words of a JSON file, with what to set instead."""
-    return CheckpointError(f"{where}: the scheduler's {key} is {json.dumps(value)}; set {right} in {_FILE}")
+    return CheckpointError(f"{where}: the scheduler's {key} is {shorten(json.dumps(value))}; set {right} in {_FILE}")
 
 
 def _positive(value: object) -> float | None:
@@ -200,7 +201,7 @@ def _bounds(where: str, config: Config, *, optional: bool = True) -> tuple[float
     given = [value for value in values if not (optional and value is None)]
     known = [number for number in (low, high) if number is not None]
     if len(known) != len(given) or known != sorted(set(known)):
-        has = " and ".join(map(json.dumps, values))
+        has = " and ".join(shorten(json.dumps(value)) for value in values)
         raise CheckpointError(
             f"{where}: the scheduler needs 0 < sigma_min < sigma_max, and has {has}; set 0.002 and 700.0, as "
             f"published, in {_FILE}"

@@ -66,7 +66,7 @@ def local_path(text: str) -> Path | None:
     """The file that ``text``, a path or a ``file://`` URL, names on this machine; None for URLs of other kinds.
 
     Raises:
-        ImageError: the URL names a file of another machine.
+        ImageError: the URL names a file of another machine, or what cannot be a file's name.
     """
     scheme = _scheme(text)
     if scheme != "file":
@@ -78,7 +78,10 @@ def local_path(text: str) -> Path | None:
             f"cannot read {shorten(text)!r}: {shorten(host)!r} is another machine; "
             "write file:///folder/picture.png for a file of this one"
         )
-    return Path(os.fsdecode(unquote_to_bytes(slash + path)))
+    name = unquote_to_bytes(slash + path)
+    if b"\0" in name:
+        raise ImageError(f"cannot read {shorten(text)!r}: no file has %00 in its name; check the URL")
+    return Path(os.fsdecode(name))
 
 
 def most_pixels() -> int | None:

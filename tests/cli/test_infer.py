@@ -95,6 +95,8 @@ def test_a_lossless_stream_and_a_rate_of_its_own(
         (["-o", "o.mp4", "--output-fps", "0"], "'0' is not a frame rate from 0.01 to 1000"),
         (["-o", "o.mp4", "--output-fps", "30/0"], "'30/0' is not a frame rate"),
         (["-o", "o.mp4", "--output-fps", "fast"], "'fast' is not a frame rate"),
+        (["-o", "o.mp4", "--output-fps", "9" * 400 + "/1"], "(402 characters)"),
+        (["-o", "o.mp4", "--output-fps", "9" * 400], "is not a frame rate"),
     ],
 )
 def test_formats_and_rates_that_are_none(arguments: list[str], words: str, small_bundle: Path) -> None:

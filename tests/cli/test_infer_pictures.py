@@ -97,6 +97,7 @@ def test_inputs_that_are_urls_are_safe_from_outputs(small_bundle: Path, square: 
         ("/".join(["folder"] * 500), "no such file"),
         ("https://example.com/" + "a" * 4000, "download"),
         ("file://server/" + "a" * 4000, "another machine"),
+        ("file:///" + "a" * 4000 + "%00b.png", "no file has %00 in its name"),
         ("\x1b[31mred\x07", "no such file"),
         ("\udcff\udcfe.png", "no such file"),
     ],

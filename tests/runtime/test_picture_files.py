@@ -98,6 +98,7 @@ def test_a_file_url_of_a_name_that_is_not_text(tmp_path: Path, png: bytes) -> No
 def test_urls_that_cannot_be_read(tmp_path: Path) -> None:
     assert "another machine" in refusal("file://server/picture.png")
     assert "another machine" in refusal("file://[/picture.png")
+    assert "no file has %00 in its name; check the URL" in refusal("file:///a%00b.png")
     assert "no such file" in refusal(f"file://{tmp_path}/missing.png")
     assert "directory" in refusal("file:///")
     for url in ("https://example.com/a.png", "HTTP://example.com/a.png", "s3://bucket/a.png"):

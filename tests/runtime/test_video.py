@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageSequence
 
 from svd_trt.errors import ArgumentError, OutputError
-from svd_trt.runtime.video import FORMATS, STREAMS, open_writer, read_metadata
+from svd_trt.runtime.video import FORMATS, STREAMS, exact_rate, open_writer, read_metadata
 from svd_trt.runtime.video._yuv import yuv420p
 
 Frames = NDArray[np.uint8]
@@ -316,9 +316,29 @@ def test_parameters_of_an_array_or_empty_folder(tmp_path: Path) -> None:
         read_metadata(tmp_path)
 
 
-@pytest.mark.parametrize("fps", [0, -7, float("nan"), float("inf"), 1e6])
-def test_rates_that_are_none(tmp_path: Path, fps: float) -> None:
-    with pytest.raises(ArgumentError, match="fps"):
+@pytest.mark.parametrize("name", [".mp4", ".mov", ".webm", ".mkv", ".gif"])
+@pytest.mark.parametrize(
+    ("fps", "exact"),
+    [
+        (Fraction(23976000000001, 10**12), Fraction(2997, 125)),
+        (Fraction(24 * 10**400 + 1, 10**400), Fraction(24)),
+        (Fraction(999999999, 1000000), Fraction(999999999, 1000000)),
+    ],
+)
+def test_fractions_that_libav_cannot_hold_are_rounded(
+    fps: Fraction, exact: Fraction, name: str, tmp_path: Path
+) -> None:
+    assert exact_rate(fps) == exact
+    save(tmp_path / f"out{name}", moving(2, 24, 40), fps=fps)
+    assert len(load_libav(tmp_path / f"out{name}")) == 2
+
+
+HUGE = Fraction(10**5000)  # Python writes no number of so many digits
+
+
+@pytest.mark.parametrize("fps", [0, -7, float("nan"), float("inf"), 1e6, 10**400, HUGE, 1 / HUGE])
+def test_rates_that_are_none(tmp_path: Path, fps: float | Fraction) -> None:
+    with pytest.raises(ArgumentError, match=r"fps must be from 0\.01 to 1000, got"):
         open_writer(tmp_path / "out.mp4", height=8, width=8, fps=fps, metadata={})
 
 

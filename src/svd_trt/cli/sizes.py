@@ -11,6 +11,7 @@ import click
 
 from svd_trt.errors import ArgumentError
 from svd_trt.runtime.video import exact_rate
+from svd_trt.units import shorten
 
 __all__ = ["ByteSize", "FrameRate"]
 
@@ -53,4 +54,5 @@ class FrameRate(click.ParamType):  # type: ignore[type-arg]  # generic from clic
         try:
             return exact_rate(Fraction(value) if "/" in value else float(value))
         except (ValueError, ZeroDivisionError, ArgumentError):
-            self.fail(f"{value!r} is not a frame rate from 0.01 to 1000, such as 12, 23.976 or 24000/1001", param, ctx)
+            given = repr(shorten(value))
+            self.fail(f"{given} is not a frame rate from 0.01 to 1000, such as 12, 23.976 or 24000/1001", param, ctx)
