@@ -40,21 +40,46 @@ _CONVERT = (
     "w = torch.load(sys.argv[1], 'cpu', weights_only=True); w = w.get('state_dict', w); "
     "save_file({k: v.clone().contiguous() for k, v in w.items() if torch.is_tensor(v)}, sys.argv[2])"
 )
+# The names of a UNet alone may begin with any of these, and those of the whole file begin with the last.
+_TRANSPLANT = (
+    "import sys; from safetensors.torch import load_file, save_file; p = 'diffusion_model.'; "
+    "new, whole = map(load_file, sys.argv[1:3]); "
+    "new = {'model.' + p + k.rpartition(p)[2]: v for k, v in new.items()}; "
+    "assert new.keys() <= whole.keys(), 'the UNet of another model'; save_file(whole | new, sys.argv[3])"
+)
 
 
 def is_pickle(path: Path) -> bool:
-    """True if torch wrote the file with ``torch.save``, in either of its formats."""
-    with path.open("rb") as file:
-        start = file.read(2)
-    if start == b"\x80\x02":
+    """True if the file is a pickle, as torch writes it with ``torch.save`` in either of its formats.
+
+    Raises:
+        CheckpointError: the file cannot be read; the message says what to do.
+    """
+    start = _start_of(path)
+    # The protocol is the second byte. In a safetensors file the two are a part of a size, before a brace.
+    if start[:1] == b"\x80" and start[1:2] in (b"\2", b"\3", b"\4", b"\5") and start[_SIZE : _SIZE + 1] != b"{":
         return True
-    if start != b"PK":
+    if start[:2] != b"PK":
         return False
     try:
         with zipfile.ZipFile(path) as archive:
             return any(name.endswith("/data.pkl") for name in archive.namelist())
     except Exception:  # on damaged archives zipfile raises nearly anything, UnicodeDecodeError included
         return False
+
+
+def _start_of(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(_START)
+    except OSError as error:
+        if isinstance(error, FileNotFoundError) and path.is_symlink():  # as in a hub's cache that was cleaned
+            reason = "it is a link to a file that is gone; download it again"
+        elif isinstance(error, IsADirectoryError):
+            reason = "it is a folder; put the file of that name there"
+        else:
+            reason = f"{error.strerror or error}; check its path and its permissions"
+        raise CheckpointError(f"{path} cannot be read: {reason}") from error
 
 
 def refuse_other_files(path: Path) -> None:
@@ -64,12 +89,8 @@ def refuse_other_files(path: Path) -> None:
         CheckpointError: the file is empty, cut off, a pointer, a web page, an archive, a pickle, or of another format;
             the message says what to do.
     """
-    try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            start = file.read(_START)
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
+    start = _start_of(path)
+    size = path.stat().st_size
     if not size:
         raise CheckpointError(f"{path} is empty; download it again")
     if start.startswith(b"version https://git-lfs"):
@@ -83,7 +104,12 @@ def refuse_other_files(path: Path) -> None:
             "with `hf download`"
         )
     if is_pickle(path):
-        raise CheckpointError(f"{path} is a pickle of torch and not safetensors; convert it: `{_conversion(path)}`")
+        if start[:1] == b"\x80" and start[1] > 3:  # torch's weights-only reader stops at its first operations
+            raise CheckpointError(
+                f"{path} is a pickle of protocol {start[1]}, which only a reader that runs its code can read; save the "
+                "weights as safetensors where it was made"
+            )
+        raise CheckpointError(f"{path} is a pickle and not safetensors; convert it: `{_conversion(path)}`")
     for magic, kind in _ARCHIVES.items():
         if start.startswith(magic):
             raise CheckpointError(f"{path} is {kind} and not safetensors; unpack it and give what is inside")
@@ -96,10 +122,20 @@ def refuse_other_files(path: Path) -> None:
 
 def _conversion(path: Path) -> str:
     """A command that writes the weights of a pickle beside it, without running code that it may have."""
-    target = path.with_suffix(".safetensors")
-    if target == path:
-        target = path.with_name(f"{path.stem}-converted.safetensors")
-    return f'python -c "{_CONVERT}" {shlex.join([str(path), str(target)])}'
+    return f'python -c "{_CONVERT}" {shlex.join([str(path), str(_free(path, "converted"))])}'
+
+
+def _transplant(path: Path) -> str:
+    """A command that puts the UNet at ``path`` into svd_xt.safetensors."""
+    target = _free(path.with_name(f"{path.stem}-whole.safetensors"), "new")
+    return f'python -c "{_TRANSPLANT}" {shlex.join([str(path), "svd_xt.safetensors", str(target)])}'
+
+
+def _free(path: Path, word: str) -> Path:
+    """The name of a safetensors file beside ``path`` that does not exist yet: with its stem, or ``word`` after it."""
+    names = (path.stem, f"{path.stem}-{word}", *(f"{path.stem}-{word}-{number}" for number in range(2, 1000)))
+    paths = [path.with_name(f"{name}.safetensors") for name in names]
+    return next((free for free in paths if not free.exists()), paths[-1])
 
 
 def _refuse_damaged(path: Path, size: int, start: bytes) -> None:
@@ -111,9 +147,14 @@ def _refuse_damaged(path: Path, size: int, start: bytes) -> None:
     try:
         with path.open("rb") as file:
             fields = json.loads(file.read(_SIZE + header)[_SIZE:])
-        whole = _SIZE + header + max(entry["data_offsets"][1] for name, entry in fields.items() if name[:2] != "__")
+        ends = [entry["data_offsets"][1] for name, entry in fields.items() if name[:2] != "__"]
+        whole = _SIZE + header + max(ends, default=0)
     except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not a safetensors file, or is damaged: {first_line(error)}") from error
+        raise CheckpointError(
+            f"{path} is not a safetensors file, or is damaged: {first_line(error)}; download or save it again"
+        ) from error
+    if not ends:
+        raise CheckpointError(f"{path} has no tensors; download or save it again")
     if isinstance(whole, int) and size < whole:
         raise CheckpointError(
             f"{path} is damaged: it is cut off after {size:,} of {whole:,} bytes; download or save it again"
@@ -147,7 +188,7 @@ def refuse_parts_of_svd(path: Path, names: Collection[str]) -> None:
 
     if have("lora_") or have(".lora."):
         raise CheckpointError(f"{path} is a LoRA and not a checkpoint; merge it into SVD, and build the merged weights")
-    if not have("first_stage_model.") and (network := _network_alone(names)) is not None:
+    if not have("first_stage_model.") and (network := _network_alone(path, names)) is not None:
         raise CheckpointError(f"{path} is {network}")
     if have("diffusion_model.") and not have("time_stack"):
         raise CheckpointError(
@@ -162,7 +203,7 @@ def refuse_parts_of_svd(path: Path, names: Collection[str]) -> None:
         )
 
 
-def _network_alone(names: Collection[str]) -> str | None:
+def _network_alone(path: Path, names: Collection[str]) -> str | None:
     """What a file is that has one of the networks, and what to do with it; None for anything else."""
     copy = "copy the folder of the checkpoint that it belongs to, put this file there as"
     if "conv_in.weight" in names and "time_embedding.linear_1.weight" in names:
@@ -174,7 +215,7 @@ def _network_alone(names: Collection[str]) -> str | None:
     for prefix in ("", "diffusion_model.", "model.diffusion_model.", "model_ema.diffusion_model."):
         if f"{prefix}input_blocks.0.0.weight" in names:
             return (
-                "a UNet alone, in stabilityai's names; copy its tensors over those of model.diffusion_model. in a "
-                "whole file, svd.safetensors or svd_xt.safetensors, and build that file"
+                "a UNet alone, in stabilityai's names; put it into the whole file that it was trained from, such as "
+                f"svd_xt.safetensors, and build the result: `{_transplant(path)}`"
             )
     return None

@@ -19,7 +19,7 @@ import PIL.Image
 import PIL.JpegImagePlugin
 
 from svd_trt.errors import ImageError, MissingDependencyError
-from svd_trt.runtime.picture_metadata import stripped, upright
+from svd_trt.runtime.picture_metadata import can_be_stripped, stripped, upright
 from svd_trt.units import format_bytes, format_count, shorten
 
 __all__ = ["LONGEST_SIDE", "local_path", "most_pixels", "open_picture", "readable", "require_size"]
@@ -27,7 +27,8 @@ __all__ = ["LONGEST_SIDE", "local_path", "most_pixels", "open_picture", "readabl
 LONGEST_SIDE = 131_072
 """Most pixels along a side: the matrix that resizes an axis grows with it, also for a picture one pixel high."""
 
-_LARGEST_STREAM = 1_000_000_000  # bytes that are read from a pipe or copied to repair a file
+_LARGEST_STREAM = 256_000_000  # bytes that are read from a pipe or copied to repair a file
+_MAGIC = 16  # bytes that tell the format
 _HEIF = frozenset((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"))
 _AVIF = frozenset((b"avif", b"avis"))
 
@@ -161,6 +162,9 @@ def _decode(stream: IO[bytes], name: str, warn: Warn) -> PIL.Image.Image:
         raise
     except Exception:
         stream.seek(0)
+        if not can_be_stripped(stream.read(_MAGIC)):  # most likely no picture, and of any size
+            raise
+        stream.seek(0)
         for data in stripped(stream.read(_LARGEST_STREAM)):
             try:
                 return _decode_once(io.BytesIO(data), name, warn)
@@ -180,6 +184,8 @@ def _decode_once(stream: IO[bytes], name: str, warn: Warn) -> PIL.Image.Image:
         image = heif
     except PIL.Image.DecompressionBombError:
         image = _open_large(stream, name, warn)
+    if image.format == "EPS":  # PIL would start Ghostscript to draw it; no other format starts a program
+        raise ImageError(f"cannot read {name}: it is EPS, which only another program can draw; save it as PNG")
     require_size(image.size, name)
     return upright(image)
 

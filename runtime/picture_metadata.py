@@ -17,7 +17,7 @@ from typing import Any, Literal, TypeAlias
 import PIL.ExifTags
 import PIL.Image
 
-__all__ = ["stripped", "upright"]
+__all__ = ["can_be_stripped", "stripped", "upright"]
 
 _Kept: TypeAlias = frozenset[Literal["exif", "icc"]]
 
@@ -57,6 +57,11 @@ def _orientation(image: PIL.Image.Image) -> Any:
     text = xmp.encode("utf-8", "replace") if isinstance(xmp, str) else xmp
     found = re.search(rb'tiff:Orientation(?:="|>)([0-9])', text) if isinstance(text, bytes) else None
     return int(found[1]) if found else 1
+
+
+def can_be_stripped(start: bytes) -> bool:
+    """Whether `stripped` knows the format of a file that begins with ``start``, at least 12 bytes."""
+    return _rewriter(start) is not None
 
 
 def stripped(data: bytes) -> Iterator[bytes]:

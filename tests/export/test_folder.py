@@ -270,6 +270,17 @@ def quantised(folder: Path) -> None:
     save(folder / f"{UNET}.safetensors", weights | {"conv_in.SCB": torch.zeros(1)})
 
 
+def dangling(folder: Path) -> None:
+    """As in a hub's cache whose files were removed and whose links were not."""
+    take(folder, "unet")
+    (folder / f"{UNET}.bin").symlink_to("../../blobs/0123456789abcdef")
+
+
+def a_folder_of_that_name(folder: Path) -> None:
+    take(folder, "unet")
+    (folder / f"{UNET}.bin").mkdir()
+
+
 def another_pipeline(folder: Path) -> None:
     index = json.loads((folder / "model_index.json").read_text())
     (folder / "model_index.json").write_text(json.dumps(index | {"_class_name": "MyPipeline"}))
@@ -284,6 +295,8 @@ def another_pipeline(folder: Path) -> None:
         (lambda c: (shards(c), next(c.glob("unet/*2-of*")).unlink()), "lacks .*00002-of-00002.*index.json names"),
         (lambda c: (shards(c), next(c.glob("vae/*index.json")).write_text("[]")), "is not an index of weights"),
         (lambda c: (c / "unet" / "config.json").write_text("[" * 100_000), "config.json cannot be read"),
+        (dangling, r"unet/diffusion_pytorch_model\.bin cannot be read: it is a link to a file that is gone; download"),
+        (a_folder_of_that_name, r"unet/diffusion_pytorch_model\.bin cannot be read: it is a folder"),
     ],
 )
 def test_folders_that_are_refused(damage: Callable[[Path], Any], words: str, checkpoint: Path) -> None:

@@ -28,6 +28,7 @@ from svd_trt.export.presets import PRESETS, configurations
 from svd_trt.export.published import guess_architecture
 from svd_trt.export.random_checkpoint import empty_model, parameters_of
 from svd_trt.export.stability_names import places_of
+from svd_trt.export.tensor_files import shapes_of
 
 MINIATURE = Path(__file__).parents[2] / "examples" / "tiny" / "checkpoint"
 COMPONENTS: list[Component] = list(dict.fromkeys(COMPONENT_OF.values()))
@@ -344,7 +345,7 @@ def unet_in_own_names(tensors: Tensors, prefix: str) -> Tensors:
         (lambda _: weights_of("unet"), r"a UNet alone; .*there as unet/diffusion_pytorch_model\.safetensors"),
         (lambda _: weights_of("vae"), r"a VAE alone; .*there as vae/diffusion_pytorch_model\.safetensors"),
         (lambda _: weights_of("image_encoder"), r"an image encoder alone; .*there as image_encoder/model\.safetensors"),
-        (lambda t: unet_in_own_names(t, ""), "a UNet alone, in stabilityai's names; copy its tensors over"),
+        (lambda t: unet_in_own_names(t, ""), "a UNet alone, in stabilityai's names; put it into the whole file"),
         (lambda t: unet_in_own_names(t, UNET), "a UNet alone, in stabilityai's names"),
         (lambda t: {n: x for n, x in t.items() if "time_stack" not in n}, "a diffusion model for pictures"),
         (lambda _: {"unet.down.lora_A.weight": torch.zeros(1)}, "is a LoRA"),
@@ -371,6 +372,9 @@ def pickled(**options: Any) -> bytes:
     return file.getvalue()
 
 
+OLD = {"_use_new_zipfile_serialization": False}
+
+
 def zipped() -> bytes:
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as archive:
@@ -382,15 +386,17 @@ CONTENTS: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "empty": (lambda _: b"", "is empty; download it again"),
     "pointer": (lambda _: POINTER, "is a pointer of git-lfs and not the weights; run `git lfs pull`"),
     "page": (lambda _: b"\n<!DOCTYPE html><html><body>Log in", "is a web page.*`hf auth login`"),
-    "pickle": (lambda _: pickled(), "is a pickle of torch and not safetensors; convert it"),
-    "old pickle": (lambda _: pickled(_use_new_zipfile_serialization=False), "is a pickle of torch"),
+    "pickle": (lambda _: pickled(), "is a pickle and not safetensors; convert it"),
+    "old pickle": (lambda _: pickled(**OLD), "is a pickle and not"),
+    "new pickle": (lambda _: pickled(**OLD, pickle_protocol=4), "is a pickle of protocol 4.*save.*safetensors"),
     "zip": (lambda _: zipped(), "is a zip archive and not safetensors; unpack it"),
     "gguf": (lambda _: b"GGUF" + bytes(100), "is a GGUF file"),
     "cut off": (lambda whole: whole[:-1], r"is damaged: it is cut off after [\d,]+ of [\d,]+ bytes"),
     "cut off early": (lambda whole: whole[:5000], "is cut off in its header, after 5"),
+    "no tensors": (lambda _: (2).to_bytes(8, "little") + b"{}", "has no tensors; download or save it again"),
+    "no offsets": (lambda _: (8).to_bytes(8, "little") + b'{"a":{}}', "or is damaged: .*; download or save it again"),
     "short": (lambda _: b"x", "is not a safetensors file, or is damaged"),
     "noise": (lambda _: bytes(range(256)) * 9, "is not a safetensors file, or is damaged"),
-    "list": (lambda _: (2).to_bytes(8, "little") + b"{}]", "not a safetensors file, or is damaged"),
     "nested": (lambda _: (200_000).to_bytes(8, "little") + b'{"a":' + b"[" * 200_000, "not a safetensors file, or is"),
 }
 
@@ -413,15 +419,39 @@ def test_files_are_recognised_by_their_content(content: str, place: str, single_
     assert "\n" not in str(refused.value)
 
 
-def test_the_advice_for_a_pickle_works(single_file: Path, tmp_path: Path) -> None:
-    path = tmp_path / "my svd's.ckpt"
-    torch.save({"state_dict": safetensors.torch.load_file(single_file), "epoch": 3}, path)
+def run_advice(path: Path, folder: Path) -> None:
+    """Run the command in the message that refuses ``path``."""
     with pytest.raises(CheckpointError) as refused:
         open_checkpoint(str(path))
     command = str(refused.value).partition("`")[2].rpartition("`")[0]
-    subprocess.run(command.replace("python ", f"{sys.executable} ", 1), shell=True, check=True)
-    found, wanted = load(path.with_suffix(".safetensors")), load(single_file)
-    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+    subprocess.run(command.replace("python ", f"{sys.executable} ", 1), shell=True, check=True, cwd=folder)
+
+
+@pytest.mark.parametrize("options", [{}, OLD])
+def test_the_advice_for_a_pickle_works(options: dict[str, Any], single_file: Path, tmp_path: Path) -> None:
+    """And it keeps what has the name already."""
+    path = tmp_path / "my svd's.ckpt"
+    torch.save({"state_dict": safetensors.torch.load_file(single_file), "epoch": 3}, path, **options)
+    wanted = load(single_file)
+    results = [tmp_path / f"my svd's{end}.safetensors" for end in ("", "-converted", "-converted-2")]
+    for count, result in enumerate(results):
+        run_advice(path, tmp_path)
+        found = load(result)
+        assert all(torch.equal(found[key], wanted[key]) for key in wanted)
+        assert all(earlier.read_bytes() == b"precious" for earlier in results[:count])
+        result.write_bytes(b"precious")
+
+
+@pytest.mark.parametrize("prefix", ["", "diffusion_model.", UNET, "model_ema.diffusion_model."])
+def test_the_advice_for_a_unet_alone_works(prefix: str, single_file: Path, tmp_path: Path) -> None:
+    whole = safetensors.torch.load_file(single_file)
+    shutil.copy(single_file, tmp_path / "svd_xt.safetensors")
+    unet = {name: -tensor for name, tensor in unet_in_own_names(whole, prefix).items()}
+    safetensors.torch.save_file(unet, tmp_path / "tuned.safetensors")
+    run_advice(tmp_path / "tuned.safetensors", tmp_path)
+    found = safetensors.torch.load_file(tmp_path / "tuned-whole.safetensors")
+    assert found.keys() == whole.keys()
+    assert all(torch.equal(found[n], -x if n.startswith(UNET) else x) for n, x in whole.items())
 
 
 @pytest.mark.parametrize(
@@ -496,6 +526,14 @@ def write_full_size_header(path: Path) -> None:
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         file.truncate(8 + len(text) + end)
+
+
+def test_a_size_that_begins_as_a_pickle_does(tmp_path: Path) -> None:
+    """A header of 640 bytes: 0x80 and 2."""
+    header = json.dumps({"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).encode().ljust(0x280)
+    (tmp_path / "model.bin").write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    assert not is_pickle(tmp_path / "model.bin")
+    assert shapes_of(tmp_path / "model.bin") == {"a": (1,)}
 
 
 def test_a_damaged_archive_is_no_pickle(tmp_path: Path) -> None:

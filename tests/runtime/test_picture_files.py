@@ -5,8 +5,8 @@ from __future__ import annotations
 import base64
 import io
 import os
-import resource
 import struct
+import subprocess
 import sys
 import threading
 import zlib
@@ -22,6 +22,7 @@ import pytest
 from svd_trt.errors import ImageError, MissingDependencyError
 from svd_trt.runtime.images import load_image
 from svd_trt.runtime.picture_files import local_path
+from tests.runtime.memory_peak import peak_of
 
 HEIGHT, WIDTH = 40, 60
 
@@ -168,15 +169,62 @@ BOMBS = {
 
 
 @pytest.mark.parametrize("name", BOMBS)
-def test_bombs_are_refused_before_they_need_memory(name: str) -> None:
+def test_bombs_are_refused_before_they_need_memory(name: str, tmp_path: Path) -> None:
     """A small file that says that it has gigapixels; refusing it must not take 100 MB."""
     data, what = BOMBS[name]
-    load_image(io.BytesIO(small_png()))  # loads PIL's plugins
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     message = refusal(io.BytesIO(data))
     assert what in message
     assert "MAX_IMAGE_PIXELS" not in message  # the command line cannot set it
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000
+    (tmp_path / "small.png").write_bytes(small_png())
+    (tmp_path / "bomb").write_bytes(data)
+    load = f"load_image({str(tmp_path)!r} + "
+    setup = f"from svd_trt.runtime.images import load_image; {load}'/small.png')"  # loads PIL's plugins
+    code = f"try: {load}'/bomb')\nexcept Exception: pass"
+    assert peak_of(setup, code) < 100_000_000
+
+
+class Counted(io.BytesIO):
+    """A stream that counts the bytes that are read from it."""
+
+    count = 0
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        data = super().read(size)
+        self.count += len(data)
+        return data
+
+
+@pytest.mark.parametrize("content", [b"Once upon a time ", b"\0" * 16, b"%PDF-1.7\n%abcdefg", b"\x1f\x8b" * 8])
+def test_what_is_no_picture_is_not_read(content: bytes) -> None:
+    file = Counted(content * 1_000_000)
+    assert "not a picture" in refusal(file)
+    assert file.count < 1_000_000
+
+
+def test_a_pipe_without_an_end() -> None:
+    with subprocess.Popen(["head", "-c", "2000000000", "/dev/zero"], stdout=subprocess.PIPE) as source:
+        assert source.stdout is not None
+        assert "it has more than 256 MB; pass a file" in refusal(source.stdout)
+
+
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n8 8 rectfill\n%%EOF\n"
+
+
+@pytest.mark.parametrize("head", [b"", struct.pack("<I7IHH", 0xC6D3D0C5, 32, len(EPS), 0, 0, 0, 0, 0xFFFF, 0, 0)[:32]])
+def test_no_program_is_started_for_eps(head: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ghostscript has run commands of files before, and a file says only in its first bytes that it is EPS."""
+    script, started = tmp_path / "gs", tmp_path / "started"
+    script.write_text(f"#!/bin/sh\ntouch {started}\n")
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    picture = tmp_path / "picture.png"
+    picture.write_bytes(head + EPS)
+    assert "it is EPS, which only another program can draw; save it as PNG" in refusal(picture)
+    assert not started.exists()
+    monkeypatch.setattr("PIL.EpsImagePlugin.gs_binary", None)  # not asked yet whether there is one
+    with pytest.raises(Exception):  # noqa: B017, PT011  # what a load raises after a program that drew nothing
+        PIL.Image.open(io.BytesIO(head + EPS)).load()
+    assert started.exists()
 
 
 def small_png() -> bytes:
