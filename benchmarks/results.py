@@ -273,9 +273,16 @@ def read_result(path: Path) -> Result:
     if raw.get("schema") != SCHEMA:
         raise ResultError(f"{path} has schema {raw.get('schema')}, and this svd-trt reads {SCHEMA}; measure again")
     try:
-        return msgspec.convert(raw, Result)
+        result = msgspec.convert(raw, Result)
     except msgspec.ValidationError as error:
         raise ResultError(f"{path} is damaged: {error}") from error
+    if (without := next((c for c in result.contenders if c.skipped is None and not _has_times(c)), None)) is not None:
+        raise ResultError(f"{path} is damaged: it has neither times of {without.name} nor the reason")
+    return result
+
+
+def _has_times(contender: ContenderResult) -> bool:
+    return contender.spread is not None and contender.total_s is not None and contender.total_s > 0
 
 
 def _rounded(value: Any) -> Any:

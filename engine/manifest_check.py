@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import msgspec
 
-from svd_trt.engine.manifest import Manifest, PlanEntry
+from svd_trt.engine.manifest import Manifest, PlanEntry, SamplerInfo
 from svd_trt.engine.spec import ModelInfo, NetworkName, network_specs
 
 __all__ = ["find_contradiction"]
@@ -21,6 +21,7 @@ def find_contradiction(manifest: Manifest) -> str | None:
 def _contradictions(manifest: Manifest) -> Iterator[str]:
     model = manifest.model
     yield from _of_model(model)
+    yield from _of_sampler(manifest.sampler)
     specs = network_specs(model, manifest.ranges)
     for name, network in manifest.networks.items():
         if network.spec != specs[name]:
@@ -39,6 +40,18 @@ def _of_model(model: ModelInfo) -> Iterator[str]:
             yield f"{name} is {value}"
     if not all(map(math.isfinite, model.image_mean)) or not all(0 < value < math.inf for value in model.image_std):
         yield "the statistics of pictures are not numbers above 0"
+
+
+def _of_sampler(sampler: SamplerInfo) -> Iterator[str]:
+    low, high = sampler.sigma_min, sampler.sigma_max
+    if not 0 < sampler.rho < math.inf:
+        yield f"rho is {sampler.rho:g}"
+    if not all(0 < sigma < math.inf for sigma in (low, high, *sampler.training_sigmas) if sigma is not None):
+        yield "a noise level is not a number above 0"
+    if low is not None and high is not None and low >= high:
+        yield f"sigma_min is {low:g} and sigma_max {high:g}"
+    if sampler.final_sigma is not None and not 0 <= sampler.final_sigma < math.inf:
+        yield f"final_sigma is {sampler.final_sigma:g}"
 
 
 def _of_plan(name: NetworkName, plan: PlanEntry, symbols: set[str]) -> Iterator[str]:

@@ -28,6 +28,10 @@ COMPONENT_OF: dict[NetworkName, Component] = {
 """The component of the checkpoint that each network is made of."""
 
 
+_DEPTHS = ("layers_per_block", "transformer_layers_per_block", "num_hidden_layers")
+_MOST_LAYERS = 100
+
+
 class Description(msgspec.Struct, frozen=True):
     """The description of a checkpoint in its configuration files."""
 
@@ -77,14 +81,25 @@ def describe(where: str, configurations: Mapping[str, Mapping[str, Any]]) -> Des
     Raises:
         CheckpointError: a value is missing, or is not one that SVD has.
     """
+    _refuse_deep(where, configurations)
     try:
         return Description(
             model=_model_info(where, configurations),
             sampler=read_scheduler(where, configurations["scheduler"]),
             upsamplers=len(configurations["unet"]["block_out_channels"]) - 1,
         )
-    except (TypeError, ValueError, AttributeError) as error:
+    except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError) as error:
         raise CheckpointError(f"{where}: a configuration is not SVD's: {error}") from error
+
+
+def _refuse_deep(where: str, configurations: Mapping[str, Mapping[str, Any]]) -> None:
+    """Refuse numbers of layers that no SVD has, and with which the libraries would work until memory runs out."""
+    for component, settings in configurations.items():
+        for name in _DEPTHS:
+            value = settings.get(name)
+            most = max((n for n in (value if isinstance(value, list) else [value]) if isinstance(n, int)), default=0)
+            if most > _MOST_LAYERS:
+                raise CheckpointError(f"{where}: {name} of the {component} is {most:,}, and SVD has a few; correct it")
 
 
 def _model_info(where: str, configurations: Mapping[str, Mapping[str, Any]]) -> ModelInfo:

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any, cast
 from urllib.parse import unquote_to_bytes
 
 import PIL.features
@@ -143,6 +143,23 @@ def _data_of(url: str, name: str) -> bytes:
         raise ImageError(f"cannot read {name}: its base64 is damaged; copy all of it") from None
 
 
+class _Remaining:
+    """A stream whose reads ask for at most what is left: for a length that is damaged, a file would allocate it all."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        at = stream.tell()
+        self._end = stream.seek(0, io.SEEK_END)
+        stream.seek(at)
+        self._stream = stream
+
+    def read(self, size: int | None = -1) -> bytes:
+        left = max(self._end - self._stream.tell(), 0)
+        return self._stream.read(left if size is None or size < 0 else min(size, left))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
 def _seekable(stream: IO[bytes], name: str) -> IO[bytes]:
     """``stream``, or its content if it is a pipe, which cannot be read twice."""
     if stream.seekable():
@@ -156,6 +173,7 @@ def _seekable(stream: IO[bytes], name: str) -> IO[bytes]:
 
 
 def _decode(stream: IO[bytes], name: str, warn: Warn) -> PIL.Image.Image:
+    stream = cast("IO[bytes]", _Remaining(stream))
     try:
         return _decode_once(stream, name, warn)
     except (ImageError, MissingDependencyError, PIL.Image.DecompressionBombError, MemoryError):

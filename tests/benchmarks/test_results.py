@@ -59,6 +59,7 @@ def test_a_result_is_read_back(make_result: Make, tmp_path: Path) -> None:
         (lambda t: t.replace(b'"schema"', b'"\x80chema"'), "not JSON"),
         (lambda t: b"[" * 9999, "not JSON"),
         (lambda t: b"[]", "not a result of"),
+        (lambda t: t.replace(b'"spread"', b'"other"'), "neither times of diffusers-eager nor the reason"),
     ],
 )
 def test_damaged_files_are_refused(damage: Any, message: str, make_result: Make, tmp_path: Path) -> None:

@@ -454,6 +454,25 @@ def test_a_configuration_that_diffusers_does_not_know(small_checkpoint: Path, tm
         open_checkpoint(str(checkpoint)).check("unet")
 
 
+@pytest.mark.parametrize(
+    ("component", "changes", "words"),
+    [
+        ("vae", {"block_out_channels": []}, "a configuration is not SVD's: list index out of range"),
+        ("unet", {"layers_per_block": 65535}, "layers_per_block of the unet is 65,535, and SVD has a few"),
+        ("unet", {"layers_per_block": [2, 65535]}, "layers_per_block of the unet is 65,535"),
+        ("image_encoder", {"num_hidden_layers": 10**9}, "num_hidden_layers of the image_encoder is 1,000,000,000"),
+    ],
+)
+def test_configurations_with_no_layers_or_with_thousands(
+    component: str, changes: dict[str, Any], words: str, small_checkpoint: Path, tmp_path: Path
+) -> None:
+    """The libraries would make every one of them, and hang."""
+    checkpoint = copy(small_checkpoint, tmp_path / "checkpoint")
+    edit(checkpoint / component / "config.json", **changes)
+    with pytest.raises(CheckpointError, match=words):
+        open_checkpoint(str(checkpoint))
+
+
 def test_too_little_memory_is_seen_at_once(tmp_path: Path) -> None:
     """Under a limit as batch systems set it; the message has both figures."""
     started = time.monotonic()

@@ -104,6 +104,10 @@ def test_paths_out_of_the_bundle_are_refused(bundle: Path) -> None:
     [
         ("model", {"decoder_channels": 0}, "decoder_channels is 0"),
         ("model", {"image_std": (0.0, 1.0, 1.0)}, "statistics of pictures"),
+        ("sampler", {"rho": 0.0}, "rho is 0"),
+        ("sampler", {"sigma_min": 800.0}, "sigma_min is 800 and sigma_max 700"),
+        ("sampler", {"sigma_min": -1.0}, "noise level"),
+        ("sampler", {"final_sigma": -1.0}, "final_sigma is -1"),
         ("model", {"latent_channels": 5}, "the tensors of vae_encoder are not those of its model and ranges"),
         ("ranges", {"frames": Range(2, 3, 9)}, "the tensors of denoiser"),
     ],

@@ -44,7 +44,8 @@ def test_damaged_inputs(
     command = [sys.executable, "-m", "tests.fuzz.worker", kind, COUNTS[kind], seed, small_bundle, small_checkpoint]
     environment = os.environ | {"TMPDIR": str(tmp_path), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, f"SVD_TRT_TEST_SEED={seed}\n{done.stdout[-3000:]}\n{done.stderr[-12000:]}"
+    last = (tmp_path / "last-input.txt").read_text() if done.returncode else ""
+    assert done.returncode == 0, f"SVD_TRT_TEST_SEED={seed}\n{done.stdout[-3000:]}\n{done.stderr[-12000:]}\n{last}"
     tried, slowest = done.stdout.split()[-2:]
     record_property("seed", seed)
     record_property(f"inputs_{kind.replace(' ', '_')}", int(tried))

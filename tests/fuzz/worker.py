@@ -50,6 +50,7 @@ def main(kind: str, count: str, seed: str, bundle: str, checkpoint: str) -> None
     """Try ``count`` inputs, and print how many were tried and how long the slowest took."""
     warnings.simplefilter("ignore")
     tried, slowest = 0, 0.0
+    last = Path(tempfile.gettempdir()) / "last-input.txt"  # for a process that hangs or crashes
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         strategy, attempt = KINDS[kind](Path(bundle), Path(checkpoint))
@@ -67,6 +68,7 @@ def main(kind: str, count: str, seed: str, bundle: str, checkpoint: str) -> None
         def one(value: object) -> None:
             nonlocal tried, slowest
             tried += 1
+            last.write_text(repr(value)[:20_000])
             started = time.perf_counter()
             take_or_refuse(lambda: attempt(value))
             slowest = max(slowest, time.perf_counter() - started)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -297,3 +298,19 @@ def test_other_types(image: Any) -> None:
     with pytest.raises(ArgumentError, match="convert it first") as error:
         load_image(image)
     one_line(error)
+
+
+def test_a_damaged_length_takes_no_memory(tmp_path: Path) -> None:
+    """A box of JPEG 2000 that claims 2 GB: Pillow asks the file for them at once."""
+    PIL.Image.new("RGB", (24, 16)).save(tmp_path / "a.jp2")
+    content = (tmp_path / "a.jp2").read_bytes()
+    at = content.index(b"jp2h")
+    (tmp_path / "a.jp2").write_bytes(content[: at - 4] + (2**31 - 1).to_bytes(4, "big") + content[at:])
+    tracemalloc.start()
+    try:
+        with pytest.raises(ImageError, match="may be damaged"):
+            load_image(tmp_path / "a.jp2")
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 10_000_000
