@@ -1,5 +1,5 @@
 # make setup | demo | test | test-fast | test-all | test-full | test-lowest | test-faults | test-fuzz | gpu-test | gpu-probe |
-#      gpu-pack | bench | bench-build | bench-kernels | docs | lint | clean
+#      gpu-pack | bench | bench-build | bench-kernels | cpp | cpp-tidy | docs | lint | clean
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -13,7 +13,7 @@ export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: setup demo test test-fast test-all test-full test-lowest test-faults test-fuzz gpu-test gpu-probe gpu-pack bench bench-build \
-	bench-kernels docs lint clean
+	bench-kernels cpp cpp-tidy docs lint clean
 
 setup: $(READY)
 
@@ -99,15 +99,34 @@ bench-kernels: $(READY)
 	$(BIN)/python -m svd_trt.benchmarks.full_size_kernels measure -o $(KERNELS) $(VARIANTS)
 	$(BIN)/python -m svd_trt.benchmarks.full_size_kernels page docs/kernels.md $(KERNELS)
 
+# Builds the C++ runtime, its examples and its tests in build/cpp/release. docs/embedding.md is for other machines.
+# SANITIZE=address,undefined CPP_BUILD=asan builds it elsewhere with sanitizers.
+CPP_BUILD ?= release
+SANITIZE ?=
+CPP_FOLDER := $(CURDIR)/build/cpp
+cpp: $(READY)
+	@for tool in c++ cmake; do command -v $$tool >/dev/null || { echo 'apt-get install g++ cmake'; exit 1; }; done
+	runtime/cpp/dependencies.sh $(CPP_FOLDER)/dependencies $(BIN)/python
+	cmake -S runtime/cpp -B $(CPP_FOLDER)/$(CPP_BUILD) -DCMAKE_PREFIX_PATH=$(CPP_FOLDER)/dependencies/usr \
+		-DONNXRUNTIME_ROOT=$(CPP_FOLDER)/dependencies/onnxruntime -DSVD_TRT_SANITIZE=$(SANITIZE) \
+		-DSVD_TRT_WARNINGS_AS_ERRORS=$(if $(SANITIZE),OFF,ON) -DSVD_TRT_TESTS=ON
+	cmake --build $(CPP_FOLDER)/$(CPP_BUILD) --parallel $(JOBS)
+
+# Checks the C++ runtime with clang-tidy: takes minutes.
+cpp-tidy: cpp
+	$(BIN)/clang-tidy --quiet -p $(CPP_FOLDER)/release runtime/cpp/src/*.cpp runtime/cpp/examples/cli*.cpp
+
 # Builds the site of docs/ in site/. Fails on warnings, and needs no network.
 docs: $(READY)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
+CPP_SOURCES = $(wildcard runtime/cpp/*/*.h runtime/cpp/*/*.hpp runtime/cpp/*/*.c runtime/cpp/*/*.cpp)
 lint: $(READY)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo --no-cache
+	$(BIN)/clang-format --dry-run --Werror $(CPP_SOURCES)
 
 clean:
 	rm -rf $(VENV) build dist demo site .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,338 @@
+// C++17 interface of svd-trt, a thin layer over svd_trt.h without code of its own in the library.
+//
+//   svd_trt::Pipeline pipeline("svd-xt");
+//   svd_trt::Arguments arguments;
+//   arguments.seed = 42;
+//   svd_trt::Stream stream = pipeline.stream({pixels, width, height}, arguments);
+//   for (const svd_trt::Frame &frame : stream) write(frame.data, frame.width, frame.height);
+//
+// Failures are exceptions of type svd_trt::Error, and svd_trt::Cancelled if a stream was cancelled. An exception that
+// a callback throws ends the stream, and the call that was waiting throws it again.
+#ifndef SVD_TRT_HPP
+#define SVD_TRT_HPP
+
+#include <cstdint>
+#include <exception>
+#include <functional>
+#include <iterator>
+#include <memory>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "svd_trt.h"
+
+namespace svd_trt {
+
+class Error : public std::runtime_error {
+public:
+  Error(svd_trt_status status, const std::string &message) : std::runtime_error(message), status_(status) {}
+  svd_trt_status status() const noexcept { return status_; }
+
+private:
+  svd_trt_status status_;
+};
+
+class Cancelled : public Error {
+public:
+  using Error::Error;
+};
+
+inline void check(svd_trt_status status) {
+  if (status == SVD_TRT_CANCELLED) throw Cancelled(status, svd_trt_last_error());
+  if (status < 0) throw Error(status, svd_trt_last_error());
+}
+
+struct OpenOptions {
+  std::string provider = "cpu";
+  std::string provider_library;
+  int32_t device = 0;
+  int32_t threads = 0;
+  bool verify = true;
+  void *cuda_stream = nullptr;
+};
+
+// Eight-bit RGB; a stride of 0 is 3 * width.
+struct Picture {
+  const uint8_t *data;
+  int64_t width;
+  int64_t height;
+  int64_t stride = 0;
+};
+
+// What is not set is the bundle's default.
+struct Arguments {
+  std::optional<int64_t> num_frames;
+  std::optional<int64_t> num_inference_steps;
+  std::optional<std::vector<double>> sigmas;
+  std::optional<double> min_guidance_scale;
+  std::optional<double> max_guidance_scale;
+  std::optional<int64_t> fps;
+  std::optional<int64_t> motion_bucket_id;
+  std::optional<double> noise_aug_strength;
+  std::optional<int64_t> decode_chunk_size;
+  std::optional<int64_t> num_videos_per_prompt;
+  std::optional<uint64_t> seed;
+  std::optional<int64_t> height;
+  std::optional<int64_t> width;
+  std::optional<std::string> sampler;
+  std::optional<std::string> resize_mode;
+  std::optional<std::string> background;
+};
+
+// Every default decided.
+struct Settings {
+  int64_t num_frames;
+  int64_t num_inference_steps;
+  std::vector<double> sigmas;
+  double min_guidance_scale;
+  double max_guidance_scale;
+  int64_t fps;
+  int64_t motion_bucket_id;
+  double noise_aug_strength;
+  int64_t decode_chunk_size;
+  int64_t num_videos_per_prompt;
+  uint64_t seed;
+  int64_t height;
+  int64_t width;
+  std::string sampler;
+  std::string resize_mode;
+};
+
+struct StreamOptions {
+  std::function<void(const std::string &stage, int64_t done, int64_t total)> progress;
+  std::vector<float> latents; // noise of unit variance [B, F, C, h, w]; empty: the seed's
+  bool frames_on_device = false;
+};
+
+using Frame = svd_trt_frame;
+
+struct Check {
+  std::string name;
+  double difference;
+  double allowed;
+  bool passed() const { return difference <= allowed; } // false if it is not a number
+};
+
+// Frames of a generation. A frame's data is valid until the next frame is requested.
+class Stream {
+public:
+  Stream(Stream &&other) noexcept : handle_(std::exchange(other.handle_, nullptr)), caller_(std::move(other.caller_)) {}
+  Stream &operator=(Stream &&other) noexcept {
+    std::swap(handle_, other.handle_);
+    std::swap(caller_, other.caller_);
+    return *this;
+  }
+  Stream(const Stream &) = delete;
+  Stream &operator=(const Stream &) = delete;
+  ~Stream() { svd_trt_stream_close(handle_); }
+
+  // False at the end.
+  bool next(Frame &frame) {
+    frame.size = sizeof frame;
+    const svd_trt_status status = svd_trt_stream_next(handle_, &frame);
+    rethrow();
+    check(status);
+    return status == SVD_TRT_OK;
+  }
+
+  // Instead of frames: the denoised latents of all videos, [B, F, C, h, w].
+  std::vector<float> latents() {
+    size_t count = 0;
+    check(svd_trt_stream_latents(handle_, nullptr, 0, &count));
+    std::vector<float> found(count);
+    const svd_trt_status status = svd_trt_stream_latents(handle_, found.data(), count, nullptr);
+    rethrow();
+    check(status);
+    return found;
+  }
+
+  // From any thread.
+  void cancel() { check(svd_trt_stream_cancel(handle_)); }
+
+  int64_t videos() const {
+    int64_t count = 0;
+    check(svd_trt_stream_videos(handle_, &count));
+    return count;
+  }
+
+  Settings settings() const {
+    svd_trt_arguments s{};
+    s.size = sizeof s;
+    check(svd_trt_stream_settings(handle_, &s));
+    return {s.num_frames,
+            s.num_inference_steps,
+            {s.sigmas, s.sigmas + s.sigmas_count},
+            s.min_guidance_scale,
+            s.max_guidance_scale,
+            s.fps,
+            s.motion_bucket_id,
+            s.noise_aug_strength,
+            s.decode_chunk_size,
+            s.num_videos_per_prompt,
+            s.seed,
+            s.height,
+            s.width,
+            s.sampler,
+            s.resize_mode};
+  }
+
+  class Iterator {
+  public:
+    using iterator_category = std::input_iterator_tag;
+    using value_type = Frame;
+    using difference_type = std::ptrdiff_t;
+    using pointer = const Frame *;
+    using reference = const Frame &;
+    Iterator() = default;
+    explicit Iterator(Stream *stream) : stream_(stream) { ++*this; }
+    reference operator*() const { return frame_; }
+    pointer operator->() const { return &frame_; }
+    Iterator &operator++() {
+      if (!stream_->next(frame_)) stream_ = nullptr;
+      return *this;
+    }
+    void operator++(int) { ++*this; }
+    bool operator==(const Iterator &other) const { return stream_ == other.stream_; }
+    bool operator!=(const Iterator &other) const { return stream_ != other.stream_; }
+
+  private:
+    Stream *stream_ = nullptr;
+    Frame frame_{};
+  };
+  Iterator begin() { return Iterator(this); }
+  Iterator end() { return {}; }
+
+private:
+  friend class Pipeline;
+  struct Caller {
+    StreamOptions options;
+    std::exception_ptr thrown;
+  };
+  Stream() = default;
+
+  void rethrow() const {
+    if (caller_ && caller_->thrown) std::rethrow_exception(std::exchange(caller_->thrown, nullptr));
+  }
+  static int32_t on_progress(void *user, const char *stage, int64_t done, int64_t total) noexcept {
+    auto *caller = static_cast<Caller *>(user);
+    try {
+      caller->options.progress(stage, done, total);
+      return 0;
+    } catch (...) {
+      caller->thrown = std::current_exception();
+      return 1;
+    }
+  }
+
+  svd_trt_stream *handle_ = nullptr;
+  std::unique_ptr<Caller> caller_; // the library holds its address
+};
+
+class Pipeline {
+public:
+  explicit Pipeline(const std::string &bundle, const OpenOptions &options = {}) {
+    svd_trt_open_options o;
+    check(svd_trt_open_options_init(&o, sizeof o));
+    o.provider = options.provider.c_str();
+    o.provider_library = options.provider_library.empty() ? nullptr : options.provider_library.c_str();
+    o.device = options.device;
+    o.threads = options.threads;
+    o.verify = options.verify;
+    o.cuda_stream = options.cuda_stream;
+    check(svd_trt_pipeline_open(bundle.c_str(), &o, &handle_));
+  }
+  Pipeline(Pipeline &&other) noexcept : handle_(std::exchange(other.handle_, nullptr)) {}
+  Pipeline &operator=(Pipeline &&other) noexcept {
+    std::swap(handle_, other.handle_);
+    return *this;
+  }
+  Pipeline(const Pipeline &) = delete;
+  Pipeline &operator=(const Pipeline &) = delete;
+  ~Pipeline() { svd_trt_pipeline_close(handle_); }
+
+  // The pictures are copied.
+  Stream stream(const Picture &picture, const Arguments &arguments = {}, StreamOptions options = {}) {
+    return stream(std::vector<Picture>{picture}, arguments, std::move(options));
+  }
+
+  // A video of each picture, or several.
+  Stream stream(const std::vector<Picture> &pictures, const Arguments &arguments = {}, StreamOptions options = {}) {
+    std::vector<svd_trt_picture> views;
+    for (const Picture &one : pictures)
+      views.push_back({sizeof(svd_trt_picture), one.data, one.width, one.height, one.stride});
+    const svd_trt_arguments given = convert(arguments);
+    Stream stream;
+    stream.caller_ = std::make_unique<Stream::Caller>(Stream::Caller{std::move(options), nullptr});
+    const StreamOptions &kept = stream.caller_->options;
+    svd_trt_stream_options o;
+    check(svd_trt_stream_options_init(&o, sizeof o));
+    o.progress = kept.progress ? &Stream::on_progress : nullptr;
+    o.user = stream.caller_.get();
+    o.latents = kept.latents.empty() ? nullptr : kept.latents.data();
+    o.latents_count = kept.latents.size();
+    o.frames_on_device = kept.frames_on_device;
+    check(svd_trt_stream_open(handle_, views.data(), views.size(), &given, &o, &stream.handle_));
+    return stream;
+  }
+
+  // Cancels every stream. From any thread.
+  void cancel() { check(svd_trt_pipeline_cancel(handle_)); }
+  void release() { check(svd_trt_pipeline_release(handle_)); }
+  // Ends the streams' work; every later call fails.
+  void close() { check(svd_trt_pipeline_close(std::exchange(handle_, nullptr))); }
+
+  std::string manifest() const {
+    const char *text = nullptr;
+    check(svd_trt_pipeline_manifest(handle_, &text));
+    return text;
+  }
+
+  // Compares what the library gets with the bundle's golden values. Does not throw if a value differs.
+  std::vector<Check> self_test() {
+    std::vector<Check> checks;
+    const auto add = [](void *user, const char *name, double difference, double allowed) {
+      static_cast<std::vector<Check> *>(user)->push_back({name, difference, allowed});
+    };
+    const svd_trt_status status = svd_trt_pipeline_self_test(handle_, add, &checks);
+    if (status != SVD_TRT_SELF_TEST_ERROR) check(status);
+    return checks;
+  }
+
+private:
+  svd_trt_arguments convert(const Arguments &a) const {
+    svd_trt_arguments c;
+    check(svd_trt_arguments_init(handle_, &c, sizeof c));
+    c.num_frames = a.num_frames.value_or(c.num_frames);
+    c.num_inference_steps = a.num_inference_steps.value_or(c.num_inference_steps);
+    if (a.sigmas) {
+      static const double none = 0; // an empty list is not the same as no list
+      c.sigmas = a.sigmas->empty() ? &none : a.sigmas->data();
+      c.sigmas_count = a.sigmas->size();
+    }
+    c.min_guidance_scale = a.min_guidance_scale.value_or(c.min_guidance_scale);
+    c.max_guidance_scale = a.max_guidance_scale.value_or(c.max_guidance_scale);
+    c.fps = a.fps.value_or(c.fps);
+    c.motion_bucket_id = a.motion_bucket_id.value_or(c.motion_bucket_id);
+    c.noise_aug_strength = a.noise_aug_strength.value_or(c.noise_aug_strength);
+    if (a.decode_chunk_size == 0) // which in C is the default
+      throw Error(SVD_TRT_ARGUMENT_ERROR, "decode_chunk_size must be at least 1, not 0");
+    c.decode_chunk_size = a.decode_chunk_size.value_or(0);
+    c.num_videos_per_prompt = a.num_videos_per_prompt.value_or(c.num_videos_per_prompt);
+    c.seed = a.seed.value_or(0);
+    c.has_seed = a.seed.has_value();
+    c.height = a.height.value_or(c.height);
+    c.width = a.width.value_or(c.width);
+    if (a.sampler) c.sampler = a.sampler->c_str();
+    if (a.resize_mode) c.resize_mode = a.resize_mode->c_str();
+    if (a.background) c.background = a.background->c_str();
+    return c;
+  }
+
+  svd_trt_pipeline *handle_ = nullptr;
+};
+
+} // namespace svd_trt
+#endif

@@ -1,0 +1,133 @@
+#include "denoise.hpp"
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <cstring>
+
+#include "error.hpp"
+
+namespace svd_trt::detail {
+namespace {
+
+using Views = std::vector<std::pair<std::string, Ort::Value>>;
+
+Views fixed_inputs(Pass &pass) {
+  Views views;
+  const auto add = [&](const char *name, HostTensor<float> &tensor) {
+    views.emplace_back(name, view(tensor.data.data(), tensor.shape));
+  };
+  add("image_latents", pass.image_latents);
+  add("image_embeds", pass.image_embeds);
+  add("added_time_ids", pass.added_time_ids);
+  add("guidance", pass.guidance);
+  return views;
+}
+
+// Two pairs of buffers on the device swap roles, so there are three kinds of steps: the first, which reads the host's
+// memory, and then odd and even ones. A step allocates nothing.
+class Loop {
+public:
+  Loop(Session &denoiser, std::vector<Pass> &passes, HostTensor<float> &start)
+      : denoiser_(denoiser), passes_(passes), start_(start), zeros_(start.shape) {
+    for (int i = 0; i < 2; ++i) {
+      latents_.push_back(denoiser.empty(start.shape, false));
+      denoised_.push_back(denoiser.empty(start.shape, false));
+    }
+    for (size_t i = 0; i + 1 < passes.size(); ++i) partial_.push_back(denoiser.empty(start.shape, false));
+    zeros_view_ = view(zeros_.data.data(), zeros_.shape);
+    start_view_ = view(start.data.data(), start.shape);
+    for (Pass &pass : passes) {
+      fixed_.push_back(fixed_inputs(pass));
+      coefficients_.push_back(view(pass.coefficients.data.data(), pass.coefficients.shape));
+    }
+    for (size_t kind = 0; kind < 3; ++kind)
+      for (size_t pass = 0; pass < passes.size(); ++pass) bindings_[kind].push_back(bind(kind, pass));
+  }
+
+  void step(size_t index, const Row &row, bool last, const Cancellation &cancellation) {
+    const size_t kind = index == 0 ? 0 : 1 + index % 2; // 2 is odd: it reads buffer 1
+    for (size_t pass = 0; pass < passes_.size(); ++pass) {
+      Pass &inputs = passes_[pass];
+      std::copy(row.begin(), row.end(), inputs.coefficients.data.begin());
+      if (!inputs.last) inputs.coefficients.data[kSkip] = 0; // the latents themselves are added once, in the last pass
+      Ort::IoBinding &binding = bindings_[kind][pass];
+      binding.BindInput("coefficients", coefficients_[pass]);
+      if (last && inputs.last) binding.BindOutput("next_latents", start_view_); // to the host
+      denoiser_.run(binding, cancellation);
+    }
+  }
+
+private:
+  Ort::IoBinding bind(size_t kind, size_t pass) {
+    const size_t from = kind == 2 ? 1 : 0, to = 1 - from;
+    Ort::IoBinding binding = denoiser_.binding();
+    binding.BindInput("latents", kind == 0 ? start_view_ : latents_[from]);
+    binding.BindInput("previous_denoised", kind == 0 ? zeros_view_ : denoised_[from]);
+    binding.BindInput("partial_denoised", pass == 0 ? zeros_view_ : partial_[pass - 1]);
+    for (const auto &[name, value] : fixed_[pass]) binding.BindInput(name.c_str(), value);
+    binding.BindOutput("next_latents", latents_[to]);
+    binding.BindOutput("denoised", passes_[pass].last ? denoised_[to] : partial_[pass]);
+    return binding;
+  }
+
+  Session &denoiser_;
+  std::vector<Pass> &passes_;
+  HostTensor<float> &start_;
+  HostTensor<float> zeros_;
+  std::vector<Ort::Value> latents_, denoised_, partial_;
+  Ort::Value zeros_view_{nullptr}, start_view_{nullptr};
+  std::vector<Views> fixed_;
+  std::vector<Ort::Value> coefficients_;
+  std::array<std::vector<Ort::IoBinding>, 3> bindings_;
+};
+
+} // namespace
+
+std::vector<Pass> make_passes(const Manifest &manifest, bool guided, const HostTensor<float> &embeds,
+                              const HostTensor<float> &latents, const std::vector<float> &times,
+                              const std::vector<float> &scales) {
+  std::vector<Branch> branches = manifest.branches;
+  if (!guided) branches = {{true, 1.0f, 0.0f}};
+  const auto most = static_cast<size_t>(manifest.range("branches").max);
+  const int64_t videos = embeds.shape[0], frames = static_cast<int64_t>(scales.size());
+  std::vector<Pass> passes;
+  for (size_t first = 0; first < branches.size(); first += most) {
+    const size_t count = std::min(most, branches.size() - first);
+    const auto with_branches = [&](std::vector<int64_t> shape) {
+      shape.insert(shape.begin(), static_cast<int64_t>(count));
+      return HostTensor<float>(std::move(shape));
+    };
+    Pass pass{with_branches(latents.shape),
+              with_branches(embeds.shape),
+              HostTensor<float>({videos, static_cast<int64_t>(times.size())}),
+              HostTensor<float>({static_cast<int64_t>(count), frames}),
+              HostTensor<float>({static_cast<int64_t>(kCoefficients)}),
+              first + count == branches.size()};
+    for (size_t i = 0; i < count; ++i) {
+      const Branch &branch = branches[first + i];
+      if (branch.conditioned) { // else they stay zeros
+        std::copy(latents.data.begin(), latents.data.end(), &pass.image_latents.data[i * latents.data.size()]);
+        std::copy(embeds.data.begin(), embeds.data.end(), &pass.image_embeds.data[i * embeds.data.size()]);
+      }
+      for (size_t f = 0; f < scales.size(); ++f)
+        pass.guidance.data[i * scales.size() + f] = branch.constant + branch.factor * scales[f];
+    }
+    for (size_t i = 0; i < pass.added_time_ids.data.size(); ++i) pass.added_time_ids.data[i] = times[i % times.size()];
+    passes.push_back(std::move(pass));
+  }
+  return passes;
+}
+
+void denoise(Session &denoiser, std::vector<Pass> &passes, const std::vector<Row> &table, HostTensor<float> &latents,
+             const Cancellation &cancellation, const std::function<void()> &on_step) {
+  Loop loop(denoiser, passes, latents);
+  for (size_t i = 0; i < table.size(); ++i) {
+    loop.step(i, table[i], i + 1 == table.size(), cancellation);
+    on_step();
+  }
+  if (!std::all_of(latents.data.begin(), latents.data.end(), [](float v) { return std::isfinite(v); }))
+    throw backend_error("denoising ended in values that are not finite: fp16 overflowed (build with --precision fp32)");
+}
+
+} // namespace svd_trt::detail

@@ -1,0 +1,30 @@
+// Noise levels and the table of coefficients, see docs/bundle.md. Notation follows Karras et al. 2022
+// (arXiv:2206.00364).
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "manifest.hpp"
+
+namespace svd_trt::detail {
+
+constexpr size_t kCoefficients = 7;
+constexpr size_t kSkip = 2; // index of c_skip
+using Row = std::array<float, kCoefficients>;
+
+// steps + 1 levels of the checkpoint's schedule. Throws Failure (argument) if it has fewer levels of training.
+std::vector<float> checkpoint_sigmas(const Sampler &sampler, int64_t steps);
+
+// The caller's levels, checked. Throws Failure (argument).
+std::vector<float> custom_sigmas(const double *values, size_t count);
+
+// Factor of the first latents. Throws Failure (bundle) if the bundle names another rule.
+double initial_scale(const std::string &rule, const std::vector<float> &sigmas);
+
+// A row for each step of `solver`, "euler" or "dpmpp-2m".
+std::vector<Row> step_table(const std::string &solver, const std::vector<float> &sigmas);
+
+} // namespace svd_trt::detail
