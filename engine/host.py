@@ -60,7 +60,7 @@ class NoiseInfo(msgspec.Struct, frozen=True):
     draws: tuple[DrawInfo, ...]
     """In this order."""
     initial_scale: InitialScale
-    """Factor of the drawn latents, where ``sigma`` is the first noise level."""
+    """Factor of the drawn latents; ``sigma`` in it is the first noise level."""
 
 
 class BranchInfo(msgspec.Struct, frozen=True):

@@ -100,6 +100,7 @@ class SourceInfo(msgspec.Struct, frozen=True):
     """Hub id, or the name of the folder."""
     commit: str | None
     variant: str | None
+    """The variant that was asked for; ``files`` has the names of the weights that were found."""
     digests: dict[str, str]
     """sha256 over configuration and weights of each component."""
     path: str | None = None

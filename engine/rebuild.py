@@ -24,6 +24,8 @@ def rebuild_command(manifest: Manifest, path: Path, *options: str) -> str:
     words = ["svd-trt", "build", model, "-o", str(path), *options]
     if source.variant is not None:
         words += ["--variant", source.variant]
+    if source.config is not None:
+        words += ["--config", source.config]
     if source.path is None and source.commit is not None:
         words += ["--revision", source.commit]
     others = "other options" if options else "options"

@@ -22,11 +22,10 @@ from av.video.reformatter import ColorRange
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
-from svd_trt.errors import ArgumentError
 from svd_trt.runtime.video._png import KEYWORD
 from svd_trt.runtime.video._raw import StdoutWriter
-from svd_trt.runtime.video._writer import FileWriter, VideoSpec
-from svd_trt.runtime.video._yuv import yuv420p
+from svd_trt.runtime.video._writer import FileWriter, State, VideoSpec, VideoWriter
+from svd_trt.runtime.video._yuv import require_even, yuv420p
 
 # ITU-T H.273 code points: BT.709 primaries and matrix; players expect its transfer function for sRGB pictures too.
 _BT709 = 1
@@ -80,15 +79,6 @@ class Encoding:
     codec_options: Mapping[str, str]
     container_options: Mapping[str, str] = field(default_factory=dict)
     halves_colour: bool = True
-
-    def require(self, path: str, spec: VideoSpec) -> None:
-        """Check the size of the frames.
-
-        Raises:
-            ArgumentError: the encoding cannot have it.
-        """
-        if self.halves_colour and (spec.height % 2 or spec.width % 2):
-            raise ArgumentError(f"{path} needs an even height and width, got {spec.height}x{spec.width}")
 
     def unavailable(self) -> str | None:
         """Why the installed PyAV has no such encoder, and what to do; None if it has."""
@@ -160,38 +150,49 @@ class Encoder:
             self._container.mux(self._stream.encode(picture))
 
 
-class EncodedFile(FileWriter):
-    """A file that libav writes; holds only the encoder's look-ahead, for videos of any length."""
+class _EncodedVideo(VideoWriter):
+    """What a file and a stream that libav writes have in common."""
 
     encoding: ClassVar[Encoding]
 
     def __init__(self, path: str, spec: VideoSpec) -> None:
-        self.encoding.require(path, spec)
+        if self.encoding.halves_colour:
+            require_even(path, spec.height, spec.width)
         super().__init__(path, spec)
-        self._encoder: Encoder | None = None
+        self._opened_encoder: Encoder | None = None
 
     @classmethod
     def unavailable(cls) -> str | None:
         return cls.encoding.unavailable()
 
+    @property
+    def _encoder(self) -> Encoder:
+        assert self._opened_encoder is not None, "only used between _start and _finish"
+        return self._opened_encoder
+
+    def _append(self, frame: NDArray[np.uint8]) -> None:
+        self._encoder.append(frame)
+
+    def _close(self) -> None:
+        """Close the container after a failure, for which closing, too, may fail."""
+        with suppress(OSError):
+            if self._opened_encoder is not None:
+                self._opened_encoder.close()
+
+
+class EncodedFile(_EncodedVideo, FileWriter):
+    """A file that libav writes; holds only the encoder's look-ahead, for videos of any length."""
+
     def _start(self) -> None:
         super()._start()
         # By name and not by handle: to move an index to the front, libav opens the file a second time.
-        self._encoder = Encoder(str(self._temporary), self.encoding, self.spec)
-
-    def _append(self, frame: NDArray[np.uint8]) -> None:
-        assert self._encoder is not None, "only used between _start and _finish"
-        self._encoder.append(frame)
+        self._opened_encoder = Encoder(str(self._temporary), self.encoding, self.spec)
 
     def _complete(self) -> None:
-        assert self._encoder is not None, "only used between _start and _finish"
         self._encoder.finish()
 
     def _discard(self) -> None:
-        # Closing writes a trailer, which can fail for the reason that the frames did; the file is removed anyway.
-        with suppress(OSError):
-            if self._encoder is not None:
-                self._encoder.close()
+        self._close()
         super()._discard()
 
 
@@ -230,37 +231,26 @@ class ApngWriter(EncodedFile):
             _add_text(file, self.spec.parameters)
 
 
-class Mp4StreamWriter(StdoutWriter):
+class Mp4StreamWriter(_EncodedVideo, StdoutWriter):
     """H.264 in fragmented MP4 on standard output: a fragment for each frame, as it is written."""
 
     encoding: ClassVar[Encoding] = MP4_STREAM
 
-    def __init__(self, path: str, spec: VideoSpec) -> None:
-        self.encoding.require(path, spec)
-        super().__init__(path, spec)
-        self._encoder: Encoder | None = None
-
-    @classmethod
-    def unavailable(cls) -> str | None:
-        return cls.encoding.unavailable()
-
     def _start(self) -> None:
         super()._start()
-        self._encoder = Encoder(_Pipe(self._send), self.encoding, self.spec)
+        self._opened_encoder = Encoder(_Pipe(self._send), self.encoding, self.spec)
 
-    def _append(self, frame: NDArray[np.uint8]) -> None:
-        assert self._encoder is not None, "only used between _start and _finish"
-        self._encoder.append(frame)
+    def _send(self, data: memoryview) -> None:
+        # After a failure the container is closed, and its trailer would say that the video is complete.
+        if self._state is not State.FAILED:
+            super()._send(data)
 
     def _finish(self) -> None:
-        assert self._encoder is not None, "only used between _start and _finish"
         self._encoder.finish()
         super()._finish()
 
     def _discard(self) -> None:
-        with suppress(OSError):
-            if self._encoder is not None:
-                self._encoder.close()
+        self._close()
 
 
 class MkvStreamWriter(Mp4StreamWriter):

@@ -13,9 +13,9 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from svd_trt.errors import ArgumentError, OutputError
+from svd_trt.errors import OutputError
 from svd_trt.runtime.video._writer import STDOUT, FileWriter, VideoSpec, VideoWriter, display
-from svd_trt.runtime.video._yuv import BT601, yuv420p, yuv444p
+from svd_trt.runtime.video._yuv import BT601, require_even, yuv420p, yuv444p
 
 
 class NpyWriter(FileWriter):
@@ -102,8 +102,7 @@ class Y4m420Writer(Y4mWriter):
     colours = "C420jpeg"
 
     def __init__(self, path: str, spec: VideoSpec) -> None:
-        if spec.height % 2 or spec.width % 2:
-            raise ArgumentError(f"4:2:0 needs an even height and width, got {spec.height}x{spec.width}")
+        require_even("4:2:0", spec.height, spec.width)
         super().__init__(path, spec)
 
     def _planes(self, frame: NDArray[np.uint8]) -> NDArray[np.uint8]:

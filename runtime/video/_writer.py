@@ -36,7 +36,7 @@ class VideoSpec:
     parameters: str
 
 
-class _State(Enum):
+class State(Enum):
     NEW = "not opened yet"
     OPEN = "open"
     FAILED = "failed"
@@ -54,7 +54,7 @@ class VideoWriter(ABC):
         self.path = path
         self.spec = spec
         self._count = 0
-        self._state = _State.NEW
+        self._state = State.NEW
 
     @classmethod
     def unavailable(cls) -> str | None:
@@ -62,11 +62,11 @@ class VideoWriter(ABC):
         return None
 
     def __enter__(self) -> Self:
-        if self._state is not _State.NEW:
+        if self._state is not State.NEW:
             raise ArgumentError(f"the writer of {display(self.path)} is {self._state.value}; open another one")
         with self._guarded():
             self._start()
-        self._state = _State.OPEN
+        self._state = State.OPEN
         return self
 
     def write(self, frames: NDArray[np.uint8]) -> None:
@@ -76,7 +76,7 @@ class VideoWriter(ABC):
             ArgumentError: another shape or dtype, or the writer is not inside its ``with`` block.
             OutputError: the frames could not be written, for instance because the disk is full.
         """
-        if self._state is not _State.OPEN:
+        if self._state is not State.OPEN:
             raise ArgumentError(f"the writer of {display(self.path)} is {self._state.value}; write inside its with")
         self.check_frames(frames)
         with self._guarded():
@@ -101,13 +101,13 @@ class VideoWriter(ABC):
         if kind is not None:
             self._abandon()
             return
-        if self._state is _State.FAILED:
+        if self._state is State.FAILED:
             raise OutputError(f"{display(self.path)} was not written: an earlier write to it failed")
         with self._guarded():
             if self._count == 0:
                 raise OutputError(f"{display(self.path)} was not written: it got no frames")
             self._finish()
-        self._state = _State.DONE
+        self._state = State.DONE
 
     @abstractmethod
     def _start(self) -> None:
@@ -138,7 +138,7 @@ class VideoWriter(ABC):
             raise
 
     def _abandon(self) -> None:
-        self._state = _State.FAILED
+        self._state = State.FAILED
         # The first failure is reported, not one of the clean-up.
         with suppress(OSError):
             self._discard()

@@ -11,7 +11,19 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from svd_trt.errors import ArgumentError
+
 _HALF = np.float32(0.5)  # the conversion to uint8 truncates
+
+
+def require_even(name: str, height: int, width: int) -> None:
+    """Check that a colour sample for four pixels divides a frame.
+
+    Raises:
+        ArgumentError: it does not; the message begins with ``name``.
+    """
+    if height % 2 or width % 2:
+        raise ArgumentError(f"{name} needs an even height and width, got {height}x{width}")
 
 
 class Matrix(NamedTuple):

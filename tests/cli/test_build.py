@@ -328,7 +328,9 @@ def test_fp16_variant_is_found_and_named(tmp_path: Path) -> None:
     assert (checkpoint / "unet" / "diffusion_pytorch_model.fp16.safetensors").exists()
     from svd_trt.export.checkpoint_kinds import open_checkpoint
 
-    assert open_checkpoint(str(checkpoint)).source.variant == "fp16"
+    source = open_checkpoint(str(checkpoint)).source
+    assert source.variant is None  # as it was not asked for
+    assert source.files["unet"] == ("unet/diffusion_pytorch_model.fp16.safetensors",)
     assert_refused(invoke("build", checkpoint, "-o", tmp_path / "b", "--variant", "bf16"), "no bf16", "of fp16")
 
 

@@ -77,7 +77,11 @@ def test_a_lossless_stream_and_a_rate_of_its_own(
     """The rate of the file is no condition: the frames stay those of the default fps."""
     arguments = ["--output-fps", "24000/1001", *FAST]
     stream = run("infer", small_bundle, picture_file, "-o", "-", "--format", "mkv", *arguments, text=False)
-    assert invoke("infer", small_bundle, picture_file, "-o", tmp_path / "o.mkv", *arguments).returncode == 0
+    result = invoke("infer", small_bundle, picture_file, "-o", tmp_path / "o.mkv", *arguments, "--json")
+    assert result.returncode == 0, result.stderr
+    assert "3 frames of 32x32 at 24000/1001 fps, seed 7" in " ".join(result.stderr.split())
+    assert json.loads(result.stdout)["output_fps"] == "24000/1001"
+    assert json.loads(result.stdout)["parameters"]["fps"] == 7
     for source in (io.BytesIO(stream.stdout), str(tmp_path / "o.mkv")):
         with av.open(source) as file:
             assert file.streams.video[0].average_rate == Fraction(24000, 1001)

@@ -166,7 +166,7 @@ def test_the_source_says_what_was_used(checkpoint: Path, monkeypatch: pytest.Mon
     only_the_unet_has_fp16(checkpoint)
     for variant in (None, "fp16"):
         source = open_checkpoint(str(checkpoint), variant=variant).source
-        assert source.variant == "fp16"
+        assert source.variant == variant  # which of them was found is in the names of the files
         assert source.files["unet"] == ("unet/diffusion_pytorch_model.fp16.safetensors",)
         assert source.files["vae"] == ("vae/diffusion_pytorch_model.safetensors",)
         assert source.digests["vae"] == plain.digests["vae"]
@@ -204,7 +204,7 @@ def test_weights_that_cannot_be_chosen(unet: list[str], variant: str | None, wor
 
 
 def test_what_is_downloaded_from_the_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Only the weights that will be used; if the hub cannot be asked, the cache may have any of them."""
+    """Only the weights that will be used."""
     unets = ["diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors"]
     listed = ["model_index.json", "svd.safetensors", "unet/config.json", *names(unet=unets)]
     asked: dict[str, Any] = {}
@@ -227,9 +227,39 @@ def test_what_is_downloaded_from_the_hub(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert "unet/diffusion_pytorch_model.safetensors" in asked["allow_patterns"]
     assert "unet/diffusion_pytorch_model.fp16.safetensors" not in asked["allow_patterns"]
     hub.download("someone/svd", None, "fp16", local_files_only=True)
-    assert "*/*.safetensors" in asked["allow_patterns"]
+    assert (asked["allow_patterns"], asked["local_files_only"]) == (["model_index.json", "*/*.json"], True)
     with pytest.raises(CheckpointError, match="someone/svd has no bf16 weights"):
         hub.download("someone/svd", None, "bf16", local_files_only=False)
+
+
+@pytest.mark.parametrize(
+    ("failure", "words"),
+    [
+        (ConnectionError("no route to host"), "the hub cannot be reached: no route to host"),
+        (ValueError("Server error 503"), "could not be downloaded: Server error 503"),
+    ],
+)
+def test_a_hub_that_does_not_list_files(
+    failure: Exception, words: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Nothing is downloaded, since it would be every variant; the cache has the model, or the reason is said."""
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise failure
+
+    messages = list[str]()
+    monkeypatch.setattr(hub._log, "warning", lambda text, *values: messages.append(text % values))
+    monkeypatch.setattr("huggingface_hub.HfApi.list_repo_files", fail)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(CheckpointError, match=words):
+        hub.download("someone/svd", None, None, local_files_only=False)
+    assert messages == []
+    repo = tmp_path / "models--someone--svd"
+    shutil.copytree(MINIATURE, repo / "snapshots" / "0123")
+    (repo / "refs").mkdir()
+    (repo / "refs" / "main").write_text("0123")
+    assert hub.download("someone/svd", None, None, local_files_only=False) == (repo / "snapshots" / "0123", "0123")
+    assert messages == [f"someone/svd: the hub does not answer ({failure}), so the cache is used"]
 
 
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod."])

@@ -195,10 +195,16 @@ def test_an_engine_that_is_not_the_best_for_a_gpu_runs(standin: Rig, dynamic_bun
 
 def test_the_command_names_a_checkpoint_that_is_gone(dynamic_bundle: Bundle) -> None:
     source = dynamic_bundle.manifest.source
-    where = [("/gone/svd xt", "fp16", None), (None, None, "8a1c2"), (None, None, None)]
+    changes: list[dict[str, str]] = [
+        {"path": "/gone/svd xt", "variant": "fp16"},
+        {"commit": "8a1c2"},
+        {},
+        {"path": "/gone/next.safetensors", "config": "svd-xt"},
+    ]
     commands = []
-    for path, variant, commit in where:
-        changed = msgspec.structs.replace(source, model="org/svd", path=path, variant=variant, commit=commit)
+    for change in changes:
+        nothing = {"path": None, "variant": None, "commit": None, "config": None}
+        changed = msgspec.structs.replace(source, model="org/svd", **(nothing | change))
         manifest = msgspec.structs.replace(dynamic_bundle.manifest, source=changed)
         commands.append(rebuild_command(manifest, Path("a bundle"), "--backend", "tensorrt"))
     assert commands == [
@@ -207,6 +213,8 @@ def test_the_command_names_a_checkpoint_that_is_gone(dynamic_bundle: Bundle) -> 
         "`svd-trt build org/svd -o 'a bundle' --backend tensorrt --revision 8a1c2` with the other options of the first "
         "build",
         "`svd-trt build org/svd -o 'a bundle' --backend tensorrt` with the other options of the first build",
+        "`svd-trt build MODEL -o 'a bundle' --backend tensorrt --config svd-xt` with the other options of the first "
+        "build (MODEL was /gone/next.safetensors)",
     ]
 
 

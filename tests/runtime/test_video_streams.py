@@ -35,13 +35,15 @@ with open_writer("-", height=height, width=width, fps=Fraction(24000, 1001), met
         sys.stderr.write("written\\n")
         sys.stderr.flush()
         sys.stdin.readline()
+    if sys.argv[3:]:
+        raise KeyboardInterrupt
 """
 
 
-def write(path: Path, frames: Frames, name: str) -> subprocess.Popen[bytes]:
+def write(path: Path, frames: Frames, name: str, *more: str) -> subprocess.Popen[bytes]:
     np.save(path, frames)
     pipe = subprocess.PIPE
-    return subprocess.Popen([sys.executable, "-c", WRITE, str(path), name], stdin=pipe, stdout=pipe, stderr=pipe)
+    return subprocess.Popen([sys.executable, "-c", WRITE, str(path), name, *more], stdin=pipe, stdout=pipe, stderr=pipe)
 
 
 def written(folder: Path, frames: Frames, name: str) -> bytes:
@@ -111,6 +113,17 @@ def test_the_reader_goes_away(tmp_path: Path) -> None:
         _, errors = process.communicate(b"\n" * 40, timeout=60)
         assert process.returncode != 0
         assert b"the reader closed the pipe" in errors, name
+
+
+def test_an_interrupted_stream_has_no_end(tmp_path: Path) -> None:
+    """The index behind the last frame, which a reader would take for the end of a whole, short video."""
+    frames = moving(5)
+    assert b"mfra" in written(tmp_path, frames, "mp4")
+    process = write(tmp_path / "frames.npy", frames, "mp4", "interrupt")
+    output, errors = process.communicate(b"\n" * len(frames), timeout=60)
+    assert b"KeyboardInterrupt" in errors
+    assert b"moof" in output
+    assert b"mfra" not in output
 
 
 def test_unknown_names_and_odd_sizes() -> None:

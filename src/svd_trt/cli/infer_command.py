@@ -27,7 +27,7 @@ from svd_trt.runtime.output import VideoStream
 from svd_trt.runtime.parameters import Parameters, Settings
 from svd_trt.runtime.picture_files import local_path
 from svd_trt.runtime.pipeline import VideoPipeline
-from svd_trt.runtime.video import FORMATS, STREAMS, BackgroundWriter, check_output, numbered, open_writer
+from svd_trt.runtime.video import FORMATS, STREAMS, BackgroundWriter, check_output, exact_rate, numbered, open_writer
 from svd_trt.units import format_bytes, format_seconds, shorten
 
 __all__ = ["command"]
@@ -211,14 +211,15 @@ def command(
         opened = time.perf_counter() - started
         with Bars(console) as bars, log_to(console, style="dim") as logged:
             stream = pipe.stream(pictures, progress=_show_stages(bars), **parameters)
-            written = _write(stream, paths, output_fps, stream_format)
+            rate = exact_rate(stream.parameters.fps) if output_fps is None else output_fps
+            written = _write(stream, paths, rate, stream_format)
     timings = {"open": opened, **stream.timings, "write": written, "total": time.perf_counter() - started}
-    _report(console, stream, paths, timings)
+    _report(console, stream, paths, rate, timings)
     if vram_budget is not None or pipe.device.kind != "cpu":
         console.print(_memory_note(stream), style="dim", soft_wrap=True)
     for note in pipe.device.notes:
         console.print(note, style="dim", soft_wrap=True)
-    result = _as_dict(pipe, stream, paths, timings, logged)
+    result = _as_dict(pipe, stream, paths, rate, timings, logged)
     if profile is not None:
         write_profile(profile, layers, result)
         measured = sum(map(len, layers.values()))
@@ -274,7 +275,7 @@ def _check_outputs(paths: list[str], files: list[Path], bundle: Path, stream_for
                 raise OutputError(f"{path} is also an input picture, or contains one; choose another output")
 
 
-def _write(stream: VideoStream, paths: list[str], output_fps: Fraction | None, stream_format: str) -> float:
+def _write(stream: VideoStream, paths: list[str], rate: Fraction, stream_format: str) -> float:
     """Write the frames of ``stream`` in a thread; the seconds that writing took, most of them in parallel with work.
 
     A video is in its place before the frames of the next are taken. If not all of several are finished, the exception
@@ -288,7 +289,7 @@ def _write(stream: VideoStream, paths: list[str], output_fps: Fraction | None, s
                 path,
                 height=p.height,
                 width=p.width,
-                fps=p.fps if output_fps is None else output_fps,
+                fps=rate,
                 metadata=stream.metadata,
                 stream=stream_format,
             )
@@ -316,10 +317,10 @@ def _names(paths: list[str]) -> str:
     return paths[0] if len(paths) == 1 else f"{paths[0]} to {paths[-1]}"
 
 
-def _report(console: Console, stream: VideoStream, paths: list[str], timings: dict[str, Any]) -> None:
+def _report(console: Console, stream: VideoStream, paths: list[str], rate: Fraction, timings: dict[str, Any]) -> None:
     p = stream.parameters
     where = "standard output" if paths[0] == _STDOUT else _names(paths)
-    console.print(f"wrote {where}: {p.num_frames} frames of {p.width}x{p.height} at {p.fps} fps, {_seeds(p)}")
+    console.print(f"wrote {where}: {p.num_frames} frames of {p.width}x{p.height} at {rate} fps, {_seeds(p)}")
     stages = {k: v for k, v in timings.items() if k not in ("steps", "total")}
     listed = ", ".join(f"{stage} {format_seconds(value)}" for stage, value in stages.items())
     console.print(f"{format_seconds(timings['total'])} on {stream.backend}: {listed}", style="dim", soft_wrap=True)
@@ -336,7 +337,12 @@ def _memory_note(stream: VideoStream) -> str:
 
 
 def _as_dict(
-    pipe: VideoPipeline, stream: VideoStream, paths: list[str], timings: dict[str, Any], logged: list[str]
+    pipe: VideoPipeline,
+    stream: VideoStream,
+    paths: list[str],
+    rate: Fraction,
+    timings: dict[str, Any],
+    logged: list[str],
 ) -> dict[str, Any]:
     rounded = {k: [round(s, 4) for s in v] if isinstance(v, list) else round(v, 4) for k, v in timings.items()}
     parameters = stream.parameters.as_dict()
@@ -344,6 +350,7 @@ def _as_dict(
         "outputs": paths,
         "seed": parameters["seed"],
         "parameters": parameters,
+        "output_fps": str(rate),
         "backend": stream.backend,
         "precision": pipe.bundle.manifest.precision,
         "memory": stream.memory.as_dict(),

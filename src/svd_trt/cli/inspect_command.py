@@ -178,7 +178,7 @@ def _self_test(path: Path, *, as_json: bool) -> None:
     if failed:
         raise BackendError(
             f"{path} gives other values here than where it was built: {', '.join(failed)}; "
-            "compare the versions of numpy, Pillow and onnxruntime with those of constraints.txt"
+            "run `pip list` here and there, and install the same numpy, Pillow and onnxruntime"
         )
 
 
