@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from functools import partial
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +16,7 @@ import numpy.typing as npt
 from svd_trt.errors import BackendError, SvdTrtError
 from svd_trt.runtime.cancellation import Cancellation
 from svd_trt.runtime.closeable import Closeable
-from svd_trt.runtime.device import Device, Session
+from svd_trt.runtime.device import Device, Session, SharedFrames
 from svd_trt.runtime.executor import Executor
 from svd_trt.runtime.timings import Timings, timed
 from svd_trt.runtime.tracing import traced
@@ -38,7 +38,8 @@ def decode(
     on_frames: Callable[[int], object],
     timings: Timings,
     cancellation: Cancellation,
-) -> Generator[Frames]:
+    on_device: bool = False,
+) -> Generator[Frames | list[Any]]:
     """Decode latents chunk by chunk.
 
     Args:
@@ -49,9 +50,10 @@ def decode(
         on_frames: called with 0 once the decoder is loaded, and after every chunk with the number of its frames.
         timings: gets ``decode`` and ``load``.
         cancellation: wakes whoever waits for a chunk.
+        on_device: leave the frames on the device.
 
     Yields:
-        Frames ``[n, H, W, 3]``.
+        Frames ``[n, H, W, 3]``; with ``on_device`` and a GPU, a list of arrays on it instead.
     """
     with timed(timings, "load"):
         executor.load("vae_decoder")
@@ -61,7 +63,7 @@ def decode(
         timings["decode"] = timings.get("decode", 0.0) + seconds
 
     decoder = partial(executor.session, "vae_decoder")
-    with ChunkedDecode(executor.device, decoder, latents, chunks, size, on_chunk) as decoded:
+    with ChunkedDecode(executor.device, decoder, latents, chunks, size, on_chunk, on_device=on_device) as decoded:
         executor.track(decoded)
         with cancellation.calling(decoded.cancel):
             for frames in decoded:
@@ -69,7 +71,7 @@ def decode(
                 yield frames
 
 
-class ChunkedDecode(Closeable, Iterator[Frames]):
+class ChunkedDecode(Closeable, Iterator[Frames | list[Any]]):
     """Chunks of frames ``[n, H, W, 3]`` in order, decoded by a thread ahead of the caller.
 
     The thread enqueues decoding and the copy to the host for as many chunks as there are slots, and waits for a free
@@ -83,6 +85,7 @@ class ChunkedDecode(Closeable, Iterator[Frames]):
         chunks: sizes of the chunks; their sum is N.
         size: height and width of the frames.
         on_chunk: called with the seconds that the device worked on a chunk, when the caller gets the chunk.
+        on_device: leave the frames on the device, and give a list of arrays for each chunk, if it is a GPU.
     """
 
     def __init__(
@@ -93,12 +96,15 @@ class ChunkedDecode(Closeable, Iterator[Frames]):
         chunks: Sequence[int],
         size: tuple[int, int],
         on_chunk: Callable[[float], object],
+        *,
+        on_device: bool = False,
     ) -> None:
         self._device = device
         self._decoder = decoder
         self._latents = latents
         self._chunks = chunks
         self._on_chunk = on_chunk
+        self._on_device = on_device
         self._session: Session | None = None
         self._session_lock = threading.RLock()  # a signal handler may cancel while its own thread holds it
         self._stop = threading.Event()
@@ -119,15 +125,18 @@ class ChunkedDecode(Closeable, Iterator[Frames]):
             threading.Thread(target=self._work, name="decode", daemon=True).start()
             self._held = stack.pop_all()
 
-    def __next__(self) -> Frames:
+    def __next__(self) -> Frames | list[Any]:
         got = None if self._stop.is_set() else self._ready.get()
         if not isinstance(got, int):
             self.close()
             raise self._error or got or StopIteration
         slot = self._slots[got]
         slot.fetched.wait()
-        # A copy, because the caller may keep the frames while the slot is filled again.
-        frames: Frames = slot.host_frames.array[: self._chunks[self._taken]].copy()
+        frames: Frames | list[Any]
+        if slot.shared is not None:
+            frames, slot.shared = slot.shared.arrays(), None
+        else:  # a copy, because the caller may keep the frames while the slot is filled again
+            frames = slot.host_frames.array[: self._chunks[self._taken]].copy()
         self._on_chunk(slot.fetched.seconds_since(slot.started))
         self._taken += 1
         self._free.put(got)
@@ -191,12 +200,18 @@ class ChunkedDecode(Closeable, Iterator[Frames]):
     def _decode(self, slot: _Slot, latents: npt.NDArray[np.float32]) -> None:
         size = len(latents)
         slot.host_latents.array[:size] = latents
+        if self._on_device:
+            slot.shared = self._device.share_frames((size, *slot.frames.shape[1:]))
+        target = slot.frames.rows(0, size) if slot.shared is None else slot.shared.buffer
         # Hold the network throughout, so that no other stream's work comes in between.
         with self._decoder(self._stop) as session, self._cancellable(session):
             slot.started.record()
             self._device.send(slot.host_latents, slot.latents.rows(0, size))
-            session.enqueue({"latents": slot.latents.rows(0, size), "frames": slot.frames.rows(0, size)})
-            self._device.fetch(slot.frames.rows(0, size), slot.host_frames, slot.fetched)
+            session.enqueue({"latents": slot.latents.rows(0, size), "frames": target})
+            if slot.shared is None:
+                self._device.fetch(target, slot.host_frames, slot.fetched)
+            else:
+                slot.fetched.record()
 
     @contextmanager
     def _cancellable(self, session: Session) -> Iterator[None]:
@@ -222,8 +237,10 @@ class _Slot(Closeable):
             self.host_frames = stack.enter_context(device.host(frames, np.uint8, "frames of a chunk"))
             self.started = stack.enter_context(device.event())
             self.fetched = stack.enter_context(device.event())
+            self.shared: SharedFrames | None = None  # the frames, if they stay on the device
             self._held = stack.pop_all()
 
     def close(self) -> None:
         """Free all of it."""
+        self.shared = None
         self._held.close()

@@ -35,6 +35,7 @@ __all__ = [
     "Graph",
     "HostBuffer",
     "Session",
+    "SharedFrames",
     "download",
     "synchronized_on_error",
     "upload",
@@ -67,6 +68,20 @@ class HostBuffer(Closeable):
     """
 
     array: Array
+
+
+class SharedFrames(ABC):
+    """Memory on the device for frames ``[n, H, W, 3]``, uint8, that the caller gets. It is freed with the last of them.
+
+    Attributes:
+        buffer: the memory, for a network to write to.
+    """
+
+    buffer: Buffer
+
+    @abstractmethod
+    def arrays(self) -> list[Any]:
+        """Make one array for each frame, which has ``__dlpack__``. The frames must be finished."""
 
 
 class Event(Closeable, ABC):
@@ -190,6 +205,14 @@ class Device(Closeable, ABC):
     def capture(self, work: Callable[[], None]) -> Graph:
         """Make a graph of what ``work`` enqueues: networks only, and the same buffers every time."""
         return Graph(work)
+
+    def share_frames(self, shape: Sequence[int]) -> SharedFrames | None:  # noqa: ARG002
+        """Allocate memory for frames ``[n, H, W, 3]`` that stay on the device; None if that is the host.
+
+        Raises:
+            DeviceMemoryError: too little is free, or the budget does not allow it.
+        """
+        return None
 
     def measure_layers(self, times: LayerTimes) -> None:  # noqa: ARG002
         """Add the time of every layer to ``times``, of networks that are opened from now on; complete once they close.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -47,6 +48,7 @@ class Job:
         on_step_end: the caller's callback, bound to its pipeline.
         progress: called as ``progress(stage, done, total)`` with the stages ``encode`` (pictures), ``denoise`` (steps)
             and ``decode`` (frames). The last two take turns, group by group.
+        on_device: leave the frames on the device.
         timings: filled in while the generation runs.
         cancellation: ends the generation.
     """
@@ -61,19 +63,20 @@ class Job:
     noise: Sequence[TorchGenerator]
     on_step_end: OnStepEnd | None
     progress: Progress
+    on_device: bool = False
     timings: Timings = field(default_factory=Timings)
     cancellation: Cancellation = field(default_factory=Cancellation)
 
 
 def generate(
     executor: Executor, job: Job, pictures: Sequence[PIL.Image.Image], *, latents_only: bool = False
-) -> Generator[Frames | Floats]:
+) -> Generator[Frames | Floats | list[Any]]:
     """Generate the videos of ``job`` from RGB pictures, one group after the other.
 
     Yields:
         Chunks of frames, uint8 ``[n, H, W, 3]``, all of the first video, then of the next; a group is denoised when the
         frames of the one before it have been taken. With ``latents_only``, the denoised latents of each group instead,
-        float32 ``[B, F, C, h, w]``.
+        float32 ``[B, F, C, h, w]``. With ``on_device`` and a GPU, chunks are lists of arrays on it.
 
     Raises:
         CancelledError: another thread cancelled it.
@@ -193,7 +196,9 @@ def _denoise(executor: Executor, job: Job, latents: Floats, conditions: Conditio
     )
 
 
-def _decode(executor: Executor, job: Job, latents: Floats, chunks: list[int], before: int) -> Generator[Frames]:
+def _decode(
+    executor: Executor, job: Job, latents: Floats, chunks: list[int], before: int
+) -> Generator[Frames | list[Any]]:
     """Decode the latents of frames, ``[n, C, h, w]``, after ``before`` others."""
     done, total = before, sum(job.chunks)
 
@@ -212,6 +217,7 @@ def _decode(executor: Executor, job: Job, latents: Floats, chunks: list[int], be
         on_frames=on_frames,
         timings=job.timings,
         cancellation=job.cancellation,
+        on_device=job.on_device,
     )
 
 

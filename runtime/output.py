@@ -25,9 +25,10 @@ from svd_trt.runtime.timings import Timings
 from svd_trt.runtime.turns import Turns
 from svd_trt.units import shorten
 
-__all__ = ["OutputType", "VideoOutput", "VideoStream", "converter"]
+__all__ = ["FrameType", "OutputType", "VideoOutput", "VideoStream", "converter", "stays_on_device"]
 
-OutputType: TypeAlias = Literal["pil", "np", "pt", "latent"]
+OutputType: TypeAlias = Literal["pil", "np", "pt", "latent", "dlpack"]
+FrameType: TypeAlias = Literal["np", "dlpack"]
 
 
 def converter(output_type: str) -> Callable[[npt.NDArray[Any]], Any]:
@@ -39,6 +40,8 @@ def converter(output_type: str) -> Callable[[npt.NDArray[Any]], Any]:
     """
     if output_type in ("np", "latent"):
         return np.asarray
+    if output_type == "dlpack":
+        return lambda frames: frames
     if output_type == "pil":
         return lambda frames: [[PIL.Image.fromarray(frame) for frame in video] for video in frames]
     if output_type == "pt":
@@ -48,9 +51,23 @@ def converter(output_type: str) -> Callable[[npt.NDArray[Any]], Any]:
             raise MissingDependencyError("output_type 'pt'", "export") from error
         return lambda frames: torch.from_numpy(frames).permute(0, 1, 4, 2, 3).contiguous().float() / 255
     raise ArgumentError(
-        f"output_type must be pil, np, pt or latent, not {shorten(repr(output_type))}; np is uint8 from 0 to 255, and "
-        "pt is float from 0 to 1; both, and latent, share their memory through __dlpack__"
+        f"output_type must be pil, np, pt, dlpack or latent, not {shorten(repr(output_type))}; np is uint8 from 0 to "
+        "255, pt is float from 0 to 1, and dlpack leaves the frames on the device"
     )
+
+
+def stays_on_device(output_type: str) -> bool:
+    """True if the frames of a stream stay on the device.
+
+    Raises:
+        ArgumentError: a stream has no such type.
+    """
+    if output_type not in ("np", "dlpack"):
+        raise ArgumentError(
+            f"output_type of a stream must be np or dlpack, not {shorten(repr(output_type))}; its frames are uint8 "
+            "[H, W, 3], and a call has other types"
+        )
+    return output_type == "dlpack"
 
 
 @dataclass(frozen=True)
@@ -59,8 +76,9 @@ class VideoOutput:
 
     Attributes:
         frames: by output type: ``pil``, a list of pictures for each video; ``np``, uint8 from 0 to 255,
-            ``[B, F, H, W, 3]``; ``pt``, a tensor of torch, float32 from 0 to 1, ``[B, F, 3, H, W]``; ``latent``,
-            float32 ``[B, F, 4, h, w]``, as diffusers' ``output_type="latent"``.
+            ``[B, F, H, W, 3]``; ``pt``, a tensor of torch, float32 from 0 to 1, ``[B, F, 3, H, W]``; ``dlpack``, a list
+            of arrays for each video, uint8 ``[H, W, 3]``, on the device; ``latent``, float32 ``[B, F, 4, h, w]``,
+            as diffusers' ``output_type="latent"``.
         parameters: what they were generated with, every default decided; ``parameters.seed`` gives them again.
         backend: the device that they were generated on.
         memory: how the device's memory was used.

@@ -27,7 +27,7 @@ from svd_trt.runtime.diffusers_call import by_name, missing_attribute
 from svd_trt.runtime.executor import Executor
 from svd_trt.runtime.generation import Job, generate
 from svd_trt.runtime.images import ImageInput
-from svd_trt.runtime.output import OutputType, VideoOutput, VideoStream, converter
+from svd_trt.runtime.output import FrameType, OutputType, VideoOutput, VideoStream, converter, stays_on_device
 from svd_trt.runtime.parameters import ParameterArguments
 from svd_trt.runtime.preparation import Given, prepare
 from svd_trt.version import __version__
@@ -123,8 +123,9 @@ class VideoPipeline(Closeable):
                 ``num_frames`` and so on.
             output_type: ``pil``; ``np``, which is uint8 from 0 to 255, ``[B, F, H, W, 3]`` (diffusers has floats from 0
                 to 1: divide by 255); ``pt``, a tensor of torch as diffusers gives it, float32 from 0 to 1,
-                ``[B, F, 3, H, W]``; or ``latent``. Arrays of ``np`` and ``latent`` share their memory with other
-                libraries through ``__dlpack__``.
+                ``[B, F, 3, H, W]``; ``dlpack``, a list of arrays for each video, uint8 ``[H, W, 3]``, that stay on the
+                GPU (see `stream`); or ``latent``. Other libraries read arrays of ``np``, ``dlpack`` and ``latent``
+                without a copy, through ``__dlpack__``.
             generator: a ``torch.Generator`` on the CPU instead of a seed, or a list with one for each video. Its state
                 is advanced as diffusers advances it.
             latents: noise of unit variance to start from, ``[B, F, 4, h, w]``, of any kind of array.
@@ -167,14 +168,20 @@ class VideoPipeline(Closeable):
             callback=callback_on_step_end,
             callback_inputs=callback_on_step_end_tensor_inputs,
             progress=progress,
+            on_device=output_type == "dlpack",
         )
         with self.executor.turns.taken():
             job, pictures = prepare(self.executor, given)
             generated = list(generate(self.executor, job, pictures, latents_only=output_type == "latent"))
-        frames: Any = np.concatenate(generated)
-        if output_type != "latent":
-            frames = frames.reshape(*job.latent_shape[:2], *frames.shape[1:])  # [B, F, H, W, 3]
-        frames = convert(frames)
+        frames: Any
+        if output_type == "dlpack":
+            flat, count = [frame for chunk in generated for frame in chunk], job.settings.num_frames
+            frames = [flat[start : start + count] for start in range(0, len(flat), count)]
+        else:
+            frames = np.concatenate(generated)
+            if output_type != "latent":
+                frames = frames.reshape(*job.latent_shape[:2], *frames.shape[1:])  # [B, F, H, W, 3]
+            frames = convert(frames)
         if not return_dict:
             return frames  # type: ignore[no-any-return]  # as diffusers does
         return VideoOutput(
@@ -191,6 +198,7 @@ class VideoPipeline(Closeable):
         self,
         image: ImageInput | Sequence[ImageInput],
         *,
+        output_type: FrameType = "np",
         generator: Any = None,
         latents: Any = None,
         callback_on_step_end: StepCallback | None = None,
@@ -203,6 +211,11 @@ class VideoPipeline(Closeable):
         Arguments are checked at once, and on a GPU the first call loads the engines, which say how much memory they
         need. The other work starts when the first frame is requested. With several videos, the frames of one group of
         videos, which the bundle makes together, are taken before the next group is begun.
+
+        With ``output_type="dlpack"`` frames stay on the GPU, without a copy: arrays with ``__dlpack__`` and
+        ``__cuda_array_interface__``, such as for ``torch.from_dlpack(frame)``. They are finished, so no stream has to
+        wait for them. Each keeps the memory of its decode chunk, outside the planned memory, until it is dropped, and
+        may be kept after the pipeline is closed. On the CPU they are arrays of numpy.
         """
         return self._stream(
             Given(
@@ -214,6 +227,7 @@ class VideoPipeline(Closeable):
                 callback=callback_on_step_end,
                 callback_inputs=callback_on_step_end_tensor_inputs,
                 progress=progress,
+                on_device=stays_on_device(output_type),
             )
         )
 
@@ -221,6 +235,7 @@ class VideoPipeline(Closeable):
         self,
         image: ImageInput | Sequence[ImageInput],
         *,
+        output_type: FrameType = "np",
         generator: Any = None,
         latents: Any = None,
         callback_on_step_end: StepCallback | None = None,
@@ -244,6 +259,7 @@ class VideoPipeline(Closeable):
             callback=callback_on_step_end,
             callback_inputs=callback_on_step_end_tensor_inputs,
             progress=progress,
+            on_device=stays_on_device(output_type),
             cancellation=cancellation,
         )
         return AsyncVideoStream(partial(self._stream, given), cancellation)

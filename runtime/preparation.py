@@ -39,6 +39,7 @@ class Given:
 
     Attributes:
         pipe: the first argument of the callback.
+        on_device: leave the frames on the device.
         cancellation: ends the generation, also while it is prepared.
     """
 
@@ -50,6 +51,7 @@ class Given:
     callback: StepCallback | None
     callback_inputs: Sequence[str]
     progress: Progress | None
+    on_device: bool = False
     cancellation: Cancellation = field(default_factory=Cancellation)
 
 
@@ -96,6 +98,7 @@ def prepare(executor: Executor, given: Given) -> tuple[Job, list[PIL.Image.Image
         noise=noise,
         on_step_end=on_step_end,
         progress=given.progress or ignore_progress,
+        on_device=given.on_device,
         timings=timings,
         cancellation=given.cancellation,
     )

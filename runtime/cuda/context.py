@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -27,6 +28,8 @@ class Context(Closeable):
         self.gpu = gpu
         self.taken = 0
         self.budget: int | None = None
+        # Frames that a caller drops are given back in its thread, which may be this one in the middle of a count.
+        self._counting = threading.RLock()
         self._device = driver.call("cuDeviceGet", gpu.index)
         self._handle: Any = driver.call("cuDevicePrimaryCtxRetain", self._device, what=gpu.name)
 
@@ -65,14 +68,16 @@ class Context(Closeable):
         Raises:
             DeviceMemoryError: the budget does not allow it.
         """
-        if self.budget is not None and self.taken + nbytes > self.budget:
-            left = max(self.budget - self.taken, 0)
-            raise DeviceMemoryError("staying in the budget", what, nbytes, left, self.budget)
-        self.taken += nbytes
+        with self._counting:
+            if self.budget is not None and self.taken + nbytes > self.budget:
+                left = max(self.budget - self.taken, 0)
+                raise DeviceMemoryError("staying in the budget", what, nbytes, left, self.budget)
+            self.taken += nbytes
 
     def give(self, nbytes: int) -> None:
         """Stop counting ``nbytes`` after they were freed."""
-        self.taken -= nbytes
+        with self._counting:
+            self.taken -= nbytes
 
     def close(self) -> None:
         """Release the context. The driver keeps it while other libraries use it."""

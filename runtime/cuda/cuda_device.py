@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 
@@ -15,6 +16,7 @@ from svd_trt.errors import ArgumentError, BackendError
 from svd_trt.runtime.closeable import Closeable
 from svd_trt.runtime.cuda.buffers import CudaBuffer, DeviceMemory, PinnedBuffer, as_cuda
 from svd_trt.runtime.cuda.context import Context
+from svd_trt.runtime.cuda.shared_frames import CudaFrames
 from svd_trt.runtime.cuda.streams import CapturedGraph, CudaEvent, Stream
 from svd_trt.runtime.device import Buffer, Device, Event, Graph, HostBuffer, Session
 from svd_trt.runtime.layer_times import LayerTimes
@@ -76,6 +78,7 @@ class CudaDevice(Device):
         self.refusals: list[str] = []
         self.own_captures: list[str] = []
         self.layer_times: LayerTimes | None = None
+        self._late: deque[CudaFrames] = deque()
         self._graphs: weakref.WeakSet[CudaGraph] = weakref.WeakSet()
 
     @property
@@ -133,6 +136,11 @@ class CudaDevice(Device):
         graph = CudaGraph(self, work)
         self._graphs.add(graph)
         return graph
+
+    def share_frames(self, shape: Sequence[int]) -> CudaFrames:
+        """Allocate memory that the caller keeps as long as it likes."""
+        self._free_late()
+        return CudaFrames(self.context, shape, self._late, self._is_capturing)
 
     def measure_layers(self, times: LayerTimes) -> None:
         """Measure the layers of networks that are opened from now on, without graphs: launches report no layers."""
@@ -193,8 +201,17 @@ class CudaDevice(Device):
 
     def close(self) -> None:
         """Release graphs, streams, the activation block and the context."""
+        self._free_late()
         self.drop_graphs()
         self._held.close()
+
+    def _is_capturing(self) -> bool:
+        return self.graph is not None and self.graph.capturing
+
+    def _free_late(self) -> None:
+        """Free frames that were dropped during a capture."""
+        while self._late:
+            self._late.popleft().free()
 
 
 class ActivationBlock(Closeable):

@@ -210,6 +210,10 @@ def test_other_libraries_read_frames_and_latents_in_place(
         assert tensor.data_ptr() == array.__array_interface__["data"][0]
         tensor.flatten()[0] = 77
         assert array.flat[0] == 77, "torch has a copy"
+    shared = dynamic_pipe(picture, output_type="dlpack", **FAST).frames
+    assert [len(video) for video in shared] == [3], "a list for each video"
+    in_stream = next(dynamic_pipe.stream(picture, output_type="dlpack", **FAST))
+    np.testing.assert_array_equal(torch.from_dlpack(shared[0][0]).numpy(), torch.from_dlpack(in_stream).numpy())
     before = streamed.copy()
     dynamic_pipe(picture, **FAST)
     np.testing.assert_array_equal(streamed, before, err_msg="a later video wrote to frames that the caller has")

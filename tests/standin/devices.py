@@ -130,6 +130,10 @@ class Devices(Core):
         context = getattr(self._thread, "context", None)
         return driver.CUcontext(context.handle if context else 0)
 
+    @driver_function(unsafe=True)
+    def cuCtxSynchronize(self) -> None:
+        self._finish_device(self._check_context().device)
+
     def _device(self, ordinal: Any) -> int:
         if not 0 <= number(ordinal) < self._devices:
             raise Refused("CUDA_ERROR_INVALID_DEVICE")
