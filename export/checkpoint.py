@@ -5,6 +5,7 @@ The kinds of checkpoints are in `svd_trt.export.checkpoint_kinds`.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any, Literal, TypeAlias
 
@@ -14,6 +15,7 @@ from svd_trt.engine.manifest import SamplerInfo, SourceInfo
 from svd_trt.engine.spec import ModelInfo, NetworkName
 from svd_trt.errors import CheckpointError
 from svd_trt.export.scheduler import read_scheduler
+from svd_trt.units import shorten
 
 __all__ = ["COMPONENT_OF", "Checkpoint", "Component", "Description", "describe"]
 
@@ -131,5 +133,5 @@ def _model_info(where: str, configurations: Mapping[str, Mapping[str, Any]]) -> 
         raise CheckpointError(f"{where}: a configuration lacks {error}, so this is not SVD as published") from error
     for what, (value, right) in expected.items():
         if value not in (right, [right] * levels):
-            raise CheckpointError(f"{where}: {what} is {value}, and SVD's layout has {right}")
+            raise CheckpointError(f"{where}: {what} is {shorten(json.dumps(value))}, and SVD's layout has {right}")
     return info

@@ -364,6 +364,7 @@ def test_hub_cache_is_used_offline(
         ("scheduler/scheduler_config.json", {"use_exponential_sigmas": True}, ["use_karras_sigmas", "keep one"]),
         ("scheduler/scheduler_config.json", {"sigma_max": 0.001}, ["sigma_max", "set 0.002 and 700.0"]),
         ("unet/config.json", {"in_channels": 9}, ["in_channels", "9"]),
+        ("unet/config.json", {"in_channels": False}, ["in_channels is false"]),
         ("unet/config.json", {"num_frames": None}, ["num_frames"]),
     ],
 )
