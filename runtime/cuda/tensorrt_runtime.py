@@ -11,13 +11,13 @@
 from __future__ import annotations
 
 import contextlib
-import secrets
 from pathlib import Path
 from typing import Any
 
 import platformdirs
 
 from svd_trt.engine.driver import Gpu
+from svd_trt.engine.temporary_files import create_file, remove_leftovers
 from svd_trt.engine.tensorrt_import import TensorRt
 from svd_trt.runtime.cuda.tensorrt_context import EngineContext
 from svd_trt.runtime.cuda.tensorrt_errors import Errors, logger_of
@@ -147,12 +147,15 @@ class RuntimeCache:
         content = bytes(memoryview(serialized))
         if content == self._saved:
             return
-        partial = self.path.with_name(f"{self.path.name}.{secrets.token_hex(4)}")
         with contextlib.suppress(OSError):
             self.path.parent.mkdir(parents=True, exist_ok=True)
+            remove_leftovers(self.path.parent)
+            partial, file = create_file(self.path, self.path.suffix)
             try:
-                partial.write_bytes(content)
-                partial.replace(self.path)
+                with file:
+                    file.write(content)
+                    file.flush()
+                    partial.replace(self.path)
                 self._saved = content
             finally:
                 partial.unlink(missing_ok=True)

@@ -71,6 +71,8 @@ def command_line_strategy(bundle: Path, checkpoint: Path) -> st.SearchStrategy[l
             made.insert(0, draw(values))
         return [name, *made]
 
+    for first in (["verify", "bundle", "--model", "checkpoint"], ["build", "checkpoint", "-o", "new"], ["bench"]):
+        attempt_command(first)  # imports torch and diffusers, which takes a while on a busy machine
     return words()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,10 +13,11 @@ import pytest
 
 from svd_trt import Bundle, VideoPipeline
 from svd_trt.engine.memory import MemoryRequest, smallest_budget
+from svd_trt.engine.temporary_files import hidden_sibling
 from svd_trt.engine.tensorrt_import import find_tensorrt
 from svd_trt.errors import BackendError, DeviceMemoryError
 from svd_trt.runtime.cuda.tensorrt_errors import logger_of
-from svd_trt.runtime.cuda.tensorrt_runtime import make_runtime
+from svd_trt.runtime.cuda.tensorrt_runtime import RuntimeCache, make_runtime
 from tests.gpu.conftest import Rig, why_no_gpu
 from tests.gpu.test_cuda_calls import with_changed_plans
 from tests.gpu.test_pipeline import FAST
@@ -301,6 +303,15 @@ def test_a_cache_that_cannot_be_serialized_is_not_kept(
     with standin.open(dynamic_bundle) as pipe:
         pipe(picture, **FAST)
     assert list((tmp_path / "cache").rglob("*.bin")) == []
+
+
+def test_what_a_killed_process_left_of_its_kernels_is_removed(tmp_path: Path) -> None:
+    leftover = hidden_sibling(tmp_path / "kernels.bin", ".bin")
+    leftover.write_bytes(b"half of the ker")
+    cache = RuntimeCache(tmp_path / "kernels.bin")
+    cache._cache = SimpleNamespace(serialize=lambda: b"the kernels")
+    cache.save()
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"kernels.bin": b"the kernels"}
 
 
 @pytest.mark.parametrize("capturable", [True, False])
