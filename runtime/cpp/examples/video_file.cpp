@@ -7,8 +7,8 @@
 
 namespace {
 
-// BT.709, limited range: rows are Y, Cb and Cr.
-constexpr double kRed = 0.2126, kBlue = 0.0722, kGreen = 1 - kRed - kBlue;
+// BT.601, limited range: rows are Y, Cb and Cr. A y4m file has no place for the matrix, and readers take this one.
+constexpr double kRed = 0.299, kBlue = 0.114, kGreen = 1 - kRed - kBlue;
 constexpr double kToYuv[3][3] = {
     {kRed * 219 / 255, kGreen * 219 / 255, kBlue * 219 / 255},
     {-kRed / (2 * (1 - kBlue)) * 224 / 255, -kGreen / (2 * (1 - kBlue)) * 224 / 255, 0.5 * 224 / 255},
