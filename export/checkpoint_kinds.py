@@ -10,8 +10,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TypeAlias
 
-import msgspec
-
 from svd_trt.errors import CheckpointError
 from svd_trt.export.folder import FolderCheckpoint, find_folder, open_folder
 from svd_trt.export.random_source import PREFIX, RandomCheckpoint, open_random
@@ -58,9 +56,7 @@ def open_checkpoint(
         raise CheckpointError(f"there is no file {model}")
     _refuse(model, config=config)
     folder, commit = find_folder(model, revision, variant, local_files_only)
-    opened = open_folder(folder, variant, name=folder.resolve().name if commit is None else model, commit=commit)
-    # Only what was asked for: with the variant that was found in the UNet, other components may have other weights.
-    return msgspec.structs.replace(opened, source=msgspec.structs.replace(opened.source, variant=variant))
+    return open_folder(folder, variant, name=folder.resolve().name if commit is None else model, commit=commit)
 
 
 def _refuse(model: str, **options: str | None) -> None:

@@ -103,7 +103,8 @@ def open_folder(path: Path, variant: str | None, *, name: str, commit: str | Non
         source=SourceInfo(
             model=name,
             commit=commit,
-            variant=variant or weights["unet"].variant,
+            # Not what was found in one component: in others, that variant may be other weights.
+            variant=variant,
             digests={component: _digest(path / component, found) for component, found in weights.items()},
             files={c: tuple(f"{c}/{file}" for file in found.files) for c, found in weights.items()},
         ),

@@ -75,12 +75,15 @@ def open_single_file(path: Path, config: str | None) -> SingleFileCheckpoint:
     refuse_parts_of_svd(path, shapes)
     refuse_quantised(path, shapes)
     layout = layout_of(shapes)
+    known = config is None or config in PUBLISHED
+    # Names and shapes are those of both: a file that is something else is refused before anyone is asked which it is.
+    found = configurations(PRESETS[config or "svd"]) if known else configurations_of(_config_folder(str(config)))
+    counts = {c: _check(path, c, shapes, found, layout) for c in dict.fromkeys(COMPONENT_OF.values())}
     reason = ""
     if config is None:
         config, reason = guess_architecture(path, metadata_of(path))
-    found = configurations(PRESETS[config]) if config in PUBLISHED else configurations_of(_config_folder(config))
-    description = describe(str(path) if config in PUBLISHED else config, found)
-    counts = {c: _check(path, c, shapes, found, layout) for c in dict.fromkeys(COMPONENT_OF.values())}
+        found = configurations(PRESETS[config])
+    description = describe(str(path) if known else config, found)
     content = sha256_of(path)
     digests: dict[str, str] = {
         c: hashlib.sha256(f"{content} {json.dumps(found[c])}".encode()).hexdigest() for c in counts

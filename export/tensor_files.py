@@ -92,7 +92,9 @@ def _opened(path: Path) -> Iterator[Any]:
         with safe_open(path, "pt") as file:
             yield file
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is not a safetensors file, or is damaged: {first_line(error)}") from error
+        raise CheckpointError(
+            f"{path} is not a safetensors file, or is damaged: {first_line(error)}; download or save it again"
+        ) from error
 
 
 def _unpickled(path: Path, device: str) -> Mapping[str, Any]:

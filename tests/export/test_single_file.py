@@ -320,6 +320,23 @@ def test_refusals(single_file: Path, tmp_path: Path) -> None:
         open_checkpoint(str(other))
 
 
+@pytest.mark.parametrize("change", ["names", "shapes"])
+def test_what_is_no_svd_is_not_asked_for_its_architecture(change: str, tmp_path: Path) -> None:
+    """The names and shapes of both published ones are the same, so they are checked without an answer."""
+    write_full_size_header(path := tmp_path / "nextgen.safetensors")
+    with pytest.raises(CheckpointError, match="--config svd or --config svd-xt"):
+        open_checkpoint(str(path))
+    renamed, turned = (b"label_emb.0.0.weight", b"label_emb.9.0.weight"), (b"[1280, 768]", b"[768, 1280]")
+    with path.open("r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = file.read(size)
+        file.seek(8)
+        file.write(header.replace(*(renamed if change == "names" else turned)))
+    words = "not SVD as stabilityai publishes it" if change == "names" else r"is \[768, 1280\] and in SVD \[1280, 768\]"
+    with pytest.raises(CheckpointError, match=words):
+        open_checkpoint(str(path))
+
+
 def without_time(tensors: Tensors) -> Tensors:
     """As in the published svd_image_decoder.safetensors."""
     times = ("time_stack", "time_mix_conv", "mix_factor")
