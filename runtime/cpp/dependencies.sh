@@ -27,7 +27,8 @@ if [[ ! -e $done_file ]]; then
     mkdir -p "$folder/packages"
     # A source list and package lists of its own, so that those of the machine stay as they are. The mirror is the
     # machine's.
-    mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 'Component: main' | grep -m1 '/debian/\?$')
+    mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 'Component: main' | grep -m1 '/debian/\?$' || true)
+    [[ -n $mirror ]] || { echo "this is not Debian; see the first lines of $0" >&2; exit 1; }
     keys=/usr/share/keyrings/debian-archive-keyring.gpg
     printf 'deb [signed-by=%s] %s %s main\n' "$keys" "$mirror" "$headers_release" >"$folder/packages/newer.list"
     mkdir -p "$folder/packages/lists/partial"
