@@ -31,11 +31,13 @@ class _Main(click.Command):
 def invoke(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     """Run ``svd-trt`` with ``arguments`` in this process; an unexpected exception is raised."""
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    hook = sys.unraisablehook
     try:
         found = CliRunner(env=ENVIRONMENT).invoke(_Main("svd-trt"), list(map(str, arguments)), catch_exceptions=False)
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
+        sys.unraisablehook = hook
     return subprocess.CompletedProcess(arguments, found.exit_code, found.stdout, found.stderr)
 
 

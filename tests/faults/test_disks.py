@@ -84,9 +84,10 @@ def test_commands_on_a_full_disk(
 ) -> None:
     folder = tmp_path / "disk"
     with small_disk(folder, PAGE) as remount:
+        (folder / "full").write_bytes(bytes(PAGE))
         command = ("infer", small_bundle, picture_file, "-o", folder / name, *INFER)
         start(*command).wait().assert_refused(*FULL)
-        assert content_of(folder) == {}
+        assert entries_of(folder) == {"full"}
         remount("size=4m")
         start(*command).wait().assert_done()
         assert count_frames(folder / name) == FRAMES

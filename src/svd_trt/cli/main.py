@@ -19,6 +19,7 @@ from typing import NoReturn
 import click
 
 from svd_trt.cli.closed_streams import open_streams
+from svd_trt.cli.signals import end_by_exceptions
 from svd_trt.errors import SvdTrtError, is_lack_of_memory
 from svd_trt.units import shorten
 from svd_trt.version import __version__
@@ -65,8 +66,7 @@ def cli() -> None:
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the command line and exit."""
     open_streams()
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _terminate)
+    end_by_exceptions()
     try:
         code = cli.main(arguments, prog_name="svd-trt", standalone_mode=False)
     except click.ClickException as error:
@@ -79,7 +79,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         click.echo(": ".join(["interrupted", *_notes(error.__cause__ or error)]), err=True)
         sys.exit(_INTERRUPTED)
     except SystemExit as error:
-        if error.code == 1:  # of click and rich, for a reader that went away; `_terminate` exits with other codes
+        if error.code == 1:  # of click and rich, for a reader that went away; signals have other codes
             _end_without_reader()
         for note in _notes(error):
             click.echo(f"ended by a signal: {note}", err=True)
@@ -133,8 +133,3 @@ def _end_without_reader() -> NoReturn:
 
     discard_stdout()
     sys.exit(_NO_READER)
-
-
-def _terminate(number: int, _frame: object) -> NoReturn:
-    """Exit by an exception, as Ctrl-C does, so that incomplete files are removed."""
-    sys.exit(128 + number)
