@@ -82,8 +82,7 @@ def test_single_variants_are_measured_again_and_merged(measured: list[list[str]]
     invoke("measure", "-o", other, "--variant", "decoder 8")
     invoke("measure", "-o", other, "--variant", "default")
     assert list(json.loads(other.read_text())["variants"]) == ["default", "decoder 8"], "in the order of the tables"
-    with pytest.raises(Exception, match="measure all variants"):
-        invoke("measure", "random:tiny", "-o", record, "--variant", "default")
+    assert "measure all variants" in invoke("measure", "random:tiny", "-o", record, "--variant", "default")
 
 
 def test_the_page_has_every_profile_kind_and_build(measured: list[list[str]], tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from svd_trt.engine.kernels import (
     write_kernels,
 )
 from svd_trt.engine.manifest import FileEntry, Manifest, read_manifest, write_manifest
-from svd_trt.engine.spec import NETWORKS, Range
+from svd_trt.engine.spec import NETWORKS, Range, network_specs
 from tests.cli.conftest import Run, assert_refused, invoke
 
 
@@ -265,7 +265,10 @@ def test_a_comparison_is_at_sizes_that_both_have(
 ) -> None:
     other = copy(small_bundle, tmp_path / "other")
     manifest, change = Bundle.open(other, verify=False).manifest, msgspec.structs.replace
-    write_manifest(change(manifest, ranges=change(manifest.ranges, **ranges)), other)
+    changed = change(manifest.ranges, **ranges)
+    specs = network_specs(manifest.model, changed)
+    networks = {name: change(entry, spec=specs[name], plan=None) for name, entry in manifest.networks.items()}
+    write_manifest(change(manifest, ranges=changed, networks=networks), other)
     result = invoke("inspect", small_bundle, "--kernels", "--compare", other)
     assert_refused(result, words.format(other=other), str(small_bundle))
 

@@ -114,7 +114,7 @@ def test_the_lists_of_names_are_complete() -> None:
     listed = {name for names in (*COMMON.values(), *RTX.values()) for name in names}
     objects = r"(?:_engine|_context|\bhandle|\bengine|\bconfig|\.handle|\b_cache|\bgraphs)\.([a-z]\w+)"
     own = {"current", "take", "give", "gpu", "close", "driver", "rebuild", "save", "attach", "spec"}
-    own |= {"tensorrt_import", "bundle", "manifest", "memory"}
+    own |= {"tensorrt_import", "bundle", "manifest", "memory", "temporary_files"}
     text = "".join(
         TEXT[f"{name}.py"] for name in ("tensorrt", "tensorrt_context", "tensorrt_errors", "tensorrt_runtime")
     )
