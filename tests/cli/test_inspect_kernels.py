@@ -267,7 +267,12 @@ def test_a_comparison_is_at_sizes_that_both_have(
     manifest, change = Bundle.open(other, verify=False).manifest, msgspec.structs.replace
     changed = change(manifest.ranges, **ranges)
     specs = network_specs(manifest.model, changed)
-    networks = {name: change(entry, spec=specs[name], plan=None) for name, entry in manifest.networks.items()}
+    networks = {}
+    for name, entry in manifest.networks.items():
+        assert entry.plan is not None
+        own = specs[name].ranges
+        profiles = tuple(change(p, ranges={s: p.ranges.get(s, own[s]) for s in own}) for p in entry.plan.profiles)
+        networks[name] = change(entry, spec=specs[name], plan=change(entry.plan, profiles=profiles))
     write_manifest(change(manifest, ranges=changed, networks=networks), other)
     result = invoke("inspect", small_bundle, "--kernels", "--compare", other)
     assert_refused(result, words.format(other=other), str(small_bundle))
