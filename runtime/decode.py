@@ -49,7 +49,7 @@ def decode(
         size: height and width of the frames.
         on_frames: called with 0 once the decoder is loaded, and after every chunk with the number of its frames.
         timings: gets ``decode`` and ``load``.
-        cancellation: wakes whoever waits for a chunk.
+        cancellation: wakes the thread that waits for a chunk.
         on_device: leave the frames on the device.
 
     Yields:

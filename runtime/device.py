@@ -104,7 +104,7 @@ class Session(Closeable, ABC):
 
     Attributes:
         spec: names, shapes and types of the network's tensors.
-        stop: belongs to whoever uses the network now; once it is set, a run ends early if the device can do that.
+        stop: of the generation that runs the network; once it is set, a run ends early if the device can do that.
     """
 
     spec: NetworkSpec

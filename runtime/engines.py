@@ -74,7 +74,7 @@ class Engines(Closeable):
             self._lock.release()
 
     def cancel(self, stop: threading.Event) -> None:
-        """End the run of whoever uses a network with ``stop``, which is set."""
+        """End the run of the thread that uses a network with ``stop``, which is set."""
         with self._using_lock:
             if self._using is not None and self._using.stop is stop:
                 self._using.cancel()

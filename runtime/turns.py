@@ -21,7 +21,7 @@ class Turns:
 
     def __init__(self) -> None:
         self._process = os.getpid()
-        # Whoever waits for the turn holds the entrance, so the thread that had the turn cannot take it again at once.
+        # A thread that waits for the turn holds the entrance, so the one that had it cannot take it again at once.
         self._entrance = threading.Lock()
         self._turn = threading.RLock()
         self._owner: int | None = None

@@ -1,4 +1,4 @@
-"""Standard streams that were closed by whoever started the process, as services and ``>&-`` do."""
+"""Standard streams that the parent process closed, as services and ``>&-`` do."""
 
 from __future__ import annotations
 
