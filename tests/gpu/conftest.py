@@ -105,9 +105,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(autouse=True)
-def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Keep the kernels that TensorRT for RTX compiles in a cache of the test, apart from the user's."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+def own_cache(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, shared: Path) -> None:
+    """Keep the kernels that TensorRT for RTX compiles apart from the user's cache.
+
+    Tests of the stand-in look into the cache, so each has its own. A real GPU compiles for seconds each time a bundle
+    is opened, so its tests share one.
+    """
+    real = request.node.get_closest_marker("gpu") is not None
+    monkeypatch.setenv("XDG_CACHE_HOME", str((shared if real else tmp_path) / "cache"))
 
 
 @pytest.fixture(params=["stand-in", pytest.param("gpu", marks=pytest.mark.gpu)])
