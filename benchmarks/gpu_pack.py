@@ -23,9 +23,11 @@ _EXTRAS = ("export", "rtx")
 _FOR_TESTS = ("pytest", "pytest-xdist")
 _ON_THE_MACHINE = ("torch",)  # with all that it depends on, unless another package needs that too
 _PLATFORMS = ("manylinux2014_x86_64", *(f"manylinux_2_{minor}_x86_64" for minor in (28, 27, 26, 24, 17, 12, 5)))
-_LEFT_OUT = {"__pycache__", "tests", "bin", "include"}
+_LEFT_OUT = {"__pycache__", "tests", "bin", "include", "libtensorrt_plugins.so"}  # 70 MB that no step loads
+# Python has the filter from 3.11.4 on; earlier ones ignore the attribute.
 _UNPACK = (
-    "import sys, tarfile; tarfile.open(fileobj=sys.stdin.buffer, mode='r|xz').extractall(sys.argv[1], filter='data')"
+    "import sys, tarfile; pack = tarfile.open(fileobj=sys.stdin.buffer, mode='r|xz'); "
+    "pack.extraction_filter = getattr(tarfile, 'data_filter', None); pack.extractall(sys.argv[1])"
 )
 
 

@@ -16,8 +16,7 @@ import numpy as np
 from svd_trt.benchmarks.probe_steps import ProbeError, ProbeJob, Report, SkippedError, bundle_of, sizes_of
 from svd_trt.engine.bundle import Bundle
 from svd_trt.engine.driver import gpu_count, list_gpus, load_driver
-from svd_trt.engine.tensorrt_import import find_tensorrt
-from svd_trt.runtime.cuda.tensorrt_runtime import served_capabilities
+from svd_trt.engine.tensorrt_import import find_tensorrt, served_capabilities
 from svd_trt.runtime.layer_times import LayerTimes, layers_by_time
 from svd_trt.runtime.pipeline import VideoPipeline
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from svd_trt.benchmarks.measuring import clock_for
 from svd_trt.benchmarks.probe_steps import ProbeError, ProbeJob, Report, Sizes, sizes_of
 from svd_trt.engine.spec import NetworkName, NetworkSpec, Range, Ranges, network_specs
+from svd_trt.errors import first_line
 from svd_trt.export.checkpoint import COMPONENT_OF
 from svd_trt.export.checkpoint_kinds import open_checkpoint
 from svd_trt.export.networks import make_network
@@ -101,6 +102,8 @@ def _decode(job: ProbeJob, report: Report, chunk: int, rounds: int, *, compiled:
 def race(contenders: Contenders, rounds: int, device: torch.device, report: Report) -> dict[str, Any]:
     """Run each contender once to warm up, then time all of them in interleaved rounds; the results of the warm-up.
 
+    A contender that does not fit into memory is reported and left out, unless it is the first.
+
     It reports medians in milliseconds, the median of each round's ratio to the first contender, and the memory that a
     run takes beyond what was allocated before.
     """
@@ -110,10 +113,17 @@ def race(contenders: Contenders, rounds: int, device: torch.device, report: Repo
     with torch.no_grad():
         for name, run in contenders.items():
             before = _start_peak(device)
-            results[name] = run().cpu()
+            try:
+                results[name] = run().cpu()
+            except torch.OutOfMemoryError as error:
+                if not results:  # without the first, there is nothing to compare with
+                    raise
+                report(out_of_memory={name: first_line(error)})
+                continue
             clock.wait()
             peaks[name] = _peak(device) - before
             report(warm=list(results))
+        contenders = {name: contenders[name] for name in results}
         seconds: dict[str, list[float]] = {name: [] for name in contenders}
         for _ in range(rounds):
             for name, run in contenders.items():
@@ -122,7 +132,7 @@ def race(contenders: Contenders, rounds: int, device: torch.device, report: Repo
                 end = clock.event()
                 clock.wait()
                 seconds[name].append(clock.seconds(start, end))
-    first = seconds[next(iter(contenders))]
+    first = seconds[next(iter(results))]
     report(
         median_ms={name: round(1e3 * statistics.median(values), 3) for name, values in seconds.items()},
         speedup={

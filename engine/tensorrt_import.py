@@ -15,7 +15,7 @@ from svd_trt.engine.driver import Gpu, gpu_count, list_gpus, load_driver
 from svd_trt.engine.manifest import TensorRtName
 from svd_trt.errors import ArgumentError, BackendError, MissingDependencyError
 
-__all__ = ["BuildBackend", "TensorRt", "find_tensorrt", "select_tensorrt"]
+__all__ = ["BuildBackend", "TensorRt", "find_tensorrt", "select_tensorrt", "served_capabilities"]
 
 BuildBackend: TypeAlias = Literal["auto", "tensorrt", "tensorrt-rtx", "onnxruntime"]
 
@@ -58,7 +58,7 @@ def find_tensorrt(name: TensorRtName, device: int = 0, targets: Sequence[str] = 
     if name == "tensorrt":
         gpu = _gpu_of(device)
         return TensorRt(name, trt, version, gpu.sm if gpu else "", device, gpu.name if gpu else "")
-    known = [member.lower() for member in trt.ComputeCapability.__members__ if member.startswith("SM")]
+    known = served_capabilities(trt)
     for target in targets:
         if target not in known:
             raise ArgumentError(
@@ -79,7 +79,8 @@ def select_tensorrt(backend: BuildBackend, device: str | None = None, targets: S
     Raises:
         ArgumentError: ``device`` is no GPU's name, or an option is for another backend than the one that is chosen.
         MissingDependencyError: a backend asked for by name is not installed.
-        BackendError: a TensorRT is installed but is broken or too old, or it needs a GPU and there is none.
+        BackendError: a TensorRT is installed but is broken or too old, or it needs a GPU and there is none, or with
+            ``auto`` only TensorRT for RTX is installed, and it serves none of this machine's GPUs.
     """
     index = _gpu_index(device)
     tensorrt = _select(backend, index, targets)
@@ -108,10 +109,35 @@ def _select(backend: BuildBackend, device: int, targets: Sequence[str]) -> Tenso
         return find_tensorrt("tensorrt-rtx", targets=targets)
     for name in names if gpu_count() else names[1:]:
         try:
-            return find_tensorrt(name, device, targets)
+            tensorrt = find_tensorrt(name, device, targets)
         except MissingDependencyError:
             continue
+        if name == "tensorrt-rtx" and not targets:
+            _check_served(tensorrt)
+        return tensorrt
     return None
+
+
+def served_capabilities(trt: Any) -> tuple[str, ...]:
+    """The compute capabilities, such as ``sm89``, that ``trt``, a TensorRT for RTX, lists."""
+    return tuple(name.lower() for name in trt.ComputeCapability.__members__ if name.startswith("SM"))
+
+
+def _check_served(tensorrt: TensorRt) -> None:
+    """Refuse TensorRT for RTX, which nobody asked for by name, if no GPU of this machine could run its engines.
+
+    On Hopper (sm90) it builds engines, and refuses to load them.
+    """
+    gpus = list_gpus(load_driver()) if gpu_count() else []
+    served = served_capabilities(tensorrt.trt)
+    newest = max(int(sm[2:]) for sm in served)
+    if gpus and not any(gpu.sm in served or int(gpu.sm[2:]) > newest for gpu in gpus):
+        found = ", ".join(f"{gpu.name} ({gpu.sm})" for gpu in gpus)
+        raise BackendError(
+            f"TensorRT for RTX serves {', '.join(served)}, and this machine has {found}. "
+            "Install TensorRT: pip install 'svd-trt[tensorrt]'. "
+            "Or name what to build: --backend tensorrt-rtx for other GPUs, or --backend onnxruntime"
+        )
 
 
 def _gpu_index(device: str | None) -> int:

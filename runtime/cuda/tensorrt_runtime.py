@@ -18,11 +18,11 @@ import platformdirs
 
 from svd_trt.engine.driver import Gpu
 from svd_trt.engine.temporary_files import create_file, remove_leftovers
-from svd_trt.engine.tensorrt_import import TensorRt
+from svd_trt.engine.tensorrt_import import TensorRt, served_capabilities
 from svd_trt.runtime.cuda.tensorrt_context import EngineContext
 from svd_trt.runtime.cuda.tensorrt_errors import Errors, logger_of
 
-__all__ = ["Rtx", "Runtime", "RuntimeCache", "make_runtime", "served_capabilities"]
+__all__ = ["Rtx", "Runtime", "RuntimeCache", "make_runtime"]
 
 
 class Runtime:
@@ -159,11 +159,6 @@ class RuntimeCache:
                 self._saved = content
             finally:
                 partial.unlink(missing_ok=True)
-
-
-def served_capabilities(trt: Any) -> tuple[str, ...]:
-    """The compute capabilities, such as ``sm89``, that ``trt``, a TensorRT for RTX, lists."""
-    return tuple(name.lower() for name in trt.ComputeCapability.__members__ if name.startswith("SM"))
 
 
 def make_runtime(tensorrt: TensorRt) -> Runtime:

@@ -242,6 +242,20 @@ def test_a_network_that_is_wrong_fails(step: str, job: ProbeJob, monkeypatch: py
         run_here(step, job)
 
 
+def test_a_network_that_does_not_fit_is_left_out(job: ProbeJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    from svd_trt.benchmarks import probe_torch
+
+    class TooLarge(nn.Module):
+        def forward(self, **_: Any) -> None:
+            torch.empty(1 << 60)  # a GPU without enough memory raises a kind of RuntimeError, a CPU only that
+
+    monkeypatch.setattr(torch, "OutOfMemoryError", RuntimeError)
+    monkeypatch.setattr(probe_torch, "make_network", lambda *_, **__: TooLarge())
+    figures = run_here("torch-denoiser", job)
+    assert "allocate memory" in figures["out_of_memory"]["rewritten"]
+    assert set(figures["median_ms"]) == set(figures["relative_error"]) == {"diffusers"}
+
+
 def test_the_small_engine_is_compared_with_the_right_thing() -> None:
     x = torch.randn(3, probe_rtx.CHANNELS, probe_rtx.SIDE, probe_rtx.SIDE)
     weights = {name: torch.from_numpy(values).float() for name, values in probe_rtx._weights().items()}

@@ -55,6 +55,25 @@ def test_engines_are_built_on_the_gpu_that_is_named(monkeypatch: pytest.MonkeyPa
     assert contexts.index(int(driver.call("cuCtxGetCurrent"))) == 1
 
 
+@pytest.mark.parametrize(("capability", "served"), [((8, 9), True), ((9, 0), False), ((10, 0), False), ((13, 0), True)])
+def test_auto_refuses_engines_that_no_gpu_here_would_load(
+    capability: tuple[int, int], served: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TensorRT for RTX 1.7 builds on an H200, and then says that the engine cannot run on it."""
+    Rig(monkeypatch, StandInCuda(capability=capability))
+    if served:
+        chosen = select_tensorrt("auto")
+        assert chosen is not None
+        assert chosen.name == "tensorrt-rtx"
+    else:
+        with pytest.raises(BackendError, match=r"serves sm75, .* has .*\(sm\d+\)\. Install TensorRT: pip install"):
+            select_tensorrt("auto")
+    for options in ({"backend": "tensorrt-rtx"}, {"backend": "auto", "targets": ["sm89"]}):
+        chosen = select_tensorrt(**options)  # type: ignore[arg-type]
+        assert chosen is not None
+        assert chosen.name == "tensorrt-rtx"
+
+
 def test_memory_is_asked_of_the_engine_where_it_loads(monkeypatch: pytest.MonkeyPatch, dynamic_bundle: Bundle) -> None:
     rig = Rig(monkeypatch, StandInCuda())  # the builder's process keeps its context, so nothing is checked at the end
     rig.install(dynamic_bundle)
