@@ -3,9 +3,14 @@
 # ONNXRUNTIME_ROOT is a release archive that was unpacked, or a folder with include and lib. Without it, an installed
 # package (onnxruntimeConfig.cmake) or the system's folders are searched.
 set(_hints ${ONNXRUNTIME_ROOT} $ENV{ONNXRUNTIME_ROOT})
-find_path(SVD_TRT_ONNXRUNTIME_INCLUDE onnxruntime_cxx_api.h HINTS ${_hints}
-  PATH_SUFFIXES include include/onnxruntime include/onnxruntime/core/session onnxruntime)
-find_library(SVD_TRT_ONNXRUNTIME_LIBRARY onnxruntime HINTS ${_hints} PATH_SUFFIXES lib lib64)
+set(_headers include include/onnxruntime include/onnxruntime/core/session onnxruntime)
+if(_hints) # before CMAKE_PREFIX_PATH, which may have another version
+  find_path(SVD_TRT_ONNXRUNTIME_INCLUDE onnxruntime_cxx_api.h PATHS ${_hints} PATH_SUFFIXES ${_headers} NO_DEFAULT_PATH)
+  find_library(SVD_TRT_ONNXRUNTIME_LIBRARY onnxruntime PATHS ${_hints} PATH_SUFFIXES lib lib64 NO_DEFAULT_PATH)
+else()
+  find_path(SVD_TRT_ONNXRUNTIME_INCLUDE onnxruntime_cxx_api.h PATH_SUFFIXES ${_headers})
+  find_library(SVD_TRT_ONNXRUNTIME_LIBRARY onnxruntime)
+endif()
 include(FindPackageHandleStandardArgs)
 find_package_handle_standard_args(SvdTrtOnnxRuntime
   REQUIRED_VARS SVD_TRT_ONNXRUNTIME_LIBRARY SVD_TRT_ONNXRUNTIME_INCLUDE

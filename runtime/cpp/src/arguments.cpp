@@ -22,7 +22,7 @@ template <class Number> void check_limits(const std::string &name, Number value,
   const auto number = static_cast<double>(value);
   if ((argument.min && number < *argument.min) || (argument.max && number > *argument.max))
     throw argument_error(name + " must be " +
-                         (argument.max ? to_text(*argument.min) + " to " + to_text(*argument.max)
+                         (argument.max ? to_text(argument.min.value_or(0)) + " to " + to_text(*argument.max)
                                        : "at least " + to_text(argument.min.value_or(0))) +
                          ", not " + shown(value));
 }

@@ -29,7 +29,7 @@ Views fixed_inputs(Pass &pass) {
 class Loop {
 public:
   Loop(Session &denoiser, std::vector<Pass> &passes, HostTensor<float> &start)
-      : denoiser_(denoiser), passes_(passes), start_(start), zeros_(start.shape) {
+      : denoiser_(denoiser), passes_(passes), zeros_(start.shape) {
     for (int i = 0; i < 2; ++i) {
       latents_.push_back(denoiser.empty(start.shape, false));
       denoised_.push_back(denoiser.empty(start.shape, false));
@@ -73,7 +73,6 @@ private:
 
   Session &denoiser_;
   std::vector<Pass> &passes_;
-  HostTensor<float> &start_;
   HostTensor<float> zeros_;
   std::vector<Ort::Value> latents_, denoised_, partial_;
   Ort::Value zeros_view_{nullptr}, start_view_{nullptr};

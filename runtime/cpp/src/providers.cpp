@@ -8,10 +8,12 @@
 namespace svd_trt::detail {
 namespace {
 
-[[noreturn]] void refuse(const std::string &what, const std::string &reason) {
-  throw backend_error("ONNX Runtime " + std::string(OrtGetApiBase()->GetVersionString()) + " cannot use its " + what +
-                      " here (" + reason.substr(0, reason.find('\n')) +
-                      "); link the GPU archive of its releases, with the libraries that it names");
+[[noreturn]] void refuse(const std::string &provider, const std::string &reason) {
+  const bool plugin = provider == "tensorrt-rtx";
+  throw backend_error("ONNX Runtime " + std::string(OrtGetApiBase()->GetVersionString()) + " cannot use its " +
+                      provider + " provider here (" + reason.substr(0, reason.find('\n')) + "); " +
+                      (plugin ? "it needs an NVIDIA driver and a GPU"
+                              : "link the GPU archive of its releases, with the libraries that it names"));
 }
 
 void append_cuda(Ort::SessionOptions &session, const DeviceOptions &options) {
@@ -64,7 +66,7 @@ void append_plugin(Ort::SessionOptions &session, const DeviceOptions &options, O
   for (const Ort::ConstEpDevice &device : env.GetEpDevices())
     if (std::string(device.EpName()).find("TensorRTRTX") != std::string::npos && index++ == options.device)
       chosen.push_back(device);
-  if (chosen.empty()) refuse("TensorRT for RTX plugin", "it found no GPU of that index");
+  if (chosen.empty()) refuse("tensorrt-rtx", "it found no GPU of that index");
   Ort::KeyValuePairs settings;
   if (options.stream != nullptr)
     settings.Add("user_compute_stream", std::to_string(reinterpret_cast<uintptr_t>(options.stream)).c_str());
@@ -72,8 +74,8 @@ void append_plugin(Ort::SessionOptions &session, const DeviceOptions &options, O
 }
 #else
 void append_plugin(Ort::SessionOptions &, const DeviceOptions &, Ort::Env &) {
-  refuse("TensorRT for RTX plugin", "this library was compiled with the headers of 1." +
-                                        std::to_string(ORT_API_VERSION) + ", and plugins need those of 1.22");
+  refuse("tensorrt-rtx", "this library was compiled with the headers of 1." + std::to_string(ORT_API_VERSION) +
+                             ", and plugins need those of 1.22");
 }
 #endif
 
@@ -86,7 +88,7 @@ void append_provider(Ort::SessionOptions &session, const DeviceOptions &options,
     // CUDA runs what TensorRT does not take.
     if (options.provider == "cuda" || options.provider == "tensorrt") append_cuda(session, options);
   } catch (const Ort::Exception &error) {
-    refuse(options.provider + " provider", error.what());
+    refuse(options.provider, error.what());
   }
 }
 

@@ -28,11 +28,12 @@ std::vector<double> spaced_sigmas(const Sampler &sampler, int64_t steps) {
     throw argument_error("num_inference_steps must be at most " + std::to_string(levels) +
                          ", the levels of the checkpoint's noise schedule, not " + std::to_string(steps));
   std::vector<double> sigmas;
+  const int64_t spacing = levels / steps;
   const auto n = static_cast<double>(levels), s = static_cast<double>(steps);
   for (int64_t i = 0; i < steps; ++i) {
     double index = 0;
     if (sampler.timestep_spacing == "leading")
-      index = static_cast<double>((steps - 1 - i) * (levels / steps) + sampler.steps_offset);
+      index = static_cast<double>((steps - 1 - i) * spacing + sampler.steps_offset);
     else if (sampler.timestep_spacing == "trailing")
       index = std::nearbyint(n - static_cast<double>(i) * (n / s)) - 1;
     else if (steps > 1)
