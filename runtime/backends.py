@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 from svd_trt.engine.bundle import Bundle
 from svd_trt.engine.driver import Driver, Gpu, list_gpus, load_driver
@@ -44,7 +44,11 @@ class Choice(NamedTuple):
 
 
 def open_device(
-    bundle: Bundle, backend: RunBackend = "auto", device: str | None = None, provider: Provider | None = None
+    bundle: Bundle,
+    backend: RunBackend = "auto",
+    device: str | None = None,
+    provider: Provider | None = None,
+    stream: Any = None,
 ) -> Device:
     """Open the device that runs ``bundle``.
 
@@ -53,6 +57,7 @@ def open_device(
         backend: see `choose`.
         device: ``cpu``, ``cuda`` or ``cuda:N``; None leaves the choice to the other arguments.
         provider: of ONNX Runtime; a provider implies ``backend="onnxruntime"``.
+        stream: the caller's CUDA stream, on which networks run; None makes one.
 
     Raises:
         ArgumentError: the arguments contradict each other or do not exist.
@@ -63,8 +68,10 @@ def open_device(
     if choice.gpu is None:
         from svd_trt.runtime.cpu_device import CpuDevice
 
+        if stream is not None:
+            raise ArgumentError("stream is for a GPU, and this pipeline runs on the CPU; leave it out")
         return CpuDevice()
-    return _open_gpu(bundle, choice, choice.gpu)
+    return _open_gpu(bundle, choice, choice.gpu, stream)
 
 
 def choose(
@@ -137,9 +144,10 @@ def _or_cpu(error: MissingDependencyError) -> BackendError:
     return BackendError(f"{error}, or choose --device cpu, which is slow")
 
 
-def _open_gpu(bundle: Bundle, choice: Choice, index: int) -> Device:
+def _open_gpu(bundle: Bundle, choice: Choice, index: int, caller: Any) -> Device:
     from svd_trt.runtime.cuda.context import Context
     from svd_trt.runtime.cuda.cuda_device import CudaDevice
+    from svd_trt.runtime.cuda.streams import handle_of
 
     try:
         driver = load_driver()
@@ -149,10 +157,11 @@ def _open_gpu(bundle: Bundle, choice: Choice, index: int) -> Device:
     tensorrt = _matching_tensorrt(bundle, gpu, choice)
     with ExitStack() as stack:
         context = stack.enter_context(Context(driver, gpu))
+        stream = None if caller is None else handle_of(caller, context)
         with context.current():  # TensorRT asks for the current GPU, and must not find another one
             backend = stack.enter_context(_make_backend(bundle, gpu, tensorrt, choice.provider))
         stack.pop_all()  # the device closes them
-        return CudaDevice(context, backend)
+        return CudaDevice(context, backend, stream)
 
 
 def _find_gpu(driver: Driver, index: int) -> Gpu:

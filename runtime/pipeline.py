@@ -70,6 +70,7 @@ class VideoPipeline(Closeable):
         provider: Provider | None = None,
         vram_budget: int | None = None,
         verify: bool = True,
+        stream: Any = None,
     ) -> Self:
         """Open a bundle.
 
@@ -82,16 +83,19 @@ class VideoPipeline(Closeable):
                 on the CPU. The few hundred megabytes of the CUDA context are not counted. On the CPU, a budget selects
                 the plan that it would select on a GPU.
             verify: compare all files with their hashes, which reads the whole bundle.
+            stream: a CUDA stream of the caller's, on which networks run, in order with the caller's own work: of torch,
+                CuPy, cuda.core or any library with ``__cuda_stream__``, or its handle as a number. It must outlive the
+                pipeline, and nothing may capture it while a video is made.
 
         Raises:
             BundleError: the bundle is missing, damaged or too new.
             BackendError: the backend cannot run here, or cannot run the bundle's engines.
-            ArgumentError: the device or the budget is malformed.
+            ArgumentError: the device, the budget or the stream is malformed.
         """
         if vram_budget is not None and (type(vram_budget) is not int or vram_budget < 1):
             raise ArgumentError(f"vram_budget must be a whole number of bytes above 0, not {vram_budget!r}")
         opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle, verify=verify)
-        opened_device = open_device(opened, backend, device, provider)
+        opened_device = open_device(opened, backend, device, provider, stream)
         try:
             return cls(opened, opened_device, vram_budget)
         except BaseException:

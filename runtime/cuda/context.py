@@ -57,6 +57,10 @@ class Context(Closeable):
         with self.current():
             return self.driver.call(name, *arguments, what=what, nbytes=nbytes)
 
+    def owns(self, stream: Any) -> bool:
+        """Whether ``stream``, a ``CUstream``, belongs to this context."""
+        return int(self.call("cuStreamGetCtx", stream, what="the caller's stream")) == int(self._handle)
+
     def memory(self) -> tuple[int, int]:
         """Free and total bytes of the GPU."""
         free, total = self.call("cuMemGetInfo")

@@ -4,21 +4,65 @@ from __future__ import annotations
 
 from typing import Any
 
+from svd_trt.errors import ArgumentError
 from svd_trt.runtime.closeable import Closeable
 from svd_trt.runtime.cuda.context import Context
 from svd_trt.runtime.device import Event
+from svd_trt.units import shorten
 
-__all__ = ["CapturedGraph", "CudaEvent", "Stream"]
+__all__ = ["CapturedGraph", "CudaEvent", "Stream", "handle_of"]
+
+_DEFAULT_STREAMS = {0: "the default stream", 1: "the default stream", 2: "the default stream of each thread"}
+
+
+def handle_of(stream: Any, context: Context) -> int:
+    """The handle of a stream of torch, CuPy, cuda.core or any library with ``__cuda_stream__``, or the number itself.
+
+    Raises:
+        ArgumentError: it is no stream, a default stream, or one of another context.
+    """
+    if hasattr(stream, "__cuda_stream__"):
+        handle: Any = stream.__cuda_stream__()[1]
+    else:
+        found = (getattr(stream, name, None) for name in ("cuda_stream", "ptr"))  # of torch, of CuPy
+        handle = next((value for value in found if value is not None), stream)
+    try:
+        number = int(handle)
+    except (TypeError, ValueError):
+        number = -1
+    if isinstance(handle, bool | str | bytes | float) or number < 0:
+        raise ArgumentError(f"stream must be a CUDA stream or its handle, not {shorten(repr(stream))}")
+    if number in _DEFAULT_STREAMS:
+        raise ArgumentError(
+            f"stream is {_DEFAULT_STREAMS[number]}, whose work cannot be captured in graphs; pass one that was made, "
+            "such as torch.cuda.Stream()"
+        )
+    if not context.owns(context.driver.bindings.CUstream(number)):
+        gpu = context.gpu
+        raise ArgumentError(
+            f"stream is not of the primary context of {gpu.name}, cuda:{gpu.index}; name its GPU with device="
+        )
+    return number
 
 
 class Stream(Closeable):
-    """A queue of work that never waits for the legacy default stream."""
+    """A queue of work that never waits for the legacy default stream, or a stream of the caller's.
 
-    def __init__(self, context: Context, name: str) -> None:
+    Args:
+        context: the GPU's context.
+        name: for messages.
+        handle: of the caller's stream, which is not destroyed with this object; None makes one.
+    """
+
+    def __init__(self, context: Context, name: str, handle: int | None = None) -> None:
         self.context = context
         self.name = name
+        self._owned = handle is None
+        if handle is not None:
+            self._handle: Any = context.driver.bindings.CUstream(handle)
+            return
         flags = context.driver.bindings.CUstream_flags.CU_STREAM_NON_BLOCKING
-        self._handle: Any = context.call("cuStreamCreate", int(flags), what=f"the {name} stream")
+        self._handle = context.call("cuStreamCreate", int(flags), what=f"the {name} stream")
 
     @property
     def handle(self) -> int:
@@ -64,11 +108,12 @@ class Stream(Closeable):
             self.context.call("cuGraphDestroy", captured)
 
     def close(self) -> None:
-        """Destroy the stream after its work is done."""
+        """Destroy the stream after its work is done. A stream of the caller's is only waited for."""
         if self._handle is not None:
             self.synchronize()
             handle, self._handle = self._handle, None
-            self.context.call("cuStreamDestroy", handle)
+            if self._owned:
+                self.context.call("cuStreamDestroy", handle)
 
 
 class CudaEvent(Event):

@@ -107,6 +107,13 @@ class StandInCuda(Devices):
             raise self.violation("hidden default stream: a blocking stream synchronises with it")
         return driver.CUstream(self._new(Stream).handle)
 
+    @driver_function(1)
+    def cuStreamGetCtx(self, hStream: Any) -> Any:
+        stream = self._objects.get(number(hStream))  # of any context: which one is the question
+        if not isinstance(stream, Stream):
+            raise self.violation(f"{number(hStream):#x} is no live stream")
+        return driver.CUcontext(stream.context.handle)
+
     @driver_function()
     def cuStreamDestroy(self, hStream: Any) -> None:
         stream = self._stream(hStream)
