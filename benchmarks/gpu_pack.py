@@ -12,15 +12,19 @@ import sys
 import tarfile
 import tempfile
 from pathlib import Path
+from typing import Literal, TypeAlias
 
 import click
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-__all__ = ["main", "packages", "split_file"]
+__all__ = ["Backend", "main", "pack", "packages", "split_file"]
 
-_EXTRAS = ("export", "rtx")
+Backend: TypeAlias = Literal["tensorrt-rtx", "onnxruntime-gpu"]
+
+_EXTRAS = {"tensorrt-rtx": ("export", "rtx"), "onnxruntime-gpu": ("export",)}
 _FOR_TESTS = ("pytest", "pytest-xdist")
+_ONNXRUNTIME_GPU = {"onnxruntime-gpu": "1.31.1"}  # the newest with wheels; not installed here
 _ON_THE_MACHINE = ("torch",)  # with all that it depends on, unless another package needs that too
 _PLATFORMS = ("manylinux2014_x86_64", *(f"manylinux_2_{minor}_x86_64" for minor in (28, 27, 26, 24, 17, 12, 5)))
 _LEFT_OUT = {"__pycache__", "tests", "bin", "include", "libtensorrt_plugins.so"}  # 70 MB that no step loads
@@ -34,11 +38,12 @@ _UNPACK = (
 @click.command()
 @click.argument("directory", type=click.Path(path_type=Path, file_okay=False))
 @click.option("--python", default="3.12", show_default=True, help="Version of Python on the other machine.")
+@click.option("--backend", type=click.Choice(list(_EXTRAS)), default="tensorrt-rtx", show_default=True)
 @click.option("--part-mib", type=click.IntRange(1), default=60, show_default=True, help="Size of a part.")
-def main(directory: Path, python: str, part_mib: int) -> None:
+def main(directory: Path, python: str, backend: Backend, part_mib: int) -> None:
     """Write the parts to DIRECTORY; compressing them takes minutes."""
     directory.mkdir(parents=True, exist_ok=True)
-    wanted = [f"{name}=={version}" for name, version in sorted(packages().items())]
+    wanted = [f"{name}=={version}" for name, version in sorted(packages(backend).items())]
     with tempfile.TemporaryDirectory(dir=directory) as folder:
         tree, archive = Path(folder, "tree"), Path(folder, "pack.tar.xz")
         platforms = [option for name in _PLATFORMS for option in ("--platform", name)]
@@ -52,11 +57,14 @@ def main(directory: Path, python: str, part_mib: int) -> None:
     click.echo("  PYTHONPATH=src:packages python3 -m svd_trt.benchmarks.gpu_probe --limit 590 --missing")
 
 
-def packages() -> dict[str, str]:
-    """Names and installed versions of the packages that the probe needs, without torch and what torch alone needs."""
+def packages(backend: Backend = "tensorrt-rtx") -> dict[str, str]:
+    """Names and versions of the packages that the probe needs, without torch and what torch alone needs.
+
+    They are those of this environment. With ``onnxruntime-gpu``, that takes the place of onnxruntime.
+    """
     found: dict[str, str] = {}
     seen: set[tuple[str, frozenset[str]]] = set()
-    waiting = [Requirement(f"svd-trt[{','.join(_EXTRAS)}]"), *map(Requirement, _FOR_TESTS)]
+    waiting = [Requirement(f"svd-trt[{','.join(_EXTRAS[backend])}]"), *map(Requirement, (*_FOR_TESTS, "cuda-python"))]
     while waiting:
         requirement = waiting.pop()
         name, extras = canonicalize_name(requirement.name), frozenset(requirement.extras)
@@ -69,6 +77,9 @@ def packages() -> dict[str, str]:
                 waiting.append(inner)
         if name != "svd-trt":
             found[name] = importlib.metadata.version(name)
+    if backend == "onnxruntime-gpu":
+        del found["onnxruntime"]
+        found |= _ONNXRUNTIME_GPU
     return found
 
 

@@ -57,6 +57,7 @@ def unmet(need: Need, job: ProbeJob) -> str | None:
         "cuda-python": lambda _: _missing("cuda.bindings") or _no_gpu(),
         "nvrtc": lambda _: _no_nvrtc(),
         "tensorrt": _no_tensorrt,
+        "provider": lambda job: None if job.dry_run else _no_provider(),
         "checkout": lambda _: None if Path("tests", "gpu").is_dir() else "there is no tests/gpu",
         "bundle": lambda job: None if bundle_of(job).is_dir() else "there is none yet",
     }
@@ -99,6 +100,13 @@ def _no_nvrtc() -> str | None:
     except (ImportError, RuntimeError) as error:
         return first_line(error)
     return None
+
+
+def _no_provider() -> str | None:
+    import onnxruntime
+
+    found = onnxruntime.get_available_providers()
+    return None if "CUDAExecutionProvider" in found else f"the installed onnxruntime has {', '.join(found)}"
 
 
 def _no_tensorrt(job: ProbeJob) -> str | None:

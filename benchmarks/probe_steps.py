@@ -30,7 +30,9 @@ __all__ = [
     "sizes_of",
 ]
 
-Need: TypeAlias = Literal["gpu", "torch", "diffusers", "cuda-python", "nvrtc", "tensorrt", "checkout", "bundle"]
+Need: TypeAlias = Literal[
+    "gpu", "torch", "diffusers", "cuda-python", "nvrtc", "tensorrt", "provider", "checkout", "bundle"
+]
 Outcome: TypeAlias = Literal["passed", "failed", "crashed", "timeout", "skipped"]
 Report: TypeAlias = Callable[..., None]
 """Called with figures by keyword, as soon as they are known."""
@@ -42,6 +44,7 @@ NEEDS: dict[Need, str] = {
     "cuda-python": "cuda-python, and a GPU also in a dry run",
     "nvrtc": "NVRTC, which torch with CUDA brings",
     "tensorrt": "the TensorRT of --backend",
+    "provider": "onnxruntime-gpu; a dry run works without",
     "checkout": "the folder tests/ of a checkout as the current folder, and pytest",
     "bundle": "the step `bundle`, or --bundle",
 }
@@ -201,6 +204,20 @@ STEPS: tuple[Step, ...] = (
         ("gpu", "tensorrt", "checkout"),
         580,
         "probe_engines:run_gpu_tests",
+    ),
+    _step(
+        "provider-miniature",
+        "Does ONNX Runtime's CUDA provider make the frames of the CPU, with the trained miniature?",
+        (*_TORCH, "provider", "checkout"),
+        200,
+        "probe_provider:compare_miniature",
+    ),
+    _step(
+        "provider-video",
+        "A whole video by ONNX Runtime's CUDA provider: the build, and seconds by stage.",
+        (*_TORCH, "provider"),
+        580,
+        "probe_provider:make_provider_video",
     ),
     _step(
         "torch-denoiser",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 from collections.abc import Mapping
 from typing import Any, Literal, TypeAlias
 
@@ -42,6 +44,8 @@ class OrtBackend(GpuBackend):
                 f"the installed onnxruntime has no {missing[0]}; "
                 "replace it: pip uninstall onnxruntime && pip install onnxruntime-gpu"
             )
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does not find, and the system may have it
+            onnxruntime.preload_dlls()  # finds the libraries of CUDA in pip's packages
 
     @property
     def name(self) -> str:
@@ -56,7 +60,8 @@ class OrtBackend(GpuBackend):
         if used != self._providers[0]:  # ONNX Runtime only logs that a library is missing, and uses the next provider
             raise BackendError(
                 f"onnxruntime cannot use its {self._providers[0]} here and takes {used}; "
-                "install the CUDA, cuDNN or TensorRT libraries that it names when it starts"
+                "install the CUDA, cuDNN or TensorRT libraries that it names when it starts, the first two by "
+                "pip install 'onnxruntime-gpu[cuda,cudnn]'"
             )
         return OrtSession(device, bundle.network(network).spec, session)
 

@@ -23,6 +23,17 @@ def test_packages_are_pinned_and_complete_without_torch() -> None:
     assert not {"torch", "triton", "setuptools", "mypy", "openvino", "matplotlib"} & set(found)
 
 
+def test_onnxruntime_gpu_takes_the_place_of_onnxruntime() -> None:
+    """Both have the same module, so a pack with both would have whichever was unpacked last."""
+    found, usual = packages("onnxruntime-gpu"), packages()
+    assert set(usual) - set(found) == {
+        "onnxruntime",
+        "onnxruntime-ep-nv-tensorrt-rtx-cu13",
+        "tensorrt-rtx-cu13-bindings",
+    }
+    assert set(found) - set(usual) == {"onnxruntime-gpu"}
+
+
 def test_parts_unpack_to_the_same_files(tmp_path: Path) -> None:
     tree, parts = tmp_path / "tree", tmp_path / "parts"
     (tree / "package" / "__pycache__").mkdir(parents=True)

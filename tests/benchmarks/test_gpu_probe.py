@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import onnxruntime
 import pytest
 import torch
 from click.testing import CliRunner, Result
@@ -16,6 +17,7 @@ from torch import nn
 
 from svd_trt.benchmarks import probe_engines, probe_rtx
 from svd_trt.benchmarks.gpu_probe import main, run_step
+from svd_trt.benchmarks.probe_process import unmet
 from svd_trt.benchmarks.probe_steps import FULL, STEPS, ProbeError, ProbeJob, SkippedError, Step
 from svd_trt.engine.decode_chunks import chunk_choices
 from svd_trt.engine.spec import NETWORKS, Range
@@ -194,6 +196,14 @@ def run_here(name: str, job: ProbeJob) -> dict[str, Any]:
 @pytest.fixture
 def job(small_bundle: Path, small_checkpoint: Path, tmp_path: Path) -> ProbeJob:
     return ProbeJob(work=str(tmp_path), bundle=str(small_bundle), model=str(small_checkpoint), dry_run=True)
+
+
+def test_the_provider_is_looked_for_before_a_bundle_is_built_for_it() -> None:
+    assert unmet("provider", ProbeJob(work="", dry_run=True)) is None
+    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        reason = unmet("provider", ProbeJob(work=""))
+        assert reason is not None
+        assert "CPUExecutionProvider" in reason
 
 
 def test_denoisers_race_and_agree(job: ProbeJob) -> None:

@@ -1,0 +1,96 @@
+"""ONNX Runtime's CUDA provider on the GPU: what runs there if no TensorRT does, as with TensorRT for RTX on Hopper."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from svd_trt.benchmarks.probe_steps import ProbeError, ProbeJob, Report, bundle_of, sizes_of
+from svd_trt.engine.bundle import Bundle
+from svd_trt.export.build import build_bundle
+from svd_trt.export.fidelity import draw_picture
+from svd_trt.export.options import BuildOptions
+from svd_trt.runtime.pipeline import VideoPipeline
+
+__all__ = ["compare_miniature", "make_provider_video"]
+
+_MINIATURE = Path("examples", "tiny", "checkpoint")
+_MOST_LEVELS = {"fp32": 2, "fp16": 16}  # of 255, between two devices
+
+
+def compare_miniature(job: ProbeJob, report: Report) -> None:
+    """Make a video of the trained miniature on the GPU and on the CPU, in fp32 and in fp16, and compare the frames.
+
+    Also with frames that stay on the GPU, which torch reads.
+    """
+    import torch  # before onnxruntime, which then finds the libraries of CUDA that torch has loaded
+
+    picture = draw_picture(48, 48)
+    arguments: dict[str, Any] = {"num_frames": 8, "num_inference_steps": 10, "seed": 1, "resize_mode": "crop"}
+    for precision, most in _MOST_LEVELS.items():
+        options = BuildOptions(height=32, width=32, frames="2:8:8", precision=precision, backend="onnxruntime")  # type: ignore[arg-type]
+        path = Path(job.work, f"miniature-{precision}")
+        build_bundle(str(_MINIATURE), path, options)
+        bundle = Bundle.open(path)
+        with _open(bundle, "cpu") as pipe:
+            expected = pipe(picture, output_type="np", **arguments).frames
+        with _open(bundle, _provider(job)) as pipe:
+            found = pipe(picture, output_type="np", **arguments).frames
+            shared = pipe(picture, output_type="dlpack", **arguments).frames
+            stacked = torch.stack([torch.from_dlpack(frame) for frame in shared[0]])  # type: ignore[attr-defined]
+            report(**{f"{precision}_frames_are_on": str(stacked.device), "backend": pipe.device.name})
+        levels = np.abs(found.astype(int) - expected)
+        report(**{f"{precision}_levels": {"mean": round(float(levels.mean()), 4), "most": int(levels.max())}})
+        if levels.max() > most:
+            raise ProbeError(f"{precision} frames differ from the CPU's by {levels.max()} levels")
+        if not np.array_equal(stacked.cpu().numpy(), found[0]):
+            raise ProbeError(
+                f"{precision} frames that torch reads on the GPU are not those that are copied to the host"
+            )
+
+
+def make_provider_video(job: ProbeJob, report: Report) -> None:
+    """Build a bundle of full size without engines, and make a video of it twice."""
+    import torch  # noqa: F401  # see `compare_miniature`
+
+    sizes = sizes_of(job)
+    path = bundle_of(job).with_name(f"{bundle_of(job).name}-onnx")
+    options = BuildOptions(
+        height=sizes.height,
+        width=sizes.width,
+        frames=f"2:{sizes.frames}:{sizes.frames}",
+        decode_chunk=f"1:{sizes.chunk}:{sizes.frames}",
+        backend="onnxruntime",
+    )
+    started = time.perf_counter()
+    build_bundle(sizes.model, path, options)
+    report(build_seconds=round(time.perf_counter() - started, 1))
+    arguments: dict[str, Any] = {"seed": 1, "num_inference_steps": sizes.steps, "decode_chunk_size": sizes.chunk}
+    with _open(Bundle.open(path, verify=False), _provider(job)) as pipe:
+        report(backend=pipe.device.name)
+        for name in ("first", "second"):
+            started = time.perf_counter()
+            video = pipe(draw_picture(sizes.height, sizes.width), output_type="np", **arguments)
+            seconds = {key: round(value, 4) for key, value in video.timings.items() if isinstance(value, float)}
+            report(
+                **{
+                    f"{name}_seconds": seconds | {"total": round(time.perf_counter() - started, 3)},
+                    f"{name}_median_step": round(statistics.median(video.timings["steps"]), 5),
+                }
+            )
+    deviation = float(np.std(video.frames))
+    report(deviation=round(deviation, 2))
+    if deviation < 1:
+        raise ProbeError("all pixels of the frames are equal")
+
+
+def _provider(job: ProbeJob) -> Literal["cpu", "cuda"]:
+    return "cpu" if job.dry_run else "cuda"
+
+
+def _open(bundle: Bundle, provider: Literal["cpu", "cuda"]) -> VideoPipeline:
+    return VideoPipeline.open(bundle, provider=provider)
