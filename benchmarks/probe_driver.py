@@ -126,7 +126,8 @@ def _check_loop(device: CudaDevice, denoiser: Session, latents: Floats, *, graph
     frames = latents.shape[1]
     embeds, condition = _draw((1, 1, 8)), _draw(latents.shape[:1] + latents.shape[2:])
     guidance = np.linspace(1, 3, frames, dtype=np.float32)
-    passes = Conditions(embeds, condition, np.ones(3, np.float32), guidance, guided=True).passes(2)
+    guided = (True,) * _STEPS
+    kinds = {True: Conditions(embeds, condition, np.ones(3, np.float32), guidance, guided).passes(2, guided=True)}
     table = _draw((_STEPS, len(COEFFICIENTS))) * np.float32(0.5)
     device.use_graphs = graphs
     seconds: list[float] = []
@@ -134,8 +135,8 @@ def _check_loop(device: CudaDevice, denoiser: Session, latents: Floats, *, graph
     def hold() -> AbstractContextManager[Session]:
         return nullcontext(denoiser)
 
-    with Loop(device, passes, latents.shape, _STEPS) as loop:
-        first = loop.run(hold, latents, passes, table, None, seconds.append)
+    with Loop(device, kinds, latents.shape, _STEPS) as loop:
+        first = loop.run(hold, latents, kinds, guided, table, None, seconds.append)
         _compare("the loop", first, _expected_loop(latents, table, {}))
         replaced = _draw(latents.shape, seed=5)
 
@@ -145,7 +146,7 @@ def _check_loop(device: CudaDevice, denoiser: Session, latents: Floats, *, graph
             return replaced if step == 4 else None
 
         places: dict[int, Floats] = {}
-        second = loop.run(hold, latents, passes, table, replace, seconds.append)
+        second = loop.run(hold, latents, kinds, guided, table, replace, seconds.append)
         _compare("the loop with replaced latents", second, _expected_loop(latents, table, places))
     if graphs and device.refusals:
         raise ProbeError(f"the steps were not captured: {device.refusals[0]}")

@@ -69,6 +69,7 @@ class MemoryRequest:
             over the end of one video into the next.
         pictures: in all. The encoders run over as many together as the bundle takes.
         guided: with classifier-free guidance, which has two branches.
+        guided_in_part: some steps of a guided video have no guidance, and run over one branch.
         decode_chunk_size: frames decoded together, chosen by the caller; None leaves the choice to the planner.
 
     Raises:
@@ -82,9 +83,10 @@ class MemoryRequest:
     pictures: int = 1
     guided: bool = True
     decode_chunk_size: int | None = None
+    guided_in_part: bool = False
 
     def __post_init__(self) -> None:
-        counts = {name: value for name, value in asdict(self).items() if name != "guided" and value is not None}
+        counts = {name: value for name, value in asdict(self).items() if type(value) is not bool and value is not None}
         for name, value in counts.items():
             if value < 1:
                 raise ArgumentError(f"{name} must be at least 1, not {value}")
@@ -185,7 +187,7 @@ def compare_plans(manifest: Manifest) -> list[tuple[MemoryRequest, MemoryPlan]]:
     """
     ranges = manifest.ranges
     counts = [n for n in (14, 25) if n in ranges.frames] or sorted({ranges.frames.min, ranges.frames.max})
-    split = _guidance_choices(ranges.branches, guided=True)[0]
+    split = _guidance_choices(ranges.branches, guided=True, in_part=False)[0]
     found = []
     for resident in (True, False):
         for n in counts:
@@ -215,6 +217,8 @@ def plan_footprint(manifest: Manifest, request: MemoryRequest, plan: MemoryPlan)
             weights -= plan.streamed_bytes
         needs.append((weights, math.ceil(activations / _ALIGNMENT) * _ALIGNMENT))
     buffers = _buffers(manifest, sizes, passes=2 if plan.split_guidance else 1)
+    if request.guided_in_part:
+        buffers += _condition_bytes(manifest.networks["denoiser"].spec, {**sizes, "branches": 1})
     if plan.resident:
         return Footprint(sum(w for w, _ in needs), max(a for _, a in needs), buffers)
     return Footprint(*max(needs, key=sum), buffers)
@@ -237,9 +241,15 @@ def activation_bytes(entry: NetworkEntry, sizes: Mapping[str, int]) -> int | Non
 
 
 def _most_activations(entry: NetworkEntry, sizes: Mapping[str, int], request: MemoryRequest) -> int | None:
-    """What one network needs for a video: its shorter last chunk may be in a profile that needs more."""
+    """What one network needs for a video.
+
+    Its shorter last chunk, and its steps over one branch, may be in a profile that needs more.
+    """
     chunks = {sizes["chunk"], request.frames * request.videos % sizes["chunk"] or sizes["chunk"]}
-    needs = [activation_bytes(entry, {**sizes, "chunk": chunk}) for chunk in chunks]
+    branches = {sizes["branches"], 1} if request.guided_in_part else {sizes["branches"]}
+    needs = [
+        activation_bytes(entry, {**sizes, "chunk": chunk, "branches": count}) for chunk in chunks for count in branches
+    ]
     known = [need for need in needs if need is not None]
     return max(known) if len(known) == len(needs) else None
 
@@ -250,16 +260,16 @@ def _candidates(manifest: Manifest, request: MemoryRequest) -> Iterator[MemoryPl
     for name, value in (("frames", request.frames), ("height", request.height), ("width", request.width)):
         ranges.of(name).require(value, name, f"--{name}")
     for resident in (True, False):
-        for split in _guidance_choices(ranges.branches, guided=request.guided):
+        for split in _guidance_choices(ranges.branches, guided=request.guided, in_part=request.guided_in_part):
             for chunk in _chunks(manifest, request):
                 yield _with_figures(manifest, request, MemoryPlan(resident, split, chunk))
 
 
-def _guidance_choices(branches: Range, *, guided: bool) -> tuple[bool, ...]:
+def _guidance_choices(branches: Range, *, guided: bool, in_part: bool) -> tuple[bool, ...]:
     """Values of ``split_guidance`` that the denoiser can run with, fastest first.
 
     Raises:
-        ArgumentError: there is no guidance, and the denoiser only runs both branches.
+        ArgumentError: there is no guidance, or not in all steps, and the denoiser only runs both branches.
     """
     if not guided:
         if 1 not in branches:
@@ -268,6 +278,11 @@ def _guidance_choices(branches: Range, *, guided: bool) -> tuple[bool, ...]:
                 "max_guidance_scale above 1, or build one with another --branches"
             )
         return (False,)
+    if in_part and 1 not in branches:
+        raise ArgumentError(
+            "a step outside guidance_interval runs one branch, and this bundle was built for both; leave "
+            "guidance_interval out, or build one without --branches 2"
+        )
     if branches.max == 1:
         return (True,)
     return (False, True) if 1 in branches else (False,)
@@ -369,16 +384,22 @@ def _buffers(manifest: Manifest, sizes: Mapping[str, int], *, passes: int) -> in
 
     The loop holds the denoiser's tensors: five of latents, the conditions and the coefficients, and a table of the
     coefficients with one row per step. A second pass has its own conditions and coefficients, and one more buffer
-    for the result of the first pass.
+    for the result of the first pass. Steps without guidance, beside others, have their own conditions.
     """
     specs = {name: entry.spec for name, entry in manifest.networks.items()}
     loop = _tensor_bytes(specs["denoiser"], sizes)
-    conditions = sum(loop[name] for name in ("image_latents", "image_embeds", "added_time_ids", "guidance"))
+    conditions = _condition_bytes(specs["denoiser"], sizes)
     others = {name: sum(_tensor_bytes(spec, sizes).values()) for name, spec in specs.items() if name != "denoiser"}
     others["vae_decoder"] *= 2  # one chunk is copied to the host while the next is decoded
     tables = passes * LARGEST_STEPS * loop["coefficients"]
     second_pass = (passes - 1) * (conditions + loop["coefficients"] + loop["latents"])
     return sum(loop.values()) + second_pass + tables + max(others.values())
+
+
+def _condition_bytes(denoiser: NetworkSpec, sizes: Mapping[str, int]) -> int:
+    """Bytes of the denoiser's inputs that stay the same in every step."""
+    tensors = _tensor_bytes(denoiser, sizes)
+    return sum(tensors[name] for name in ("image_latents", "image_embeds", "added_time_ids", "guidance"))
 
 
 def _tensor_bytes(spec: NetworkSpec, sizes: Mapping[str, int]) -> dict[str, int]:

@@ -10,6 +10,7 @@ from svd_trt.engine.manifest import Manifest, NetworkEntry
 from svd_trt.engine.profiles import choose_profile
 from svd_trt.engine.spec import NETWORKS, NetworkName, Range
 from svd_trt.runtime.generation import Job, groups_of
+from svd_trt.runtime.parameters import guided_steps_of
 
 __all__ = ["ChosenProfile", "chosen_profiles", "describe_profiles"]
 
@@ -34,8 +35,9 @@ def chosen_profiles(manifest: Manifest, job: Job, *, latents_only: bool) -> dict
     request, plan = job.request, job.plan
     fixed = {"frames": request.frames, "height": request.height, "width": request.width}
     pictures = [{**fixed, "pictures": group.stop - group.start} for group in _pictures(manifest, job)]
-    branches = 2 if request.guided and not plan.split_guidance else 1
-    videos = [{**fixed, "batch": group.stop - group.start, "branches": branches} for group in job.groups]
+    together = 1 if plan.split_guidance else 2
+    branches = dict.fromkeys(together if guided else 1 for guided in guided_steps_of(job.settings, job.settings.sigmas))
+    videos = [{**fixed, "batch": group.stop - group.start, "branches": n} for group in job.groups for n in branches]
     chunks = [{**fixed, "chunk": chunk} for chunk in job.chunks]
     sizes: dict[NetworkName, list[dict[str, int]]] = {
         "image_encoder": pictures,

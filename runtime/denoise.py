@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,16 +18,19 @@ from svd_trt.errors import BackendError
 from svd_trt.runtime.callback import OnStepEnd
 from svd_trt.runtime.cancellation import Cancellation
 from svd_trt.runtime.closeable import Closeable
-from svd_trt.runtime.device import Array, Buffer, Device, HostBuffer, Session, synchronized_on_error
+from svd_trt.runtime.device import Array, Buffer, Device, Graph, HostBuffer, Session, synchronized_on_error
 from svd_trt.runtime.executor import Executor
 from svd_trt.runtime.timings import Timings, timed
 from svd_trt.runtime.tracing import traced
 
-__all__ = ["Conditions", "Floats", "Loop", "denoise"]
+__all__ = ["Conditions", "Floats", "Loop", "Passes", "denoise"]
 
 Floats: TypeAlias = npt.NDArray[np.float32]
 _Hold: TypeAlias = Callable[[], AbstractContextManager[Session]]
 """Holds the denoiser while one step is enqueued."""
+
+Passes: TypeAlias = list[dict[str, Floats]]
+"""The denoiser's inputs that are the same in every step of a kind, for each pass of such a step."""
 
 _C_NOISE = COEFFICIENTS.index("c_noise")
 _C_SKIP = COEFFICIENTS.index("c_skip")
@@ -42,21 +45,21 @@ class Conditions:
         image_latents: ``[B, C, h, w]``, the VAE's latents of each picture with noise.
         added_time_ids: ``[3]``: fps - 1, motion_bucket_id and noise_aug_strength, the same for all videos.
         guidance: ``[F]``, the scale of classifier-free guidance in each frame.
-        guided: whether there is an unconditional branch; see `svd_trt.engine.memory.MemoryRequest`.
+        guided_steps: whether each step has an unconditional branch beside the conditional one, ``[S]``.
     """
 
     image_embeds: Floats
     image_latents: Floats
     added_time_ids: Floats
     guidance: Floats
-    guided: bool
+    guided_steps: tuple[bool, ...]
 
     def of(self, videos: slice) -> Conditions:
         """Select the conditions of some of the videos."""
         return replace(self, image_embeds=self.image_embeds[videos], image_latents=self.image_latents[videos])
 
-    def passes(self, most_branches: int) -> list[dict[str, Floats]]:
-        """Make the denoiser's inputs that stay the same in every step, for each pass over ``most_branches`` at most.
+    def passes(self, most_branches: int, *, guided: bool) -> Passes:
+        """Make the inputs of a step that is ``guided`` or not, for each pass over ``most_branches`` at most.
 
         Classifier-free guidance is a sum of the branches' predictions, weighted in each frame. The denoiser computes
         the sum (`svd_trt.export.networks.Denoiser`); the weights are made here. With guidance, the first branch is
@@ -65,7 +68,7 @@ class Conditions:
         """
         embeds, latents = self.image_embeds[None], self.image_latents[None]  # [branches, B, ...]
         weights = np.ones((1, len(self.guidance)), np.float32)  # [branches, F]
-        if self.guided:
+        if guided:
             embeds = np.concatenate([np.zeros_like(embeds), embeds])
             latents = np.concatenate([np.zeros_like(latents), latents])
             weights = np.stack([1 - self.guidance, self.guidance])
@@ -124,13 +127,14 @@ def denoise(
 
     with timed(timings, "denoise"), executor.denoising(plan):
         start = np.ascontiguousarray(latents, np.float32)
-        passes = conditions.passes(1 if plan.split_guidance else 2)
+        most = 1 if plan.split_guidance else 2
+        kinds = {guided: conditions.passes(most, guided=guided) for guided in sorted({*conditions.guided_steps})}
         capacity = max(LARGEST_STEPS, len(table))  # steps that the loop has room for
-        shapes = [{name: array.shape for name, array in inputs.items()} for inputs in passes]
-        make = partial(Loop, executor.device, passes, start.shape, capacity)
+        shapes = {g: [{n: a.shape for n, a in inputs.items()} for inputs in passes] for g, passes in kinds.items()}
+        make = partial(Loop, executor.device, kinds, start.shape, capacity)
         loop = executor.loop((start.shape, shapes, capacity), start.shape, make)
         denoiser = partial(executor.session, "denoiser", cancellation.event)
-        result = loop.run(denoiser, start, passes, table, on_step_end, on_step_done)
+        result = loop.run(denoiser, start, kinds, conditions.guided_steps, table, on_step_end, on_step_done)
     if not np.isfinite(result).all():
         raise BackendError(
             "denoising ended in values that are not finite: fp16 overflowed (build with --precision fp32), "
@@ -139,23 +143,41 @@ def denoise(
     return result
 
 
-class Loop(Closeable):
-    """The loop's memory on the device for one shape, and a graph of its steps. Every run of that shape uses it again.
+@dataclass(frozen=True)
+class _Kind:
+    """Memory and graphs of the steps with guidance, or of those without.
 
-    Two pairs of buffers swap roles, so there are two different steps, an even and an odd one, and a graph of each. The
-    coefficients are a table on the device; a step copies its row to the place that the graph reads. A step allocates
-    nothing, and the host waits only for the end of steps that it reports.
+    Attributes:
+        fixed: inputs of each pass that are the same in every step, on the device.
+        hosts: where they are copied from.
+        graphs: of an even and of an odd step.
+    """
+
+    fixed: list[dict[str, Buffer]]
+    hosts: list[dict[str, HostBuffer]]
+    graphs: list[Graph]
+
+
+class Loop(Closeable):
+    """The loop's memory on the device for one shape, and graphs of its steps. Every run of that shape uses it again.
+
+    Two pairs of buffers swap roles, so there are two different steps, an even and an odd one, and a graph of each; if
+    some steps have guidance and others have none, two of each. The coefficients are a table on the device; a step
+    copies its row to the place that the graph reads. A step allocates nothing, and the host waits only for the end of
+    steps that it reports.
 
     Args:
         device: where the memory is.
-        passes: the inputs that are the same in every step, for each pass, of the shapes that will be used.
+        kinds: `Conditions.passes` of the shapes that will be used, by whether the steps have guidance.
         shape: of the latents, ``[B, F, C, h, w]``.
         capacity: the most steps that a run may have.
     """
 
-    def __init__(self, device: Device, passes: list[dict[str, Floats]], shape: tuple[int, ...], capacity: int) -> None:
+    def __init__(self, device: Device, kinds: Mapping[bool, Passes], shape: tuple[int, ...], capacity: int) -> None:
         self._device = device
         self._session: Session | None = None
+        self._steps: list[_Kind] = []
+        most_passes = max(map(len, kinds.values()))
         with ExitStack() as stack:
 
             def empty(like: tuple[int, ...], name: str) -> Buffer:
@@ -164,28 +186,34 @@ class Loop(Closeable):
             def host(like: tuple[int, ...], name: str) -> HostBuffer:
                 return stack.enter_context(device.host(like, np.float32, name))
 
-            self._fixed = [{n: empty(a.shape, n) for n, a in inputs.items()} for inputs in passes]
-            self._fixed_host = [{n: host(a.shape, n) for n, a in inputs.items()} for inputs in passes]
+            def make(passes: Passes) -> _Kind:
+                fixed = [{n: empty(a.shape, n) for n, a in inputs.items()} for inputs in passes]
+                hosts = [{n: host(a.shape, n) for n, a in inputs.items()} for inputs in passes]
+                works = [partial(self._run_passes, self._bind(parity, fixed)) for parity in (0, 1)]
+                return _Kind(fixed, hosts, [stack.enter_context(device.capture(work)) for work in works])
+
             self._latents = [empty(shape, "latents") for _ in range(2)]
             self._denoised = [empty(shape, "denoised") for _ in range(2)]
             self._zeros = empty(shape, "partial_denoised")  # only the start of a run writes to it
-            self._partial = empty(shape, "partial_denoised") if len(passes) > 1 else self._zeros
-            self._coefficients = [empty((len(COEFFICIENTS),), "coefficients") for _ in passes]
-            self._tables = [empty((capacity, len(COEFFICIENTS)), "table of coefficients") for _ in passes]
-            self._tables_host = [host((capacity, len(COEFFICIENTS)), "table of coefficients") for _ in passes]
-            self._tensors = [self._bind(parity) for parity in (0, 1)]
+            self._partial = empty(shape, "partial_denoised") if most_passes > 1 else self._zeros
+            # Of the last passes of a step: one pass takes the last of each.
+            self._coefficients = [empty((len(COEFFICIENTS),), "coefficients") for _ in range(most_passes)]
+            table = (capacity, len(COEFFICIENTS))
+            self._tables = [empty(table, "table of coefficients") for _ in range(most_passes)]
+            self._tables_host = [host(table, "table of coefficients") for _ in range(most_passes)]
             self._host = [host(shape, "latents") for _ in range(2)]
             self._fetched = [stack.enter_context(device.event()) for _ in range(2)]
             # The ends of a step, of the one before it, and of the one after it, which may be in flight.
             self._ends = [stack.enter_context(device.event()) for _ in range(3)]
-            self._graphs = [stack.enter_context(device.capture(partial(self._passes, parity))) for parity in (0, 1)]
+            self._kinds = {guided: make(passes) for guided, passes in kinds.items()}
             self._held = stack.pop_all()
 
     def run(
         self,
         denoiser: _Hold,
         latents: Floats,
-        conditions: list[dict[str, Floats]],
+        kinds: Mapping[bool, Passes],
+        guided_steps: Sequence[bool],
         table: Floats,
         on_step_end: OnStepEnd | None,
         on_step: Callable[[float], object],
@@ -195,13 +223,15 @@ class Loop(Closeable):
         Args:
             denoiser: holds the network while one step is enqueued.
             latents: noise at the first sigma.
-            conditions: `Conditions.passes`.
+            kinds: `Conditions.passes`, by whether the steps have guidance.
+            guided_steps: whether each step has it, ``[S]``.
             table: a sampler's coefficients, a row a step.
             on_step_end: may replace the latents after a step.
             on_step: called with the seconds of each step.
         """
         with synchronized_on_error(self._device):
-            self._begin(latents, conditions, table)
+            self._begin(latents, kinds, table)
+            self._steps = [self._kinds[guided] for guided in guided_steps]
             for step in self._finished_steps(denoiser, len(table), fetch=on_step_end is not None):
                 on_step(self._ends[step % 3].seconds_since(self._ends[(step - 1) % 3]))
                 if on_step_end is not None:
@@ -218,10 +248,12 @@ class Loop(Closeable):
         """Free all buffers, events and graphs."""
         self._held.close()
 
-    def _begin(self, latents: Floats, conditions: list[dict[str, Floats]], table: Floats) -> None:
-        for fixed, hosts, inputs in zip(self._fixed, self._fixed_host, conditions, strict=True):
-            for name, array in inputs.items():
-                self._send(hosts[name], fixed[name], array)
+    def _begin(self, latents: Floats, kinds: Mapping[bool, Passes], table: Floats) -> None:
+        for guided, passes in kinds.items():
+            kind = self._kinds[guided]
+            for fixed, hosts, inputs in zip(kind.fixed, kind.hosts, passes, strict=True):
+                for name, array in inputs.items():
+                    self._send(hosts[name], fixed[name], array)
         for index, (host, rows) in enumerate(zip(self._tables_host, self._tables, strict=True)):
             is_last = index == len(self._tables) - 1
             host.array[: len(table)] = table
@@ -254,33 +286,36 @@ class Loop(Closeable):
             yield step
 
     def _enqueue(self, denoiser: _Hold, step: int, *, fetch: bool) -> None:
-        for table, coefficients in zip(self._tables, self._coefficients, strict=True):
+        kind = self._steps[step]
+        passes = len(kind.fixed)
+        for table, coefficients in zip(self._tables[-passes:], self._coefficients[-passes:], strict=True):
             self._device.copy(table.rows(step, step + 1), coefficients)
         with denoiser() as self._session:
-            self._graphs[step % 2]()
+            kind.graphs[step % 2]()
         self._ends[step % 3].record()
         if fetch:
             self._fetch(step)
 
-    def _passes(self, parity: int) -> None:
-        """Enqueue one step: from the latents of ``parity`` to the other ones, in one pass or in one per branch."""
+    def _run_passes(self, passes: list[dict[str, Buffer]]) -> None:
+        """Enqueue one step, in one pass or in one per branch."""
         assert self._session is not None
-        for tensors in self._tensors[parity]:
+        for tensors in passes:
             self._session.enqueue(tensors)
 
-    def _bind(self, parity: int) -> list[dict[str, Buffer]]:
-        """List what the denoiser reads and writes in each pass of a step of ``parity``."""
+    def _bind(self, parity: int, passes: list[dict[str, Buffer]]) -> list[dict[str, Buffer]]:
+        """List what each pass of a step reads and writes: from the latents of ``parity`` to the other ones."""
         bound = []
         done = self._zeros
-        for index, fixed in enumerate(self._fixed):
-            target = self._denoised[1 - parity] if index == len(self._fixed) - 1 else self._partial
+        coefficients = self._coefficients[-len(passes) :]
+        for index, fixed in enumerate(passes):
+            target = self._denoised[1 - parity] if index == len(passes) - 1 else self._partial
             bound.append(
                 fixed
                 | {
                     "latents": self._latents[parity],
                     "previous_denoised": self._denoised[parity],
                     "partial_denoised": done,
-                    "coefficients": self._coefficients[index],
+                    "coefficients": coefficients[index],
                     "next_latents": self._latents[1 - parity],
                     "denoised": target,
                 }

@@ -21,8 +21,9 @@ from svd_trt.runtime.cancellation import Cancellation
 from svd_trt.runtime.decode import Frames, decode
 from svd_trt.runtime.denoise import Conditions, Floats, denoise
 from svd_trt.runtime.executor import Executor
+from svd_trt.runtime.guidance import guidance_scales
 from svd_trt.runtime.noise import TorchGenerator, draw_rows
-from svd_trt.runtime.parameters import Settings
+from svd_trt.runtime.parameters import Settings, guided_steps_of
 from svd_trt.runtime.preprocess import clip_pixels, vae_image
 from svd_trt.runtime.samplers import SAMPLERS
 from svd_trt.runtime.schedules import initial_std
@@ -148,10 +149,10 @@ def encode(executor: Executor, job: Job, pictures: Sequence[PIL.Image.Image]) ->
         image_embeds=np.concatenate(embeds).repeat(repeats, axis=0),
         image_latents=np.concatenate(latents).repeat(repeats, axis=0),
         added_time_ids=np.array([settings.fps - 1, settings.motion_bucket_id, settings.noise_aug_strength], np.float32),
-        guidance=np.linspace(
-            settings.min_guidance_scale, settings.max_guidance_scale, settings.num_frames, dtype=np.float32
+        guidance=guidance_scales(
+            settings.guidance_shape, settings.min_guidance_scale, settings.max_guidance_scale, settings.num_frames
         ),
-        guided=job.request.guided,
+        guided_steps=guided_steps_of(settings, settings.sigmas),
     )
 
 

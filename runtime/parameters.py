@@ -21,6 +21,13 @@ from svd_trt.engine.memory import MemoryPlan, MemoryRequest
 from svd_trt.engine.spec import LARGEST_STEPS, ModelInfo, Ranges
 from svd_trt.errors import ArgumentError
 from svd_trt.runtime.framing import RESIZE_MODES, ResizeMode
+from svd_trt.runtime.guidance import (
+    GUIDANCE_SHAPES,
+    GuidanceShape,
+    checked_interval,
+    guided_steps,
+    largest_scale,
+)
 from svd_trt.runtime.picture_colours import ICC, Colour, Icc
 from svd_trt.runtime.samplers import SAMPLERS
 from svd_trt.runtime.schedules import checkpoint_sigmas, custom_sigmas
@@ -32,6 +39,7 @@ __all__ = [
     "Settings",
     "colour_of",
     "describe_arguments",
+    "guided_steps_of",
     "memory_request",
     "resolve",
 ]
@@ -51,12 +59,37 @@ class Parameters:
 
     num_frames: int | None = _option(None, "Frames to make.  [default: as the checkpoint was trained]", 1)
     num_inference_steps: int = _option(25, "Denoising steps.", 1, LARGEST_STEPS)
-    sigmas: tuple[float, ...] | None = _option(
-        None, "Noise levels to step through instead of the checkpoint's, such as 700,100,10,1,0."
+    sigmas: tuple[float, ...] | None = field(
+        default=None,
+        metadata={
+            "help": "Noise levels to step through instead of the checkpoint's, such as 700,100,10,1,0.",
+            "numbers": "700,100,10,1,0",
+            "min": None,
+            "max": None,
+        },
     )
     min_guidance_scale: float = _option(1.0, "Guidance of the first frame.", -100, 100)
     max_guidance_scale: float = _option(
         3.0, "Guidance of the last frame; 1 or less for both turns guidance off.", -100, 100
+    )
+    guidance_shape: GuidanceShape = field(
+        default="linear",
+        metadata={
+            "help": "Guidance over the frames: linear from --min- to --max-guidance-scale, constant at the latter, or "
+            "triangular, with the latter in the middle and the former at both ends.",
+            "choices": GUIDANCE_SHAPES,
+        },
+    )
+    guidance_interval: tuple[float, float] | None = field(
+        default=None,
+        metadata={
+            "help": "Guide only the steps from noise levels above LOW and up to HIGH, such as 0,50; the others cost "
+            "half.  [default: all steps]",
+            "metavar": "LOW,HIGH",
+            "numbers": "0,50",
+            "min": None,
+            "max": None,
+        },
     )
     fps: int = _option(7, "Frames a second: of the file, and a condition of the motion.", 1, 1000)
     motion_bucket_id: int = _option(127, "Amount of motion, 1 to 255 in training.", 0, 10000)
@@ -116,6 +149,8 @@ class Parameters:
                 sigmas = tuple(map(float, custom_sigmas(value)))
                 object.__setattr__(self, "sigmas", sigmas)
                 object.__setattr__(self, "num_inference_steps", len(sigmas) - 1)
+            elif spec.name == "guidance_interval":
+                object.__setattr__(self, "guidance_interval", checked_interval(value))
             elif "choices" in spec.metadata:
                 if value not in spec.metadata["choices"]:
                     raise ArgumentError(
@@ -143,6 +178,8 @@ class ParameterArguments(TypedDict, total=False):
     sigmas: Sequence[float] | None
     min_guidance_scale: float
     max_guidance_scale: float
+    guidance_shape: GuidanceShape
+    guidance_interval: Sequence[float] | None
     fps: int
     motion_bucket_id: int
     noise_aug_strength: float
@@ -172,6 +209,8 @@ class Settings:
     sigmas: tuple[float, ...]
     min_guidance_scale: float
     max_guidance_scale: float
+    guidance_shape: GuidanceShape
+    guidance_interval: tuple[float, float] | None
     fps: int
     motion_bucket_id: int
     noise_aug_strength: float
@@ -198,6 +237,7 @@ class Settings:
         fields = dataclasses.asdict(self)
         fields["seed"] = list(self.seed) if isinstance(self.seed, tuple) else self.seed
         fields["sigmas"] = list(self.sigmas) if self._custom_sigmas else None
+        fields["guidance_interval"] = None if self.guidance_interval is None else list(self.guidance_interval)
         return fields
 
 
@@ -231,7 +271,7 @@ def describe_arguments(model: ModelInfo, ranges: Ranges, sampler: SamplerInfo) -
 
 
 def _kind(spec: dataclasses.Field[Any]) -> ArgumentKind:
-    if spec.name == "sigmas":
+    if "numbers" in spec.metadata:
         return "numbers"
     if "choices" in spec.metadata:
         return "choice"
@@ -245,7 +285,7 @@ def memory_request(parameters: Parameters, manifest: Manifest, pictures: int) ->
 
     Raises:
         ArgumentError: a size is outside the range that the bundle was built for; the message names the build option.
-            Or there are several seeds, and not one for each video.
+            Or there are several seeds, and not one for each video. Or no step is in the interval of guidance.
     """
     ranges = manifest.ranges
     frames = parameters.num_frames or ranges.frames.clamp(manifest.model.num_frames)
@@ -262,14 +302,15 @@ def memory_request(parameters: Parameters, manifest: Manifest, pictures: int) ->
             f"{len(parameters.seed)} seeds were given for {videos} video{'' if videos == 1 else 's'}; "
             "give one for each video, or one for all"
         )
+    guided = set(guided_steps_of(parameters, _sigmas(parameters, manifest)))
     return MemoryRequest(
         frames=frames,
         height=height,
         width=width,
         videos=videos,
         pictures=pictures,
-        # As in diffusers: a scale of 1 or less in every frame is the conditional prediction alone.
-        guided=max(parameters.min_guidance_scale, parameters.max_guidance_scale) > 1,
+        guided=True in guided,
+        guided_in_part=len(guided) > 1,
         decode_chunk_size=parameters.decode_chunk_size,
     )
 
@@ -290,17 +331,15 @@ def resolve(
         plan: has the decode chunk.
         seed: of the noise.
     """
-    if parameters.sigmas is None:
-        sigmas = tuple(map(float, checkpoint_sigmas(manifest.sampler, parameters.num_inference_steps)))
-    else:
-        sigmas = parameters.sigmas
     return Settings(
         num_frames=request.frames,
         num_inference_steps=parameters.num_inference_steps,
-        sigmas=sigmas,
+        sigmas=_sigmas(parameters, manifest),
         custom_sigmas=parameters.sigmas is not None,
         min_guidance_scale=parameters.min_guidance_scale,
         max_guidance_scale=parameters.max_guidance_scale,
+        guidance_shape=parameters.guidance_shape,
+        guidance_interval=parameters.guidance_interval,
         fps=parameters.fps,
         motion_bucket_id=parameters.motion_bucket_id,
         noise_aug_strength=parameters.noise_aug_strength,
@@ -314,6 +353,18 @@ def resolve(
         icc=parameters.icc or "ignore",
         background=parameters.background,
     )
+
+
+def guided_steps_of(given: Parameters | Settings, sigmas: Sequence[float]) -> tuple[bool, ...]:
+    """Whether each step of ``sigmas``, ``[S + 1]``, has guidance; see `svd_trt.runtime.guidance.guided_steps`."""
+    largest = largest_scale(given.guidance_shape, given.min_guidance_scale, given.max_guidance_scale)
+    return guided_steps(sigmas, largest, given.guidance_interval)
+
+
+def _sigmas(parameters: Parameters, manifest: Manifest) -> tuple[float, ...]:
+    if parameters.sigmas is not None:
+        return parameters.sigmas
+    return tuple(map(float, checkpoint_sigmas(manifest.sampler, parameters.num_inference_steps)))
 
 
 def colour_of(text: str) -> Colour:

@@ -25,6 +25,8 @@ class Arguments(ct.Structure):
         ("sigmas_count", ct.c_size_t),
         ("min_guidance_scale", ct.c_double),
         ("max_guidance_scale", ct.c_double),
+        ("guidance_shape", ct.c_char_p),
+        ("guidance_interval", ct.POINTER(ct.c_double)),
         ("fps", ct.c_int64),
         ("motion_bucket_id", ct.c_int64),
         ("noise_aug_strength", ct.c_double),
@@ -112,9 +114,11 @@ class Library:
         self.check(self.dll.svd_trt_arguments_init(self.pipeline, ct.byref(given), size))
         kept = []
         for name, value in arguments.items():
-            if name == "sigmas":
+            if name in ("sigmas", "guidance_interval"):
                 kept.append((ct.c_double * len(value))(*value))
-                given.sigmas, given.sigmas_count = kept[-1], len(value)
+                setattr(given, name, kept[-1])
+                if name == "sigmas":
+                    given.sigmas_count = len(value)
             else:
                 setattr(given, name, value.encode() if isinstance(value, str) else value)
         given.has_seed = "seed" in arguments

@@ -54,11 +54,15 @@ def tiny_pipe(tiny_bundle: Bundle) -> Iterator[VideoPipeline]:
 
 @pytest.fixture(scope="module")
 def split_bundle(small_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The small bundle for one branch at a time. Its graph takes one or two, so only the manifest changes."""
-    path = tmp_path_factory.mktemp("split") / "bundle"
-    shutil.copytree(small_bundle, path)
+    """The small bundle for one branch at a time."""
+    return with_branches(small_bundle, tmp_path_factory.mktemp("split") / "bundle", Range(1, 1, 1))
+
+
+def with_branches(bundle: Path, path: Path, branches: Range) -> Path:
+    """Copy a bundle for other branches. Its graph takes one or two, so only the manifest changes."""
+    shutil.copytree(bundle, path)
     manifest = read_manifest(path)
-    ranges = msgspec.structs.replace(manifest.ranges, branches=Range(1, 1, 1))
+    ranges = msgspec.structs.replace(manifest.ranges, branches=branches)
     specs = network_specs(manifest.model, ranges)
     networks = {n: msgspec.structs.replace(e, spec=specs[n], plan=None) for n, e in manifest.networks.items()}
     write_manifest(msgspec.structs.replace(manifest, ranges=ranges, networks=networks, tensorrt=None), path)
@@ -76,6 +80,13 @@ FP32 = {
     "a shorter last chunk": ((144, 192), {"decode_chunk_size": 2, "num_frames": 5}),
     "no guidance": ((144, 192), {"min_guidance_scale": 1.0, "max_guidance_scale": 1.0}),
     "guidance that falls": ((144, 192), {"min_guidance_scale": 4.0, "max_guidance_scale": -1.0}),
+    "guidance in the last steps": ((144, 192), {"guidance_interval": (0, 50), "num_inference_steps": 4}),
+    "guidance in the middle": (
+        (144, 192),
+        {"guidance_interval": (0.1, 200), "num_inference_steps": 6, "sampler": "dpmpp-2m", "num_videos_per_prompt": 3},
+    ),
+    "constant guidance": ((144, 192), {"guidance_shape": "constant", "guidance_interval": (1, 700)}),
+    "triangular guidance": ((144, 192), {"guidance_shape": "triangular", "num_frames": 5}),
     "a seed over 32 bits": ((144, 192), {"seed": 2**63 + 12345}),
     "conditions": ((144, 192), {"fps": 24, "motion_bucket_id": 3, "noise_aug_strength": 0.5}),
     "one step": ((144, 192), {"num_inference_steps": 1}),
@@ -131,6 +142,22 @@ def test_split_guidance(cpp: Path, split_bundle: Path, record_property: Any) -> 
     with opened(cpp / LIBRARY, split_bundle) as library, VideoPipeline.open(split_bundle) as pipe:
         compare(library, pipe, [draw_picture(60, 80)], FAST, record_property)
         compare(library, pipe, [draw_picture(60, 80)], FAST | {"max_guidance_scale": 1.0}, record_property)
+        in_part = FAST | {"num_inference_steps": 4, "guidance_interval": (0.1, 200)}
+        compare(library, pipe, [draw_picture(60, 80)], in_part, record_property)
+
+
+def test_a_bundle_for_both_branches_takes_an_interval_of_all_steps_alone(
+    cpp: Path, small_bundle: Path, tmp_path: Path
+) -> None:
+    path = with_branches(small_bundle, tmp_path / "bundle", Range(2, 2, 2))
+    picture = draw_picture(60, 80)
+    with opened(cpp / LIBRARY, path) as library, VideoPipeline.open(path) as pipe:
+        assert library.frames([picture], **FAST, guidance_interval=(0, 700)).std() > 1
+        with pytest.raises(ArgumentError, match="without --branches 2") as expected:
+            pipe.stream(picture, **FAST, guidance_interval=(0, 50))
+        with pytest.raises(RefusedError) as found:
+            library.frames([picture], **FAST, guidance_interval=(0, 50))
+    assert str(found.value) == str(expected.value)
 
 
 def compare(
@@ -160,6 +187,12 @@ def compare(
         {"num_videos_per_prompt": 1001},
         {"noise_aug_strength": -0.5},
         {"max_guidance_scale": 101},
+        {"guidance_interval": (50.0, 0.0)},
+        {"guidance_interval": (2.0, 2.0)},
+        {"guidance_interval": (0.0, float("nan"))},
+        {"guidance_interval": (0.0, 2e6)},
+        {"guidance_interval": (800.0, 900.0)},
+        {"guidance_shape": "square"},
         {"sigmas": (1.0, 2.0)},
         {"sigmas": (1.0,)},
         {"fps": 0},

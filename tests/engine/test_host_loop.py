@@ -76,15 +76,19 @@ class Host:
         times = np.array([[args[c["argument"]] + c["add"] for c in host["conditions"]]], np.float32)
         guidance = host["guidance"]
         ends = args[guidance["first_frame"]], args[guidance["last_frame"]]
-        scale = np.linspace(*ends, args["num_frames"], dtype=np.float32)
-        branches = [(b["conditioned"], b["constant"] + b["factor"] * scale) for b in guidance["branches"]]
-        if max(ends) <= guidance["off_up_to"]:
-            branches = [(True, np.ones_like(scale))]
-        passes = [branches] if ranges["branches"]["max"] > 1 else [[branch] for branch in branches]
+        t = np.linspace(0, 1, args["num_frames"])
+        place = {"linear": t, "constant": np.ones_like(t), "triangular": 1 - np.abs(2 * t - 1)}[args["guidance_shape"]]
+        scale = ends[0] + place * (ends[1] - ends[0])
+        largest = ends[1] if args["guidance_shape"] == "constant" else max(ends)
+        guided = [(b["conditioned"], b["constant"] + b["factor"] * scale) for b in guidance["branches"]]
+        low, high = args["guidance_interval"] or (0, np.inf)
         skip = host["coefficients"].index("c_skip")
         previous = np.zeros_like(latents)
         for s, n in zip(sigmas[:-1].astype(float), sigmas[1:].astype(float), strict=True):
             partial = np.zeros_like(latents)
+            has_guidance = largest > guidance["off_up_to"] and np.float32(low) < s <= np.float32(high)
+            branches = guided if has_guidance else [(True, np.ones_like(scale))]
+            passes = [branches] if ranges["branches"]["max"] > 1 else [[branch] for branch in branches]
             for number, branch in enumerate(passes):
                 row = self.coefficients(s, n)
                 row[skip] *= number == len(passes) - 1
@@ -113,8 +117,10 @@ class Host:
         {"num_inference_steps": 2, "seed": 2**40 + 1, "fps": 12, "motion_bucket_id": 200, "decode_chunk_size": 2},
         {"num_inference_steps": 2, "seed": 1, "max_guidance_scale": 1.0, "decode_chunk_size": 3},
         {"num_inference_steps": 2, "seed": 3, "noise_aug_strength": 0.5, "min_guidance_scale": 2.0},
+        {"num_inference_steps": 3, "seed": 4, "guidance_interval": (0.5, 50), "guidance_shape": "triangular"},
+        {"num_inference_steps": 2, "seed": 5, "guidance_interval": (1, 700), "guidance_shape": "constant"},
     ],
-    ids=["guided", "conditions", "unguided", "noise"],
+    ids=["guided", "conditions", "unguided", "noise", "an interval, triangular", "an interval, constant"],
 )
 def test_a_host_gets_the_frames_of_this_runtime(
     arguments: dict[str, Any], small_bundle: Path, picture: PIL.Image.Image

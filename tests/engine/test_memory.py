@@ -160,10 +160,11 @@ def test_choices_of_full_size(bundle: str, budget: int, expected: Choice) -> Non
         replace(VIDEO, frames=14),
         replace(VIDEO, frames=2),
         replace(VIDEO, guided=False),
+        replace(VIDEO, guided_in_part=True),
         replace(VIDEO, decode_chunk_size=8),
         replace(VIDEO, videos=3),
     ],
-    ids=["25", "14", "2", "unguided", "chunks of 8", "three videos"],
+    ids=["25", "14", "2", "unguided", "guided in part", "chunks of 8", "three videos"],
 )
 def test_every_budget(bundle: str, request_: MemoryRequest) -> None:
     manifest = BUNDLES[bundle]
@@ -244,6 +245,27 @@ def test_branches_that_cannot_be_split() -> None:
     assert choice(manifest, VIDEO, 8 * GB) == (False, False, 5, 0)
     with pytest.raises(ArgumentError, match=r"without guidance runs one branch, .* another --branches"):
         plan_memory(manifest, replace(VIDEO, guided=False), None)
+    with pytest.raises(ArgumentError, match=r"outside guidance_interval runs one branch, .* without --branches 2"):
+        plan_memory(manifest, replace(VIDEO, guided_in_part=True), None)
+
+
+def test_steps_over_one_branch_may_need_a_profile_that_needs_more() -> None:
+    """An exact profile for both branches needs little; one branch is only in the range, with half of its figure."""
+    manifest = default()
+    denoiser = manifest.networks["denoiser"]
+    assert denoiser.plan is not None
+    exact = ProfileEntry({"branches": Range(2, 2, 2), "frames": Range(25, 25, 25)}, GB)
+    plan = msgspec.structs.replace(denoiser.plan, profiles=(exact, *denoiser.plan.profiles))
+    entry = msgspec.structs.replace(denoiser, plan=plan)
+    manifest = msgspec.structs.replace(manifest, networks={**manifest.networks, "denoiser": entry})
+    guided, in_part = (
+        plan_footprint(manifest, replace(VIDEO, guided_in_part=part), MemoryPlan(False, False, 1))
+        for part in (False, True)
+    )
+    assert guided is not None
+    assert in_part is not None
+    assert guided.activations == GB
+    assert in_part.activations == pytest.approx(DEFAULT["denoiser"][1] / 2, abs=256)
 
 
 def test_the_last_chunk_has_a_size_that_the_bundle_takes() -> None:
@@ -325,6 +347,13 @@ def test_buffers() -> None:
     assert split is not None
     # The result of the first pass; each branch has its own times and coefficients, and its conditions as before.
     assert split.buffers == found.buffers + 25 * latents + 3 * 4 + 7 * 4 + table
+    # Steps without guidance have the conditions of one branch, and take the rest of the others.
+    in_part = replace(VIDEO, guided_in_part=True)
+    for one in (plan, replace(plan, split_guidance=True)):
+        whole, part = plan_footprint(default(), VIDEO, one), plan_footprint(default(), in_part, one)
+        assert whole is not None
+        assert part is not None
+        assert part.buffers == whole.buffers + latents + 1024 * 4 + 3 * 4 + 25 * 4
 
 
 def test_refusals_name_what_works() -> None:

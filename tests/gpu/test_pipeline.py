@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import pytest
 from svd_trt import Bundle, VideoPipeline
 from svd_trt.engine.memory import MemoryRequest, plan_memory, smallest_budget
 from svd_trt.errors import BackendError, BudgetError, DeviceMemoryError, SvdTrtError
+from svd_trt.runtime.parameters import guided_steps_of
 from tests.gpu.conftest import Rig
 
 FAST: dict[str, Any] = {
@@ -33,6 +36,7 @@ CASES: dict[str, dict[str, Any]] = {
     "chunks": {"num_frames": 7, "decode_chunk_size": 2},
     "odd-size": {"height": 40, "width": 136},
     "unguided": {"max_guidance_scale": 1.0},
+    "guidance-in-the-middle": {"guidance_interval": (0.5, 200), "sampler": "dpmpp-2m", "num_videos_per_prompt": 3},
     "videos-over-batches": {"num_frames": 3, "num_videos_per_prompt": 3, "decode_chunk_size": 4},
 }
 REQUEST = MemoryRequest(frames=4, height=72, width=96)
@@ -159,6 +163,51 @@ def test_frames_are_the_same_with_and_without_graphs(
                 assert rig.cuda.count("cuGraphLaunch") == groups * (FAST["num_inference_steps"] - 2)
                 assert not refused
     np.testing.assert_array_equal(frames[True], frames[False])
+
+
+@pytest.mark.parametrize("split", [False, True])
+def test_steps_with_and_without_guidance_stay_captured(
+    split: bool, rig: Rig, dynamic_bundle: Bundle, dynamic_pipe: VideoPipeline, picture: PIL.Image.Image
+) -> None:
+    """Each kind of step has a graph for even and one for odd steps, which later videos launch without a capture.
+
+    The smallest budget runs the branches one after the other.
+    """
+    arguments: dict[str, Any] = FAST | {"num_inference_steps": 14, "guidance_interval": (0.1, 100)}
+    request = replace(REQUEST, guided_in_part=True)
+    budget = smallest_budget(dynamic_bundle.manifest, request) if split else None
+    with rig.open(dynamic_bundle, vram_budget=budget) as pipe:
+        first = pipe(picture, **arguments)
+        assert first.memory.split_guidance == split
+        guided = guided_steps_of(first.parameters, first.parameters.sigmas)
+        assert [kind for kind, _ in groupby(guided)] == [False, True, False]
+        captured = rig.cuda.count("cuStreamBeginCapture") if rig.cuda else 4
+        again = pipe(picture, **arguments)
+        if rig.cuda:
+            assert captured == 4
+            assert rig.cuda.peak_bytes <= (first.memory.total_bytes or 0)
+            if not split:  # which also loads the denoiser again for every video, so its graphs are made again
+                assert rig.cuda.count("cuStreamBeginCapture") == captured
+                assert rig.cuda.count("cuGraphLaunch") == 2 * len(guided) - 4, "all but the first run of each graph"
+        assert not pipe.device.refusals  # type: ignore[attr-defined]
+    theirs = dynamic_pipe(picture, decode_chunk_size=first.memory.decode_chunk_size, **arguments).frames
+    assert largest_difference(first.frames, theirs) <= (int(split) if rig.cuda else 2)
+    np.testing.assert_array_equal(first.frames, again.frames)
+
+
+def test_a_callback_that_changes_latents_where_guidance_begins(
+    rig: Rig, dynamic_bundle: Bundle, dynamic_pipe: VideoPipeline, picture: PIL.Image.Image
+) -> None:
+    """The step that is enqueued again is of the other kind than the one before."""
+    arguments: dict[str, Any] = FAST | {"guidance_interval": (0.5, 200)}
+
+    def change(pipe: Any, step: int, timestep: float, values: dict[str, Any]) -> dict[str, Any]:
+        return {"latents": values["latents"] * 0.9}
+
+    with rig.open(dynamic_bundle) as pipe:
+        ours = pipe(picture, callback_on_step_end=change, **arguments).frames
+    theirs = dynamic_pipe(picture, callback_on_step_end=change, **arguments).frames
+    assert largest_difference(ours, theirs) <= (0 if rig.cuda else 2)
 
 
 def test_a_callback_sees_and_changes_latents(

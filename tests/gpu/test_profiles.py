@@ -34,6 +34,9 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, list[bool]]]] = {
         {"vae_encoder": [False], "denoiser": [False], "vae_decoder": [False], "image_encoder": [True]},
     ),
     "no guidance": ({"max_guidance_scale": 1.0}, {"denoiser": [False], "vae_decoder": [True]}),
+    "no guidance, then guidance": ({"guidance_interval": (0, 50)}, {"denoiser": [False, True]}),
+    "guidance, then none": ({"guidance_interval": (50, 700)}, {"denoiser": [True, False]}),
+    "guidance in every step": ({"guidance_interval": (0, 700)}, {"denoiser": [True]}),
     "two videos": (
         {"num_videos_per_prompt": 3, "decode_chunk_size": 4},
         {"denoiser": [False, True], "image_encoder": [True], "vae_decoder": [True]},

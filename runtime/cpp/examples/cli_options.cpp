@@ -15,6 +15,7 @@ Makes a video from each picture, a binary PPM. OUT is a file, or - for standard 
                                 [default: y4m if OUT ends in .y4m, else raw]
   --num-frames N                --num-inference-steps N       --sigmas 700,100,10,1,0
   --min-guidance-scale X        --max-guidance-scale X        --fps N
+  --guidance-interval LOW,HIGH  --guidance-shape linear|constant|triangular
   --motion-bucket-id N          --noise-aug-strength X        --decode-chunk-size N
   --num-videos-per-prompt N     --seed N                      --height N
   --width N                     --sampler NAME                --resize-mode stretch|crop|pad
@@ -69,6 +70,12 @@ std::vector<double> numbers(const std::string &name, const std::string &text) {
   return values;
 }
 
+std::array<double, 2> two_numbers(const std::string &name, const std::string &text) {
+  const std::vector<double> values = numbers(name, text);
+  if (values.size() != 2) throw UsageError(name + " takes two numbers such as 0,50, not '" + text + "'");
+  return {values[0], values[1]};
+}
+
 void set_device(svd_trt::OpenOptions &open, const std::string &text) {
   if (text == "cpu") return;
   if (text != "cuda" && text.rfind("cuda:", 0) != 0)
@@ -97,6 +104,9 @@ std::map<std::string, Setter> setters(CliOptions &o, std::string &device) {
       {"--sigmas", [&a](const std::string &name, const std::string &text) { a.sigmas = numbers(name, text); }},
       {"--min-guidance-scale", decimal(a.min_guidance_scale)},
       {"--max-guidance-scale", decimal(a.max_guidance_scale)},
+      {"--guidance-shape", word(a.guidance_shape)},
+      {"--guidance-interval",
+       [&a](const std::string &name, const std::string &text) { a.guidance_interval = two_numbers(name, text); }},
       {"--fps", integer(a.fps)},
       {"--motion-bucket-id", integer(a.motion_bucket_id)},
       {"--noise-aug-strength", decimal(a.noise_aug_strength)},

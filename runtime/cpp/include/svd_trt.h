@@ -104,6 +104,8 @@ typedef struct svd_trt_arguments {
   size_t sigmas_count;
   double min_guidance_scale;
   double max_guidance_scale;
+  const char *guidance_shape;      /* "linear" (NULL), "constant" or "triangular" */
+  const double *guidance_interval; /* two noise levels; only steps from levels between them have guidance; NULL: all */
   int64_t fps;
   int64_t motion_bucket_id;
   double noise_aug_strength;

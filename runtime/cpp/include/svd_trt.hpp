@@ -11,6 +11,7 @@
 #ifndef SVD_TRT_HPP
 #define SVD_TRT_HPP
 
+#include <array>
 #include <cstdint>
 #include <exception>
 #include <functional>
@@ -69,6 +70,8 @@ struct Arguments {
   std::optional<std::vector<double>> sigmas;
   std::optional<double> min_guidance_scale;
   std::optional<double> max_guidance_scale;
+  std::optional<std::string> guidance_shape;
+  std::optional<std::array<double, 2>> guidance_interval;
   std::optional<int64_t> fps;
   std::optional<int64_t> motion_bucket_id;
   std::optional<double> noise_aug_strength;
@@ -89,6 +92,8 @@ struct Settings {
   std::vector<double> sigmas;
   double min_guidance_scale;
   double max_guidance_scale;
+  std::string guidance_shape;
+  std::optional<std::array<double, 2>> guidance_interval;
   int64_t fps;
   int64_t motion_bucket_id;
   double noise_aug_strength;
@@ -162,11 +167,15 @@ public:
     svd_trt_arguments s{};
     s.size = sizeof s;
     check(svd_trt_stream_settings(handle_, &s));
+    std::optional<std::array<double, 2>> interval;
+    if (s.guidance_interval != nullptr) interval = {s.guidance_interval[0], s.guidance_interval[1]};
     return {s.num_frames,
             s.num_inference_steps,
             {s.sigmas, s.sigmas + s.sigmas_count},
             s.min_guidance_scale,
             s.max_guidance_scale,
+            s.guidance_shape,
+            interval,
             s.fps,
             s.motion_bucket_id,
             s.noise_aug_strength,
@@ -314,6 +323,8 @@ private:
     }
     c.min_guidance_scale = a.min_guidance_scale.value_or(c.min_guidance_scale);
     c.max_guidance_scale = a.max_guidance_scale.value_or(c.max_guidance_scale);
+    if (a.guidance_shape) c.guidance_shape = a.guidance_shape->c_str();
+    if (a.guidance_interval) c.guidance_interval = a.guidance_interval->data();
     c.fps = a.fps.value_or(c.fps);
     c.motion_bucket_id = a.motion_bucket_id.value_or(c.motion_bucket_id);
     c.noise_aug_strength = a.noise_aug_strength.value_or(c.noise_aug_strength);

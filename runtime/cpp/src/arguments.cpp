@@ -6,6 +6,7 @@
 
 #include "chunks.hpp"
 #include "error.hpp"
+#include "guidance.hpp"
 #include "schedule.hpp"
 #include "text.hpp"
 
@@ -73,10 +74,14 @@ std::vector<int64_t> groups_of(int64_t count, const Range &span) {
   return groups;
 }
 
-void check_branches(const Range &branches, bool guided) {
-  if (!guided && !branches.holds(1))
+void check_branches(const Range &branches, const std::vector<bool> &guided_steps) {
+  const auto guided = std::count(guided_steps.begin(), guided_steps.end(), true);
+  if (branches.holds(1) || guided == static_cast<std::ptrdiff_t>(guided_steps.size())) return;
+  if (guided == 0)
     throw argument_error("a video without guidance runs one branch, and this bundle was built for both; raise "
                          "max_guidance_scale above 1, or build one with another --branches");
+  throw argument_error("a step outside guidance_interval runs one branch, and this bundle was built for both; leave "
+                       "guidance_interval out, or build one without --branches 2");
 }
 
 uint64_t random_seed() { return std::random_device{}(); }
@@ -135,6 +140,8 @@ Settings resolve(const svd_trt_arguments &given, const Manifest &manifest, size_
   check_side("width", given.width, manifest);
   s.num_frames = given.num_frames, s.height = given.height, s.width = given.width;
   s.min_guidance_scale = given.min_guidance_scale, s.max_guidance_scale = given.max_guidance_scale;
+  s.guidance_shape = choice(given.guidance_shape, "guidance_shape", "linear", {"linear", "constant", "triangular"});
+  if (given.guidance_interval != nullptr) s.guidance_interval = checked_interval(given.guidance_interval);
   s.fps = given.fps, s.motion_bucket_id = given.motion_bucket_id, s.noise_aug_strength = given.noise_aug_strength;
   s.num_videos_per_prompt = given.num_videos_per_prompt;
   s.sampler = choice(given.sampler, "sampler", manifest.sampler.solver, {"euler", "dpmpp-2m"});
@@ -146,9 +153,10 @@ Settings resolve(const svd_trt_arguments &given, const Manifest &manifest, size_
   s.seed = given.has_seed != 0 ? given.seed : random_seed();
 
   s.videos = static_cast<int64_t>(pictures) * s.num_videos_per_prompt;
-  s.guided =
-      std::max(s.number(manifest.first_frame_scale), s.number(manifest.last_frame_scale)) > manifest.guidance_off_up_to;
-  check_branches(manifest.range("branches"), s.guided);
+  const double first = s.number(manifest.first_frame_scale), last = s.number(manifest.last_frame_scale);
+  const double largest = s.guidance_shape == "constant" ? last : std::max(first, last);
+  s.guided_steps = guided_steps(s.sigmas, largest > manifest.guidance_off_up_to, s.guidance_interval);
+  check_branches(manifest.range("branches"), s.guided_steps);
   s.groups = groups_of(s.videos, manifest.range("batch"));
   s.picture_groups = groups_of(static_cast<int64_t>(pictures), manifest.range("pictures"));
   s.decode_chunk_size = given.decode_chunk_size != 0

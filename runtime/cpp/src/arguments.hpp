@@ -3,6 +3,7 @@
 
 #include <array>
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -18,6 +19,8 @@ struct Settings {
   int64_t num_frames, num_inference_steps;
   std::vector<float> sigmas; // num_inference_steps + 1
   double min_guidance_scale, max_guidance_scale;
+  std::string guidance_shape;
+  std::optional<std::array<double, 2>> guidance_interval; // noise levels
   int64_t fps, motion_bucket_id;
   double noise_aug_strength;
   int64_t decode_chunk_size, num_videos_per_prompt;
@@ -27,8 +30,8 @@ struct Settings {
   ResizeMode resize;
   std::array<uint8_t, 3> background;
 
-  int64_t videos; // of all pictures
-  bool guided;
+  int64_t videos;                      // of all pictures
+  std::vector<bool> guided_steps;      // num_inference_steps
   std::vector<int64_t> chunks;         // sizes of decode chunks, over all videos
   std::vector<int64_t> groups;         // videos that are denoised together
   std::vector<int64_t> picture_groups; // pictures that are encoded together

@@ -290,6 +290,8 @@ svd_trt_status svd_trt_stream_settings(svd_trt_stream *stream, svd_trt_arguments
     a.num_frames = s.num_frames, a.num_inference_steps = s.num_inference_steps;
     a.sigmas = found->sigmas.data(), a.sigmas_count = found->sigmas.size();
     a.min_guidance_scale = s.min_guidance_scale, a.max_guidance_scale = s.max_guidance_scale;
+    a.guidance_shape = s.guidance_shape.c_str();
+    a.guidance_interval = s.guidance_interval ? s.guidance_interval->data() : nullptr;
     a.fps = s.fps, a.motion_bucket_id = s.motion_bucket_id, a.noise_aug_strength = s.noise_aug_strength;
     a.decode_chunk_size = s.decode_chunk_size, a.num_videos_per_prompt = s.num_videos_per_prompt;
     a.seed = s.seed, a.has_seed = 1;

@@ -24,61 +24,65 @@ Views fixed_inputs(Pass &pass) {
   return views;
 }
 
-// Two pairs of buffers on the device swap roles, so there are three kinds of steps: the first, which reads the host's
-// memory, and then odd and even ones. A step allocates nothing.
+// Two pairs of buffers on the device swap roles, so a step is bound in three ways: the first one, which reads the
+// host's memory, and then odd and even ones; all with guidance, or without. A step allocates nothing.
 class Loop {
 public:
-  Loop(Session &denoiser, std::vector<Pass> &passes, HostTensor<float> &start)
-      : denoiser_(denoiser), passes_(passes), zeros_(start.shape) {
+  Loop(Session &denoiser, Kinds &kinds, HostTensor<float> &start) : denoiser_(denoiser), zeros_(start.shape) {
     for (int i = 0; i < 2; ++i) {
       latents_.push_back(denoiser.empty(start.shape, false));
       denoised_.push_back(denoiser.empty(start.shape, false));
     }
-    for (size_t i = 0; i + 1 < passes.size(); ++i) partial_.push_back(denoiser.empty(start.shape, false));
+    for (size_t i = 0; i + 1 < std::max(kinds[0].size(), kinds[1].size()); ++i)
+      partial_.push_back(denoiser.empty(start.shape, false));
     zeros_view_ = view(zeros_.data.data(), zeros_.shape);
     start_view_ = view(start.data.data(), start.shape);
-    for (Pass &pass : passes) {
-      fixed_.push_back(fixed_inputs(pass));
-      coefficients_.push_back(view(pass.coefficients.data.data(), pass.coefficients.shape));
-    }
-    for (size_t kind = 0; kind < 3; ++kind)
-      for (size_t pass = 0; pass < passes.size(); ++pass) bindings_[kind].push_back(bind(kind, pass));
+    for (size_t kind = 0; kind < kinds.size(); ++kind)
+      for (size_t pass = 0; pass < kinds[kind].size(); ++pass) bound_[kind].push_back(bind(kinds[kind][pass], pass));
   }
 
-  void step(size_t index, const Row &row, bool last, const Cancellation &cancellation) {
-    const size_t kind = index == 0 ? 0 : 1 + index % 2; // 2 is odd: it reads buffer 1
-    for (size_t pass = 0; pass < passes_.size(); ++pass) {
-      Pass &inputs = passes_[pass];
-      std::copy(row.begin(), row.end(), inputs.coefficients.data.begin());
-      if (!inputs.last) inputs.coefficients.data[kSkip] = 0; // the latents themselves are added once, in the last pass
-      Ort::IoBinding &binding = bindings_[kind][pass];
-      binding.BindInput("coefficients", coefficients_[pass]);
-      if (last && inputs.last) binding.BindOutput("next_latents", start_view_); // to the host
+  void step(size_t index, bool guided, const Row &row, bool last, const Cancellation &cancellation) {
+    const size_t way = index == 0 ? 0 : 1 + index % 2; // 2 is odd: it reads buffer 1
+    for (Bound &pass : bound_[guided ? 1 : 0]) {
+      std::vector<float> &coefficients = pass.inputs.coefficients.data;
+      std::copy(row.begin(), row.end(), coefficients.begin());
+      if (!pass.inputs.last) coefficients[kSkip] = 0; // the latents themselves are added once, in the last pass
+      Ort::IoBinding &binding = pass.bindings[way];
+      binding.BindInput("coefficients", pass.coefficients);
+      if (last && pass.inputs.last) binding.BindOutput("next_latents", start_view_); // to the host
       denoiser_.run(binding, cancellation);
     }
   }
 
 private:
-  Ort::IoBinding bind(size_t kind, size_t pass) {
-    const size_t from = kind == 2 ? 1 : 0, to = 1 - from;
-    Ort::IoBinding binding = denoiser_.binding();
-    binding.BindInput("latents", kind == 0 ? start_view_ : latents_[from]);
-    binding.BindInput("previous_denoised", kind == 0 ? zeros_view_ : denoised_[from]);
-    binding.BindInput("partial_denoised", pass == 0 ? zeros_view_ : partial_[pass - 1]);
-    for (const auto &[name, value] : fixed_[pass]) binding.BindInput(name.c_str(), value);
-    binding.BindOutput("next_latents", latents_[to]);
-    binding.BindOutput("denoised", passes_[pass].last ? denoised_[to] : partial_[pass]);
-    return binding;
+  struct Bound {
+    Pass &inputs;
+    Views fixed;
+    Ort::Value coefficients{nullptr};
+    std::vector<Ort::IoBinding> bindings; // of the first step, of even ones and of odd ones
+  };
+
+  Bound bind(Pass &pass, size_t index) {
+    Bound bound{pass, fixed_inputs(pass), view(pass.coefficients.data.data(), pass.coefficients.shape), {}};
+    for (size_t way = 0; way < 3; ++way) {
+      const size_t from = way == 2 ? 1 : 0, to = 1 - from;
+      Ort::IoBinding binding = denoiser_.binding();
+      binding.BindInput("latents", way == 0 ? start_view_ : latents_[from]);
+      binding.BindInput("previous_denoised", way == 0 ? zeros_view_ : denoised_[from]);
+      binding.BindInput("partial_denoised", index == 0 ? zeros_view_ : partial_[index - 1]);
+      for (const auto &[name, value] : bound.fixed) binding.BindInput(name.c_str(), value);
+      binding.BindOutput("next_latents", latents_[to]);
+      binding.BindOutput("denoised", pass.last ? denoised_[to] : partial_[index]);
+      bound.bindings.push_back(std::move(binding));
+    }
+    return bound;
   }
 
   Session &denoiser_;
-  std::vector<Pass> &passes_;
   HostTensor<float> zeros_;
   std::vector<Ort::Value> latents_, denoised_, partial_;
   Ort::Value zeros_view_{nullptr}, start_view_{nullptr};
-  std::vector<Views> fixed_;
-  std::vector<Ort::Value> coefficients_;
-  std::array<std::vector<Ort::IoBinding>, 3> bindings_;
+  std::array<std::vector<Bound>, 2> bound_; // passes of a step without guidance, and of one with it
 };
 
 } // namespace
@@ -118,11 +122,11 @@ std::vector<Pass> make_passes(const Manifest &manifest, bool guided, const HostT
   return passes;
 }
 
-void denoise(Session &denoiser, std::vector<Pass> &passes, const std::vector<Row> &table, HostTensor<float> &latents,
-             const Cancellation &cancellation, const std::function<void()> &on_step) {
-  Loop loop(denoiser, passes, latents);
+void denoise(Session &denoiser, Kinds &kinds, const std::vector<bool> &guided_steps, const std::vector<Row> &table,
+             HostTensor<float> &latents, const Cancellation &cancellation, const std::function<void()> &on_step) {
+  Loop loop(denoiser, kinds, latents);
   for (size_t i = 0; i < table.size(); ++i) {
-    loop.step(i, table[i], i + 1 == table.size(), cancellation);
+    loop.step(i, guided_steps[i], table[i], i + 1 == table.size(), cancellation);
     on_step();
   }
   if (!std::all_of(latents.data.begin(), latents.data.end(), [](float v) { return std::isfinite(v); }))

@@ -1,6 +1,7 @@
 // The denoising loop of one group of videos.
 #pragma once
 
+#include <array>
 #include <functional>
 #include <vector>
 
@@ -17,7 +18,10 @@ struct Pass {
   bool last;
 };
 
-// The denoiser's inputs of a group for each pass.
+// The passes of a step without guidance, and of one with it; a kind that no step has is empty.
+using Kinds = std::array<std::vector<Pass>, 2>;
+
+// The denoiser's inputs of a group for each pass of a step that is `guided` or not.
 //
 // `embeds` is [B, 1, D], `latents` [B, C, h, w], `times` the values of added_time_ids, `scales` the guidance scale of
 // each frame.
@@ -26,7 +30,7 @@ std::vector<Pass> make_passes(const Manifest &manifest, bool guided, const HostT
                               const std::vector<float> &scales);
 
 // Steps `latents` [B, F, C, h, w] through the table, in place. Throws Failure (backend, cancelled).
-void denoise(Session &denoiser, std::vector<Pass> &passes, const std::vector<Row> &table, HostTensor<float> &latents,
-             const Cancellation &cancellation, const std::function<void()> &on_step);
+void denoise(Session &denoiser, Kinds &kinds, const std::vector<bool> &guided_steps, const std::vector<Row> &table,
+             HostTensor<float> &latents, const Cancellation &cancellation, const std::function<void()> &on_step);
 
 } // namespace svd_trt::detail

@@ -5,6 +5,7 @@
 
 #include "denoise.hpp"
 #include "error.hpp"
+#include "guidance.hpp"
 
 namespace svd_trt::detail {
 
@@ -190,20 +191,20 @@ void Generation::denoise_group() {
     }
     return part;
   };
-  std::vector<float> times, scales;
+  std::vector<float> times;
   for (const Condition &condition : manifest_.conditions)
     times.push_back(static_cast<float>(settings_.number(condition.argument) + condition.add));
-  const double first = settings_.number(manifest_.first_frame_scale),
-               last = settings_.number(manifest_.last_frame_scale);
-  for (int64_t f = 0; f < settings_.num_frames; ++f) {
-    const double t =
-        settings_.num_frames == 1 ? 0.0 : static_cast<double>(f) / static_cast<double>(settings_.num_frames - 1);
-    scales.push_back(static_cast<float>(first + t * (last - first)));
-  }
-  std::vector<Pass> passes = make_passes(manifest_, settings_.guided, of_videos(conditions_.image_embeds),
-                                         of_videos(conditions_.image_latents), times, scales);
+  const std::vector<float> scales =
+      guidance_scales(settings_.guidance_shape, settings_.number(manifest_.first_frame_scale),
+                      settings_.number(manifest_.last_frame_scale), settings_.num_frames);
+  const HostTensor<float> embeds = of_videos(conditions_.image_embeds), images = of_videos(conditions_.image_latents);
+  Kinds kinds;
+  for (const bool guided : settings_.guided_steps)
+    if (std::vector<Pass> &passes = kinds[guided ? 1 : 0]; passes.empty())
+      passes = make_passes(manifest_, guided, embeds, images, times, scales);
   int64_t done = steps * static_cast<int64_t>(group_);
-  denoise(*denoiser, passes, table_, latents, cancellation_, [&] { report("denoise", ++done, total); });
+  denoise(*denoiser, kinds, settings_.guided_steps, table_, latents, cancellation_,
+          [&] { report("denoise", ++done, total); });
   latents_.insert(latents_.end(), latents.data.begin(), latents.data.end());
   videos_denoised_ += size;
   ++group_;

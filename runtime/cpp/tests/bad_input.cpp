@@ -212,6 +212,28 @@ TEST_CASE("sigmas that cannot be used") {
   CHECK(contains(open.refused(SVD_TRT_ARGUMENT_ERROR), "between 0 and 1e+06"));
 }
 
+TEST_CASE("guidance that cannot be used") {
+  const double nan = std::numeric_limits<double>::quiet_NaN();
+  const auto with = [](double low, double high) {
+    Open open;
+    const double interval[] = {low, high};
+    open.arguments.guidance_interval = interval;
+    return open.refused(SVD_TRT_ARGUMENT_ERROR);
+  };
+  const std::string rule = "guidance_interval must be two noise levels from 0 to 1e+06, the lower one first, such as "
+                           "0,50, not ";
+  CHECK(with(50, 0) == rule + "50, 0");
+  CHECK(with(5, 5) == rule + "5, 5");
+  CHECK(with(-1, 5) == rule + "-1, 5");
+  CHECK(with(nan, 5) == rule + "nan, 5");
+  CHECK(with(0, nan) == rule + "0, nan");
+  CHECK(contains(with(800, 900), "no step has a noise level above 800 and up to 900"));
+  Open open;
+  open.arguments.guidance_shape = "square";
+  CHECK(open.refused(SVD_TRT_ARGUMENT_ERROR) ==
+        "guidance_shape must be one of linear, constant, triangular, not 'square'");
+}
+
 TEST_CASE("pictures that cannot be used") {
   const auto with = [](auto field, auto value) {
     Open open;

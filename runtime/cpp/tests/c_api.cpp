@@ -71,6 +71,25 @@ TEST_CASE("settings have every default decided") {
   CHECK(pipeline.manifest().find("\"schema_version\"") != std::string::npos);
 }
 
+TEST_CASE("guidance has a shape, and an interval of noise levels") {
+  Pipeline &pipeline = shared_pipeline();
+  const TestPicture picture = make_picture(64, 64);
+  Arguments arguments = quick_arguments();
+  const std::vector<float> before = pipeline.stream(picture.view(), arguments).latents();
+  CHECK(pipeline.stream(picture.view(), arguments).settings().guidance_shape == "linear");
+  CHECK(!pipeline.stream(picture.view(), arguments).settings().guidance_interval);
+  arguments.guidance_interval = {0, 700}; // every step
+  CHECK(pipeline.stream(picture.view(), arguments).latents() == before);
+  arguments.guidance_interval = {0, 50};
+  Stream part = pipeline.stream(picture.view(), arguments);
+  CHECK(*part.settings().guidance_interval == std::array<double, 2>{0, 50});
+  CHECK(part.latents() != before);
+  arguments.guidance_interval.reset();
+  arguments.guidance_shape = "constant";
+  CHECK(pipeline.stream(picture.view(), arguments).settings().guidance_shape == "constant");
+  CHECK(pipeline.stream(picture.view(), arguments).latents() != before);
+}
+
 TEST_CASE("sigmas of the caller are used") {
   Pipeline &pipeline = shared_pipeline();
   const TestPicture picture = make_picture(64, 64);

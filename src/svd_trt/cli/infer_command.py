@@ -42,13 +42,16 @@ class _Numbers(click.ParamType):  # type: ignore[type-arg]  # generic from click
 
     name = "numbers"
 
+    def __init__(self, example: str) -> None:
+        self._example = example
+
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
         if isinstance(value, tuple):
             return value
         try:
             return tuple(float(part) for part in value.split(","))
         except ValueError:
-            self.fail(f"{shorten(value)!r} is not a list of numbers such as 700,100,10,1,0", param, ctx)
+            self.fail(f"{shorten(value)!r} is not a list of numbers such as {self._example}", param, ctx)
 
 
 class _Seeds(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.5 on
@@ -71,8 +74,8 @@ def _parameter_options(function: Callable[..., None]) -> Callable[..., None]:
     for name, spec in reversed(list(Parameters.fields().items())):
         low, high = spec.metadata.get("min"), spec.metadata.get("max")
         kind: Any
-        if name == "sigmas":
-            kind = _Numbers()
+        if "numbers" in spec.metadata:
+            kind = _Numbers(spec.metadata["numbers"])
         elif name == "seed":
             kind = _Seeds(low, high)
         elif "choices" in spec.metadata:
