@@ -74,14 +74,14 @@ class BranchInfo(msgspec.Struct, frozen=True):
 
 
 class GuidanceInfo(msgspec.Struct, frozen=True):
-    """Classifier-free guidance. By default, scales go linearly from ``first_frame`` to ``last_frame``, two arguments."""
+    """Classifier-free guidance. By default scales go linearly from ``first_frame`` to ``last_frame``, two arguments."""
 
     first_frame: str
     last_frame: str
     branches: tuple[BranchInfo, ...]
     """In the order of the axis ``branches``, and of passes if one pass takes fewer branches."""
     off_up_to: float
-    """If no scale is larger, only conditioned branches run, with weight 1. So do steps outside ``guidance_interval``."""
+    """If no scale is larger, only conditioned branches run, with weight 1; so it is outside ``guidance_interval``."""
 
 
 class PictureInfo(msgspec.Struct, frozen=True):
