@@ -48,10 +48,10 @@ _INSTEAD = {
     "num_images_per_prompt": "use num_videos_per_prompt=",
     "num_steps": "use num_inference_steps=",
     "prompt": "SVD takes a picture and no text",
-    "scheduler": "use sampler= and sigmas=",
+    "scheduler": "use sampler=, and schedule= or sigmas=",
     "steps": "use num_inference_steps=",
     "strength": "use noise_aug_strength=",
-    "timesteps": "use sigmas=",
+    "timesteps": "use schedule= or sigmas=",
     "torch_dtype": "the precision is chosen by `svd-trt build --precision`",
 }
 
@@ -61,7 +61,7 @@ _ATTRIBUTES = {
     "enable_sequential_cpu_offload": "use VideoPipeline.open(..., vram_budget=)",
     "enable_xformers_memory_efficient_attention": "engines have fused attention already",
     "image_encoder": "networks are engines; the executor can run one",
-    "scheduler": "use sampler= and sigmas= in the call",
+    "scheduler": "use sampler=, and schedule= or sigmas=, in the call",
     "set_progress_bar_config": "use progress= in the call",
     "to": "choose the device with VideoPipeline.open(..., device=), and the precision with `svd-trt build --precision`",
     "unet": "networks are engines; the executor can run one",

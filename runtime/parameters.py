@@ -7,19 +7,16 @@ video is generated with, and becomes the metadata of its file.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import InitVar, dataclass, field
 from typing import Any, TypedDict
-
-import numpy as np
-import PIL.ImageColor
 
 from svd_trt.engine.host import ArgumentInfo, ArgumentKind
 from svd_trt.engine.manifest import Manifest, SamplerInfo
 from svd_trt.engine.memory import MemoryPlan, MemoryRequest
 from svd_trt.engine.spec import LARGEST_STEPS, ModelInfo, Ranges
 from svd_trt.errors import ArgumentError
+from svd_trt.runtime.argument_values import choice_of, colour_of, number_of, seeds_of
 from svd_trt.runtime.framing import RESIZE_MODES, ResizeMode
 from svd_trt.runtime.guidance import (
     GUIDANCE_SHAPES,
@@ -28,16 +25,15 @@ from svd_trt.runtime.guidance import (
     guided_steps,
     largest_scale,
 )
-from svd_trt.runtime.picture_colours import ICC, Colour, Icc
+from svd_trt.runtime.picture_colours import ICC, Icc
+from svd_trt.runtime.quality_presets import QUALITIES
 from svd_trt.runtime.samplers import SAMPLERS
-from svd_trt.runtime.schedules import checkpoint_sigmas, custom_sigmas
-from svd_trt.units import shorten
+from svd_trt.runtime.schedules import SCHEDULES, checkpoint_sigmas, custom_sigmas
 
 __all__ = [
     "ParameterArguments",
     "Parameters",
     "Settings",
-    "colour_of",
     "describe_arguments",
     "guided_steps_of",
     "memory_request",
@@ -45,20 +41,36 @@ __all__ = [
 ]
 
 
+_DEFAULT_STEPS = 25
+
+
 def _option(default: Any, help_text: str, low: float | None = None, high: float | None = None) -> Any:
     return field(default=default, metadata={"help": help_text, "min": low, "max": high})
+
+
+def _presets() -> str:
+    """What each preset of `QUALITIES` sets, for the help: ``fast is ays 8 unic 0,50``."""
+    return ", ".join(f"{name} is {' '.join(map(_words, preset.values()))}" for name, preset in QUALITIES.items())
+
+
+def _words(value: Any) -> str:
+    return ",".join(f"{number:g}" for number in value) if isinstance(value, tuple) else str(value)
 
 
 @dataclass(frozen=True)
 class Parameters:
     """Arguments of a generation as the caller gives them. None leaves the choice to the bundle, or the seed to chance.
 
+    What ``quality`` sets takes the place of arguments that were not given.
+
     Raises:
-        ArgumentError: a value is not a number of its kind, or outside its limits.
+        ArgumentError: a value is not a number of its kind, or outside its limits, or two contradict each other.
     """
 
     num_frames: int | None = _option(None, "Frames to make.  [default: as the checkpoint was trained]", 1)
-    num_inference_steps: int = _option(25, "Denoising steps.", 1, LARGEST_STEPS)
+    num_inference_steps: int = _option(
+        None, f"Denoising steps.  [default: {_DEFAULT_STEPS}, or those of --quality]", 1, LARGEST_STEPS
+    )
     sigmas: tuple[float, ...] | None = field(
         default=None,
         metadata={
@@ -66,6 +78,13 @@ class Parameters:
             "numbers": "700,100,10,1,0",
             "min": None,
             "max": None,
+        },
+    )
+    schedule: str | None = field(
+        default=None,
+        metadata={
+            "help": "Noise levels by name; ays is Align Your Steps, for few steps.  [default: the checkpoint's]",
+            "choices": tuple(SCHEDULES),
         },
     )
     min_guidance_scale: float = _option(1.0, "Guidance of the first frame.", -100, 100)
@@ -115,6 +134,13 @@ class Parameters:
             "choices": tuple(SAMPLERS),
         },
     )
+    quality: str | None = field(
+        default=None,
+        metadata={
+            "help": f"Preset of arguments: {_presets()}. Options that are given win.",
+            "choices": tuple(QUALITIES),
+        },
+    )
     resize_mode: ResizeMode | None = field(
         default=None,
         metadata={
@@ -152,17 +178,22 @@ class Parameters:
             elif spec.name == "guidance_interval":
                 object.__setattr__(self, "guidance_interval", checked_interval(value))
             elif "choices" in spec.metadata:
-                if value not in spec.metadata["choices"]:
-                    raise ArgumentError(
-                        f"{spec.name} must be one of {', '.join(spec.metadata['choices'])}, not {_echo(value)}"
-                    )
+                object.__setattr__(self, spec.name, choice_of(spec.name, value, spec.metadata["choices"]))
             elif spec.name == "seed":
-                object.__setattr__(self, "seed", _seeds(value, spec.metadata))
+                object.__setattr__(self, "seed", seeds_of(value, spec.metadata))
             elif spec.name == "background":
                 colour_of(value)
             else:
                 kind = float if isinstance(spec.default, float) else int
-                object.__setattr__(self, spec.name, _number(spec.name, value, kind, spec.metadata))
+                object.__setattr__(self, spec.name, number_of(spec.name, value, kind, spec.metadata))
+        if self.sigmas is not None and self.schedule is not None:
+            raise ArgumentError("schedule and sigmas were both given; give one of them")
+        preset = dict(QUALITIES[self.quality]) if self.quality else {}
+        if self.sigmas is not None:
+            preset.pop("schedule", None)
+        for name, value in {"num_inference_steps": _DEFAULT_STEPS, **preset}.items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
 
     @classmethod
     def fields(cls) -> Mapping[str, dataclasses.Field[Any]]:
@@ -176,6 +207,7 @@ class ParameterArguments(TypedDict, total=False):
     num_frames: int | None
     num_inference_steps: int
     sigmas: Sequence[float] | None
+    schedule: str | None
     min_guidance_scale: float
     max_guidance_scale: float
     guidance_shape: GuidanceShape
@@ -189,6 +221,7 @@ class ParameterArguments(TypedDict, total=False):
     height: int | None
     width: int | None
     sampler: str | None
+    quality: str | None
     resize_mode: ResizeMode | None
     icc: Icc | None
     background: str | None
@@ -200,13 +233,16 @@ class Settings:
 
     Attributes:
         sigmas: noise levels, ``[num_inference_steps + 1]``.
+        schedule: its name; None if the noise levels are the caller's or the checkpoint's own.
+        quality: name of the preset; what it sets is in the other fields.
         seed: of all videos, or one for each; None if the caller passed a generator that had drawn numbers before.
-        custom_sigmas: whether the caller chose the noise levels; if not, they are the checkpoint's.
+        custom_sigmas: whether the caller gave the noise levels; if not, they are those of the schedule.
     """
 
     num_frames: int
     num_inference_steps: int
     sigmas: tuple[float, ...]
+    schedule: str | None
     min_guidance_scale: float
     max_guidance_scale: float
     guidance_shape: GuidanceShape
@@ -220,6 +256,7 @@ class Settings:
     height: int
     width: int
     sampler: str
+    quality: str | None
     resize_mode: ResizeMode
     icc: Icc
     background: str | None
@@ -232,7 +269,7 @@ class Settings:
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON. With ``seed`` and these arguments the video can be generated again.
 
-        ``sigmas`` is None if they are the checkpoint's.
+        ``sigmas`` is None if they are those of the schedule.
         """
         fields = dataclasses.asdict(self)
         fields["seed"] = list(self.seed) if isinstance(self.seed, tuple) else self.seed
@@ -251,6 +288,7 @@ def describe_arguments(model: ModelInfo, ranges: Ranges, sampler: SamplerInfo) -
         "resize_mode": "stretch",
         "icc": "ignore",
         "sampler": sampler.solver,
+        "num_inference_steps": _DEFAULT_STEPS,
     }
     described = {}
     for name, spec in Parameters.fields().items():
@@ -336,6 +374,7 @@ def resolve(
         num_inference_steps=parameters.num_inference_steps,
         sigmas=_sigmas(parameters, manifest),
         custom_sigmas=parameters.sigmas is not None,
+        schedule=parameters.schedule,
         min_guidance_scale=parameters.min_guidance_scale,
         max_guidance_scale=parameters.max_guidance_scale,
         guidance_shape=parameters.guidance_shape,
@@ -349,6 +388,7 @@ def resolve(
         height=request.height,
         width=request.width,
         sampler=parameters.sampler or manifest.sampler.solver,
+        quality=parameters.quality,
         resize_mode=parameters.resize_mode or "stretch",
         icc=parameters.icc or "ignore",
         background=parameters.background,
@@ -364,53 +404,5 @@ def guided_steps_of(given: Parameters | Settings, sigmas: Sequence[float]) -> tu
 def _sigmas(parameters: Parameters, manifest: Manifest) -> tuple[float, ...]:
     if parameters.sigmas is not None:
         return parameters.sigmas
-    return tuple(map(float, checkpoint_sigmas(manifest.sampler, parameters.num_inference_steps)))
-
-
-def colour_of(text: str) -> Colour:
-    """Red, green and blue of ``text``, a colour in the notation of CSS.
-
-    Raises:
-        ArgumentError: it is not one, or has an alpha.
-    """
-    try:
-        colour: tuple[int, ...] = PIL.ImageColor.getrgb(text)
-    except (ValueError, AttributeError, TypeError):  # the last two if it is no text
-        colour = ()
-    if len(colour) != 3:
-        raise ArgumentError(
-            f"background must be an opaque colour such as white, #ff8000 or rgb(255,128,0), not {_echo(text)}"
-        )
-    red, green, blue = colour
-    return red, green, blue
-
-
-def _echo(value: Any) -> str:
-    return shorten(repr(value))
-
-
-def _seeds(value: Any, limits: Mapping[str, Any]) -> int | tuple[int, ...]:
-    """One seed, or several."""
-    if hasattr(value, "get_state") or hasattr(value, "bit_generator"):
-        raise ArgumentError("seed must be a whole number; pass a generator of torch as generator=")
-    if not isinstance(value, list | tuple | range | np.ndarray) or np.ndim(value) == 0:
-        return int(_number("seed", value, int, limits))
-    if len(value) == 0:
-        raise ArgumentError("seed is an empty list; give one seed, or one for each video")
-    seeds = tuple(int(_number("each seed", seed, int, limits)) for seed in value)
-    return seeds[0] if len(seeds) == 1 else seeds
-
-
-def _number(name: str, value: Any, kind: type, limits: Mapping[str, Any]) -> Any:
-    low, high = limits["min"], limits["max"]
-    try:
-        number = kind(value)
-        exact = number == value and math.isfinite(number)
-    except (TypeError, ValueError, OverflowError):
-        exact = False
-    if not exact or isinstance(value, bool | str):
-        raise ArgumentError(f"{name} must be {'a number' if kind is float else 'a whole number'}, not {_echo(value)}")
-    if (low is not None and number < low) or (high is not None and number > high):
-        bounds = f"at least {low}" if high is None else f"{low} to {high}"
-        raise ArgumentError(f"{name} must be {bounds}, not {_echo(value)}")
-    return number
+    levels = checkpoint_sigmas if parameters.schedule is None else SCHEDULES[parameters.schedule]
+    return tuple(map(float, levels(manifest.sampler, parameters.num_inference_steps)))

@@ -15,6 +15,7 @@ from svd_trt.engine.decode_chunks import chunk_sizes
 from svd_trt.engine.memory import MemoryRequest
 from svd_trt.errors import ArgumentError
 from svd_trt.progress import Progress, ignore_progress
+from svd_trt.runtime.argument_values import colour_of
 from svd_trt.runtime.callback import StepCallback, bind_callback
 from svd_trt.runtime.cancellation import Cancellation
 from svd_trt.runtime.diffusers_call import check_names
@@ -24,7 +25,8 @@ from svd_trt.runtime.generation import Job, groups_of, latents_dtype
 from svd_trt.runtime.images import ImageInput, load_image, name_of, pictures_in
 from svd_trt.runtime.latents import checked_latents
 from svd_trt.runtime.noise import TorchGenerator
-from svd_trt.runtime.parameters import ParameterArguments, Parameters, colour_of, memory_request, resolve
+from svd_trt.runtime.parameters import ParameterArguments, Parameters, memory_request, resolve
+from svd_trt.runtime.samplers import known_harm
 from svd_trt.runtime.timings import Timings, timed
 from svd_trt.runtime.torch_state import TorchSources
 
@@ -81,6 +83,9 @@ def prepare(executor: Executor, given: Given) -> tuple[Job, list[PIL.Image.Image
         plan = executor.settle(request)  # checks the decode chunk before it loads
     seed, noise = _noise(parameters, generators)
     settings = resolve(parameters, manifest, request, plan, seed)
+    schedule = None if parameters.sigmas is not None else settings.schedule or manifest.sampler.schedule
+    if harm := known_harm(settings.sampler, schedule, settings.num_inference_steps):
+        notes.append(harm)
     chunks = chunk_sizes(request.videos * request.frames, settings.decode_chunk_size, manifest.ranges.chunk)
     for note in notes:  # now that nothing is refused any more
         _log.warning(note)

@@ -5,8 +5,9 @@ Notation follows Karras et al. 2022 (arXiv:2206.00364).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -14,11 +15,23 @@ from svd_trt.engine.manifest import SamplerInfo
 from svd_trt.errors import ArgumentError
 from svd_trt.units import shorten
 
-__all__ = ["adds_one", "checkpoint_sigmas", "custom_sigmas", "exponential_sigmas", "initial_std", "karras_sigmas"]
+__all__ = [
+    "SCHEDULES",
+    "adds_one",
+    "ays_sigmas",
+    "checkpoint_sigmas",
+    "custom_sigmas",
+    "exponential_sigmas",
+    "initial_std",
+    "karras_sigmas",
+]
 
 Floats = npt.NDArray[np.float32]
 
 _LARGEST_SIGMA = 1e6
+
+# Align Your Steps' levels for SVD, for 10 steps.
+_AYS = (700.0, 54.5, 15.886, 7.977, 4.248, 1.789, 0.981, 0.403, 0.173, 0.034, 0.002)
 
 
 def checkpoint_sigmas(info: SamplerInfo, steps: int) -> Floats:
@@ -51,6 +64,16 @@ def karras_sigmas(low: float, high: float, rho: float, steps: int) -> npt.NDArra
 def exponential_sigmas(low: float, high: float, steps: int) -> npt.NDArray[np.float64]:
     """Noise levels ``[steps]`` from ``high`` to ``low``, each the same part of the one before."""
     return np.asarray(np.exp(np.linspace(np.log(high), np.log(low), steps)), np.float64)
+
+
+def ays_sigmas(steps: int) -> Floats:
+    """The noise levels ``[steps + 1]`` of Align Your Steps for SVD (arXiv:2404.14507).
+
+    For other counts than 10, the logarithms of the levels are interpolated, as the authors do. The last level is 0.
+    """
+    places = np.linspace(0, len(_AYS) - 1, steps + 1)
+    sigmas = np.exp(np.interp(places, np.arange(len(_AYS)), np.log(_AYS)))
+    return np.append(sigmas[:-1], 0).astype(np.float32)
 
 
 def _spaced_sigmas(info: SamplerInfo, steps: int) -> npt.NDArray[np.float64]:
@@ -99,3 +122,11 @@ def initial_std(info: SamplerInfo, sigmas: Floats) -> float:
     """Standard deviation of the noise that sampling starts from (diffusers' ``init_noise_sigma``)."""
     highest = sigmas.max()
     return float(np.sqrt(highest**2 + 1)) if adds_one(info) else float(highest)
+
+
+SCHEDULES: Mapping[str, Callable[[SamplerInfo, int], Floats]] = {
+    "karras": lambda info, steps: checkpoint_sigmas(msgspec.structs.replace(info, schedule="karras"), steps),
+    "exponential": lambda info, steps: checkpoint_sigmas(msgspec.structs.replace(info, schedule="exponential"), steps),
+    "ays": lambda _, steps: ays_sigmas(steps),
+}
+"""Noise levels ``[steps + 1]`` by name. The first two go over the range that the checkpoint's configuration gives."""

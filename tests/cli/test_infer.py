@@ -328,11 +328,12 @@ def test_defaults_are_diffusers() -> None:
     from diffusers import StableVideoDiffusionPipeline
 
     theirs = inspect.signature(StableVideoDiffusionPipeline.__call__).parameters
-    for name, spec in Parameters.fields().items():
-        # diffusers has a generator, 576x1024 (decided by the bundle here) and a scheduler object instead, and does what
-        # stretch, ignore and None do
-        if name not in ("seed", "height", "width", "sampler", "resize_mode", "icc", "background"):
-            assert theirs[name].default == spec.default, name
+    # diffusers has a generator, 576x1024 (decided by the bundle here) and a scheduler object instead, and does what
+    # stretch, ignore and None do
+    ours = {"seed", "height", "width", "schedule", "sampler", "quality", "resize_mode", "icc", "background"}
+    ours |= {"guidance_shape", "guidance_interval"}
+    for name in Parameters.fields().keys() - ours:
+        assert theirs[name].default == getattr(Parameters(), name), name
 
 
 def test_a_budget_chooses_how_to_run(

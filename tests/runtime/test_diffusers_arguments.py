@@ -183,7 +183,7 @@ def test_callbacks_get_the_tensors_that_they_ask_for(dynamic_pipe: VideoPipeline
         ("num_inference_step", "use num_inference_steps="),
         ("output_typ", "use output_type="),
         ("generators", "use generator="),
-        ("timesteps", "use sigmas="),
+        ("timesteps", "use schedule= or sigmas="),
         ("manual_seed", "use seed="),
         ("prompt", "SVD takes a picture and no text"),
         ("xyz", "known are background, .*height"),

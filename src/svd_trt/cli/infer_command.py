@@ -54,6 +54,13 @@ class _Numbers(click.ParamType):  # type: ignore[type-arg]  # generic from click
             self.fail(f"{shorten(value)!r} is not a list of numbers such as {self._example}", param, ctx)
 
 
+class _Choice(click.Choice):  # type: ignore[type-arg]  # generic from click 8.2 on
+    """One of several words, which may be written with underscores."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return super().convert(value.replace("_", "-") if isinstance(value, str) else value, param, ctx)
+
+
 class _Seeds(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.5 on
     """A seed, or several separated by commas."""
 
@@ -79,7 +86,7 @@ def _parameter_options(function: Callable[..., None]) -> Callable[..., None]:
         elif name == "seed":
             kind = _Seeds(low, high)
         elif "choices" in spec.metadata:
-            kind = click.Choice(spec.metadata["choices"])
+            kind = _Choice(spec.metadata["choices"])
         elif "metavar" in spec.metadata:
             kind = click.STRING
         elif isinstance(spec.default, float):
