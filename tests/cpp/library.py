@@ -23,6 +23,7 @@ class Arguments(ct.Structure):
         ("num_inference_steps", ct.c_int64),
         ("sigmas", ct.POINTER(ct.c_double)),
         ("sigmas_count", ct.c_size_t),
+        ("schedule", ct.c_char_p),
         ("min_guidance_scale", ct.c_double),
         ("max_guidance_scale", ct.c_double),
         ("guidance_shape", ct.c_char_p),
@@ -38,6 +39,7 @@ class Arguments(ct.Structure):
         ("height", ct.c_int64),
         ("width", ct.c_int64),
         ("sampler", ct.c_char_p),
+        ("quality", ct.c_char_p),
         ("resize_mode", ct.c_char_p),
         ("background", ct.c_char_p),
     ]
@@ -114,6 +116,8 @@ class Library:
         self.check(self.dll.svd_trt_arguments_init(self.pipeline, ct.byref(given), size))
         kept = []
         for name, value in arguments.items():
+            if value is None:
+                continue
             if name in ("sigmas", "guidance_interval"):
                 kept.append((ct.c_double * len(value))(*value))
                 setattr(given, name, kept[-1])

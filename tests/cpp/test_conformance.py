@@ -16,6 +16,7 @@ from svd_trt import ArgumentError, Bundle, VideoPipeline
 from svd_trt.engine.manifest import read_manifest, write_manifest
 from svd_trt.engine.spec import Range, network_specs
 from svd_trt.export.fidelity import draw_picture
+from svd_trt.runtime.quality_presets import QUALITIES
 from tests.cpp.library import Library, RefusedError, opened
 
 LIBRARY = "libsvd_trt.so"
@@ -93,6 +94,17 @@ FP32 = {
     "an odd number of steps": ((144, 192), {"num_inference_steps": 5, "num_frames": 2}),
     "own sigmas": ((144, 192), {"sigmas": (300.0, 20.0, 2.0, 0.01)}),
     "DPM-Solver++": ((144, 192), {"sampler": "dpmpp-2m", "num_inference_steps": 4}),
+    "UniC": ((144, 192), {"sampler": "unic", "num_inference_steps": 4}),
+    "Adams-Bashforth": ((144, 192), {"sampler": "ab2", "schedule": "ays", "num_inference_steps": 16}),
+    "Adams-Bashforth that ends above 0": ((144, 192), {"sampler": "ab2", "sigmas": (700.0, 9.0, 2.0, 0.1)}),
+    "exponential": ((144, 192), {"schedule": "exponential", "num_inference_steps": 4}),
+    "Align Your Steps": ((144, 192), {"schedule": "ays", "sampler": "dpmpp_2m", "num_inference_steps": 7}),
+    **{name: ((144, 192), {"quality": name, "num_inference_steps": None}) for name in QUALITIES},
+    "what is given wins": (
+        (144, 192),
+        {"quality": "fast", "schedule": "karras", "sampler": "euler", "guidance_interval": (0, 1000)},
+    ),
+    "sigmas and a preset": ((144, 192), {"quality": "standard", "sigmas": (300.0, 20.0, 2.0, 0.01)}),
     "crop": ((200, 90), {"resize_mode": "crop"}),
     "pad": ((90, 200), {"resize_mode": "pad", "background": "#ff8000"}),
 }
@@ -183,7 +195,11 @@ def compare(
         {"height": 44},
         {"width": 168},
         {"decode_chunk_size": -1},
-        {"num_inference_steps": 0},
+        {"num_inference_steps": -1},
+        {"num_inference_steps": 1001, "quality": "draft"},
+        {"schedule": "linear"},
+        {"schedule": "ays", "sigmas": (1.0, 0.0)},
+        {"quality": "ultra"},
         {"num_videos_per_prompt": 1001},
         {"noise_aug_strength": -0.5},
         {"max_guidance_scale": 101},
@@ -196,7 +212,7 @@ def compare(
         {"sigmas": (1.0, 2.0)},
         {"sigmas": (1.0,)},
         {"fps": 0},
-        {"sampler": "dpm"},
+        {"sampler": "dpm_2"},
     ],
     ids=str,
 )

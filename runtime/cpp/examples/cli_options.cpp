@@ -19,6 +19,7 @@ Makes a video from each picture, a binary PPM. OUT is a file, or - for standard 
   --motion-bucket-id N          --noise-aug-strength X        --decode-chunk-size N
   --num-videos-per-prompt N     --seed N                      --height N
   --width N                     --sampler NAME                --resize-mode stretch|crop|pad
+  --schedule karras|exponential|ays                           --quality best|standard|fast|draft
   --background #RRGGBB
   --provider cpu|cuda|tensorrt|tensorrt-rtx                   --provider-library FILE
   --device cpu|cuda|cuda:N      --threads N                   --no-verify
@@ -115,7 +116,9 @@ std::map<std::string, Setter> setters(CliOptions &o, std::string &device) {
       {"--seed", [&a](const std::string &name, const std::string &text) { a.seed = seed(name, text); }},
       {"--height", integer(a.height)},
       {"--width", integer(a.width)},
+      {"--schedule", word(a.schedule)},
       {"--sampler", word(a.sampler)},
+      {"--quality", word(a.quality)},
       {"--resize-mode", word(a.resize_mode)},
       {"--background", word(a.background)},
       {"--provider", word(o.open.provider)},

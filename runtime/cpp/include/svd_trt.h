@@ -99,9 +99,10 @@ SVD_TRT_API svd_trt_status svd_trt_pipeline_manifest(svd_trt_pipeline *pipeline,
 typedef struct svd_trt_arguments {
   size_t size;
   int64_t num_frames;
-  int64_t num_inference_steps; /* not used if there are sigmas */
-  const double *sigmas;        /* noise levels to step through; NULL: the checkpoint's */
+  int64_t num_inference_steps; /* 0: those of the quality, or the bundle's default; not used if there are sigmas */
+  const double *sigmas;        /* noise levels to step through; NULL: those of the schedule */
   size_t sigmas_count;
+  const char *schedule; /* "karras", "exponential" or "ays" (Align Your Steps); NULL: the checkpoint's */
   double min_guidance_scale;
   double max_guidance_scale;
   const char *guidance_shape;      /* "linear" (NULL), "constant" or "triangular" */
@@ -116,7 +117,9 @@ typedef struct svd_trt_arguments {
   int32_t reserved;
   int64_t height;
   int64_t width;
-  const char *sampler;     /* NULL: the bundle's default */
+  const char *sampler;     /* "euler", "unic", "dpmpp-2m" or "ab2"; NULL: the bundle's default */
+  const char *quality;     /* "best", "standard", "fast" or "draft": sets steps, schedule, sampler and
+                            * guidance_interval if they are not given; NULL: nothing */
   const char *resize_mode; /* "stretch" (NULL), "crop" or "pad" */
   const char *background;  /* colour of the bars of "pad": "#rrggbb", "black" or "white"; NULL: black */
 } svd_trt_arguments;

@@ -68,6 +68,7 @@ struct Arguments {
   std::optional<int64_t> num_frames;
   std::optional<int64_t> num_inference_steps;
   std::optional<std::vector<double>> sigmas;
+  std::optional<std::string> schedule;
   std::optional<double> min_guidance_scale;
   std::optional<double> max_guidance_scale;
   std::optional<std::string> guidance_shape;
@@ -81,6 +82,7 @@ struct Arguments {
   std::optional<int64_t> height;
   std::optional<int64_t> width;
   std::optional<std::string> sampler;
+  std::optional<std::string> quality;
   std::optional<std::string> resize_mode;
   std::optional<std::string> background;
 };
@@ -90,6 +92,7 @@ struct Settings {
   int64_t num_frames;
   int64_t num_inference_steps;
   std::vector<double> sigmas;
+  std::string schedule; // empty if the noise levels are the caller's or the checkpoint's own
   double min_guidance_scale;
   double max_guidance_scale;
   std::string guidance_shape;
@@ -103,6 +106,7 @@ struct Settings {
   int64_t height;
   int64_t width;
   std::string sampler;
+  std::string quality; // empty without a preset
   std::string resize_mode;
 };
 
@@ -172,6 +176,7 @@ public:
     return {s.num_frames,
             s.num_inference_steps,
             {s.sigmas, s.sigmas + s.sigmas_count},
+            s.schedule == nullptr ? "" : s.schedule,
             s.min_guidance_scale,
             s.max_guidance_scale,
             s.guidance_shape,
@@ -185,6 +190,7 @@ public:
             s.height,
             s.width,
             s.sampler,
+            s.quality == nullptr ? "" : s.quality,
             s.resize_mode};
   }
 
@@ -315,7 +321,9 @@ private:
     svd_trt_arguments c;
     check(svd_trt_arguments_init(handle_, &c, sizeof c));
     c.num_frames = a.num_frames.value_or(c.num_frames);
-    c.num_inference_steps = a.num_inference_steps.value_or(c.num_inference_steps);
+    if (a.num_inference_steps == 0) // which in C is the default
+      throw Error(SVD_TRT_ARGUMENT_ERROR, "num_inference_steps must be 1 to 1000, not 0");
+    c.num_inference_steps = a.num_inference_steps.value_or(0);
     if (a.sigmas) {
       static const double none = 0; // an empty list is not the same as no list
       c.sigmas = a.sigmas->empty() ? &none : a.sigmas->data();
@@ -336,6 +344,8 @@ private:
     c.has_seed = a.seed.has_value();
     c.height = a.height.value_or(c.height);
     c.width = a.width.value_or(c.width);
+    if (a.schedule) c.schedule = a.schedule->c_str();
+    if (a.quality) c.quality = a.quality->c_str();
     if (a.sampler) c.sampler = a.sampler->c_str();
     if (a.resize_mode) c.resize_mode = a.resize_mode->c_str();
     if (a.background) c.background = a.background->c_str();

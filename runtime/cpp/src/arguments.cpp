@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <cmath>
+#include <map>
+#include <optional>
 #include <random>
 
 #include "chunks.hpp"
@@ -44,13 +46,57 @@ void check_side(const std::string &name, int64_t value, const Manifest &manifest
 
 std::string choice(const char *given, const std::string &name, const std::string &fallback,
                    const std::vector<std::string> &choices) {
-  const std::string value = given == nullptr ? fallback : given;
+  std::string value = given == nullptr ? fallback : given;
+  std::replace(value.begin(), value.end(), '_', '-');
   if (std::find(choices.begin(), choices.end(), value) == choices.end()) {
     std::string all;
     for (const std::string &one : choices) all += (all.empty() ? "" : ", ") + one;
-    throw argument_error(name + " must be one of " + all + ", not " + echoed(value));
+    throw argument_error(name + " must be one of " + all + ", not " + echoed(given == nullptr ? fallback : given));
   }
   return value;
+}
+
+// Arguments of a quality, which count if the caller does not give them; as in runtime/quality_presets.py.
+struct Preset {
+  std::string schedule;
+  int64_t num_inference_steps;
+  std::string sampler;
+  std::optional<std::array<double, 2>> guidance_interval;
+};
+
+const std::map<std::string, Preset> kPresets{
+    {"best", {"karras", 25, "unic", {}}},
+    {"standard", {"ays", 10, "unic", {}}},
+    {"fast", {"ays", 8, "unic", {{0, 50}}}},
+    {"draft", {"ays", 5, "euler", {}}},
+};
+
+// Decides the noise levels, the sampler and where guidance acts.
+void choose_steps(Settings &s, const svd_trt_arguments &given, const Manifest &manifest) {
+  if (given.sigmas == nullptr && given.sigmas_count != 0)
+    throw argument_error("sigmas is null, and sigmas_count is not 0");
+  const auto steps = static_cast<int64_t>(manifest.arguments.at("num_inference_steps").default_number.value_or(25));
+  Preset preset{"", steps, manifest.sampler.solver, {}};
+  if (given.quality != nullptr) {
+    s.quality = choice(given.quality, "quality", "", {"best", "standard", "fast", "draft"});
+    preset = kPresets.at(s.quality);
+  }
+  const std::vector<std::string> schedules{"karras", "exponential", "ays"};
+  if (given.schedule != nullptr) s.schedule = choice(given.schedule, "schedule", "", schedules);
+  s.sampler = choice(given.sampler, "sampler", preset.sampler, {"euler", "unic", "dpmpp-2m", "ab2"});
+  s.guidance_interval = preset.guidance_interval;
+  if (given.guidance_interval != nullptr) s.guidance_interval = checked_interval(given.guidance_interval);
+  if (given.sigmas == nullptr) {
+    const int64_t count = given.num_inference_steps != 0 ? given.num_inference_steps : preset.num_inference_steps;
+    check_limits("num_inference_steps", count, manifest);
+    if (given.schedule == nullptr) s.schedule = preset.schedule;
+    s.sigmas = named_sigmas(s.schedule, manifest.sampler, count);
+  } else {
+    if (given.schedule != nullptr) throw argument_error("schedule and sigmas were both given; give one of them");
+    s.sigmas = custom_sigmas(given.sigmas, given.sigmas_count);
+    check_limits("num_inference_steps", static_cast<int64_t>(s.sigmas.size()) - 1, manifest);
+  }
+  s.num_inference_steps = static_cast<int64_t>(s.sigmas.size()) - 1;
 }
 
 std::array<uint8_t, 3> colour(const char *given) {
@@ -104,7 +150,6 @@ svd_trt_arguments default_arguments(const Manifest &manifest) {
   svd_trt_arguments a{};
   a.size = sizeof a;
   a.num_frames = whole("num_frames");
-  a.num_inference_steps = whole("num_inference_steps");
   a.min_guidance_scale = number("min_guidance_scale");
   a.max_guidance_scale = number("max_guidance_scale");
   a.fps = whole("fps");
@@ -118,16 +163,7 @@ svd_trt_arguments default_arguments(const Manifest &manifest) {
 
 Settings resolve(const svd_trt_arguments &given, const Manifest &manifest, size_t pictures) {
   Settings s{};
-  if (given.sigmas == nullptr && given.sigmas_count != 0)
-    throw argument_error("sigmas is null, and sigmas_count is not 0");
-  if (given.sigmas == nullptr) {
-    check_limits("num_inference_steps", given.num_inference_steps, manifest);
-    s.sigmas = checkpoint_sigmas(manifest.sampler, given.num_inference_steps);
-  } else {
-    s.sigmas = custom_sigmas(given.sigmas, given.sigmas_count);
-    check_limits("num_inference_steps", static_cast<int64_t>(s.sigmas.size()) - 1, manifest);
-  }
-  s.num_inference_steps = static_cast<int64_t>(s.sigmas.size()) - 1;
+  choose_steps(s, given, manifest);
   check_limits("min_guidance_scale", given.min_guidance_scale, manifest);
   check_limits("max_guidance_scale", given.max_guidance_scale, manifest);
   check_limits("fps", given.fps, manifest);
@@ -141,10 +177,8 @@ Settings resolve(const svd_trt_arguments &given, const Manifest &manifest, size_
   s.num_frames = given.num_frames, s.height = given.height, s.width = given.width;
   s.min_guidance_scale = given.min_guidance_scale, s.max_guidance_scale = given.max_guidance_scale;
   s.guidance_shape = choice(given.guidance_shape, "guidance_shape", "linear", {"linear", "constant", "triangular"});
-  if (given.guidance_interval != nullptr) s.guidance_interval = checked_interval(given.guidance_interval);
   s.fps = given.fps, s.motion_bucket_id = given.motion_bucket_id, s.noise_aug_strength = given.noise_aug_strength;
   s.num_videos_per_prompt = given.num_videos_per_prompt;
-  s.sampler = choice(given.sampler, "sampler", manifest.sampler.solver, {"euler", "dpmpp-2m"});
   s.resize_mode = choice(given.resize_mode, "resize_mode", "stretch", {"stretch", "crop", "pad"});
   s.resize = s.resize_mode == "crop"  ? ResizeMode::crop
              : s.resize_mode == "pad" ? ResizeMode::pad

@@ -26,7 +26,9 @@ struct Settings {
   int64_t decode_chunk_size, num_videos_per_prompt;
   uint64_t seed;
   int64_t height, width;
+  std::string schedule; // empty if the sigmas are the caller's or the checkpoint's own
   std::string sampler, resize_mode;
+  std::string quality; // empty without a preset
   ResizeMode resize;
   std::array<uint8_t, 3> background;
 

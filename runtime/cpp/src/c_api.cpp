@@ -296,6 +296,8 @@ svd_trt_status svd_trt_stream_settings(svd_trt_stream *stream, svd_trt_arguments
     a.decode_chunk_size = s.decode_chunk_size, a.num_videos_per_prompt = s.num_videos_per_prompt;
     a.seed = s.seed, a.has_seed = 1;
     a.height = s.height, a.width = s.width;
+    a.schedule = s.schedule.empty() ? nullptr : s.schedule.c_str();
+    a.quality = s.quality.empty() ? nullptr : s.quality.c_str();
     a.sampler = s.sampler.c_str(), a.resize_mode = s.resize_mode.c_str();
     a.background = found->background.c_str();
     write(settings, settings->size, a, "svd_trt_arguments");

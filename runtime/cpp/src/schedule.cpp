@@ -53,6 +53,31 @@ std::vector<double> line(double first, double last, int64_t count) {
   return numbers;
 }
 
+// Align Your Steps for SVD (arXiv:2404.14507): ten published steps, other counts by their logarithms.
+std::vector<float> ays_sigmas(int64_t steps) {
+  std::vector<double> levels{700, 54.5, 15.886, 7.977, 4.248, 1.789, 0.981, 0.403, 0.173, 0.034, 0.002};
+  for (double &level : levels) level = std::log(level);
+  const double last = static_cast<double>(levels.size() - 1);
+  std::vector<float> sigmas;
+  for (int64_t i = 0; i < steps; ++i)
+    sigmas.push_back(static_cast<float>(
+        std::exp(interpolated(levels, static_cast<double>(i) * (last / static_cast<double>(steps))))));
+  sigmas.push_back(0);
+  return sigmas;
+}
+
+// What `solver` adds to Euler's step from `now` to `next`, as a weight of the change of the denoised latents since the
+// level `before`. 0 where there is no line through two levels.
+double second_order(const std::string &solver, double before, double now, double next, bool last_of_few) {
+  if (before == now) return 0;
+  const double width = std::log(before / now);
+  if (solver == "unic") return next / now * (1 + std::expm1(-width) / width);
+  if (next == 0) return 0;
+  if (solver == "dpmpp-2m") return last_of_few ? 0 : (1 - next / now) * std::log(now / next) / (2 * width);
+  if (solver == "ab2") return (now - next - next * std::log(now / next)) / (before - now);
+  return 0;
+}
+
 } // namespace
 
 std::vector<float> checkpoint_sigmas(const Sampler &sampler, int64_t steps) {
@@ -71,6 +96,13 @@ std::vector<float> checkpoint_sigmas(const Sampler &sampler, int64_t steps) {
   }
   sigmas.push_back(sampler.final_sigma ? *sampler.final_sigma : sigmas.back());
   return {sigmas.begin(), sigmas.end()};
+}
+
+std::vector<float> named_sigmas(const std::string &schedule, const Sampler &sampler, int64_t steps) {
+  if (schedule == "ays") return ays_sigmas(steps);
+  Sampler named = sampler;
+  if (!schedule.empty()) named.schedule = schedule;
+  return checkpoint_sigmas(named, steps);
 }
 
 std::vector<float> custom_sigmas(const double *values, size_t count) {
@@ -98,12 +130,10 @@ double initial_scale(const std::string &rule, const std::vector<float> &sigmas) 
 std::vector<Row> step_table(const std::string &solver, const std::vector<float> &sigmas) {
   std::vector<Row> table;
   const size_t steps = sigmas.size() - 1;
-  const bool last_is_full = sigmas.back() != 0 && steps >= kStepsForAFullLastStep;
   for (size_t i = 0; i < steps; ++i) {
     const double sigma = sigmas[i], next = sigmas[i + 1], ratio = next / sigma, root = std::sqrt(sigma * sigma + 1);
-    double second = 0; // weight of the change since the step before
-    if (solver == "dpmpp-2m" && i > 0 && (i + 1 < steps || last_is_full))
-      second = (1 - ratio) * std::log(sigma / next) / (2 * std::log(static_cast<double>(sigmas[i - 1]) / sigma));
+    const bool last_of_few = i + 1 == steps && steps < kStepsForAFullLastStep;
+    const double second = i == 0 ? 0 : second_order(solver, sigmas[i - 1], sigma, next, last_of_few);
     const std::array<double, kCoefficients> row{
         1 / root, 0.25 * std::log(sigma), 1 / (root * root), -sigma / root, ratio, 1 - ratio + second, -second};
     Row rounded;

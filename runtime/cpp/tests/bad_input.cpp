@@ -180,7 +180,7 @@ TEST_CASE("arguments outside their limits") {
   CHECK(contains(with(&A::num_frames, 1), "num_frames 1 is outside what this bundle was built for (2 to "));
   CHECK(contains(with(&A::num_frames, 100000), "build one with another --frames"));
   CHECK(contains(with(&A::num_frames, std::numeric_limits<int64_t>::min()), "num_frames"));
-  CHECK(with(&A::num_inference_steps, 0) == "num_inference_steps must be 1 to 1000, not 0");
+  CHECK(with(&A::num_inference_steps, -1) == "num_inference_steps must be 1 to 1000, not -1");
   CHECK(with(&A::num_inference_steps, 1001) == "num_inference_steps must be 1 to 1000, not 1001");
   CHECK(with(&A::min_guidance_scale, nan) == "min_guidance_scale must be a number, not nan");
   CHECK(with(&A::max_guidance_scale, infinity) == "max_guidance_scale must be a number, not inf");
@@ -192,7 +192,9 @@ TEST_CASE("arguments outside their limits") {
   CHECK(with(&A::decode_chunk_size, -1) == "decode_chunk_size must be at least 1, not -1");
   CHECK(contains(with(&A::height, 0), "height 0 is outside what this bundle was built for"));
   CHECK(contains(with(&A::width, 33), "width 33 is "));
-  CHECK(with(&A::sampler, "dpm") == "sampler must be one of euler, dpmpp-2m, not 'dpm'");
+  CHECK(with(&A::sampler, "dpm") == "sampler must be one of euler, unic, dpmpp-2m, ab2, not 'dpm'");
+  CHECK(with(&A::schedule, "linear") == "schedule must be one of karras, exponential, ays, not 'linear'");
+  CHECK(with(&A::quality, "ultra") == "quality must be one of best, standard, fast, draft, not 'ultra'");
   CHECK(with(&A::resize_mode, "zoom") == "resize_mode must be one of stretch, crop, pad, not 'zoom'");
   CHECK(contains(with(&A::background, "#12345"), "background must be black, white or a colour such as #ff8000"));
   const std::string long_text(100000, 'x');
@@ -206,6 +208,9 @@ TEST_CASE("sigmas that cannot be used") {
   CHECK(open.refused(SVD_TRT_ARGUMENT_ERROR) == "sigmas is null, and sigmas_count is not 0");
   open.arguments.sigmas = values;
   CHECK(open.refused(SVD_TRT_ARGUMENT_ERROR) == "sigmas must decrease, and 1, 2, 0 do not");
+  open.arguments.schedule = "ays";
+  CHECK(open.refused(SVD_TRT_ARGUMENT_ERROR) == "schedule and sigmas were both given; give one of them");
+  open.arguments.schedule = nullptr;
   open.arguments.sigmas_count = 0;
   CHECK(contains(open.refused(SVD_TRT_ARGUMENT_ERROR), "at least two numbers"));
   open.arguments.sigmas = not_a_number, open.arguments.sigmas_count = 2;

@@ -67,6 +67,8 @@ TEST_CASE("settings have every default decided") {
   CHECK(settings.decode_chunk_size >= 1);
   CHECK(settings.num_videos_per_prompt == 1);
   CHECK(settings.sampler == "euler");
+  CHECK(settings.schedule.empty());
+  CHECK(settings.quality.empty());
   CHECK(settings.resize_mode == "stretch");
   CHECK(pipeline.manifest().find("\"schema_version\"") != std::string::npos);
 }
@@ -88,6 +90,28 @@ TEST_CASE("guidance has a shape, and an interval of noise levels") {
   arguments.guidance_shape = "constant";
   CHECK(pipeline.stream(picture.view(), arguments).settings().guidance_shape == "constant");
   CHECK(pipeline.stream(picture.view(), arguments).latents() != before);
+}
+
+TEST_CASE("a quality sets what is not given") {
+  Pipeline &pipeline = shared_pipeline();
+  const TestPicture picture = make_picture(64, 64);
+  Arguments arguments;
+  arguments.quality = "fast";
+  Settings settings = pipeline.stream(picture.view(), arguments).settings();
+  CHECK(settings.quality == "fast");
+  CHECK(settings.schedule == "ays");
+  CHECK(settings.sampler == "unic");
+  CHECK(settings.num_inference_steps == 8);
+  CHECK(settings.sigmas.size() == 9);
+  CHECK(settings.guidance_interval == std::array<double, 2>{0, 50});
+  arguments.num_inference_steps = 25;
+  arguments.sampler = "dpmpp_2m";
+  settings = pipeline.stream(picture.view(), arguments).settings();
+  CHECK(settings.num_inference_steps == 25);
+  CHECK(settings.sampler == "dpmpp-2m");
+  CHECK(settings.schedule == "ays");
+  arguments.num_inference_steps = 0;
+  CHECK_THROWS_WITH(pipeline.stream(picture.view(), arguments), "num_inference_steps must be 1 to 1000, not 0");
 }
 
 TEST_CASE("sigmas of the caller are used") {
