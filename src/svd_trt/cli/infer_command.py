@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import click
 import numpy as np
@@ -16,6 +15,7 @@ from rich.progress import TaskID
 
 from svd_trt.cli.console import Bars, log_to, print_json, stderr
 from svd_trt.cli.layer_profile import check_profile, print_slowest_layers, write_profile
+from svd_trt.cli.parameter_options import parameter_options
 from svd_trt.cli.sizes import ByteSize, FrameRate
 from svd_trt.errors import OutputError
 from svd_trt.progress import Progress
@@ -28,84 +28,13 @@ from svd_trt.runtime.parameters import Parameters, Settings
 from svd_trt.runtime.picture_files import local_path
 from svd_trt.runtime.pipeline import VideoPipeline
 from svd_trt.runtime.video import FORMATS, STREAMS, BackgroundWriter, check_output, exact_rate, numbered, open_writer
-from svd_trt.units import format_bytes, format_seconds, shorten
+from svd_trt.units import format_bytes, format_seconds
 
 __all__ = ["command"]
 
 _STDIN = "-"
 _STDOUT = "-"
 _FRAMES_QUEUED = 4
-
-
-class _Numbers(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.5 on
-    """Numbers separated by commas."""
-
-    name = "numbers"
-
-    def __init__(self, example: str) -> None:
-        self._example = example
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
-        if isinstance(value, tuple):
-            return value
-        try:
-            return tuple(float(part) for part in value.split(","))
-        except ValueError:
-            self.fail(f"{shorten(value)!r} is not a list of numbers such as {self._example}", param, ctx)
-
-
-class _Choice(click.Choice):  # type: ignore[type-arg]  # generic from click 8.2 on
-    """One of several words, which may be written with underscores."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        return super().convert(value.replace("_", "-") if isinstance(value, str) else value, param, ctx)
-
-
-class _Seeds(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.5 on
-    """A seed, or several separated by commas."""
-
-    name = "integers"
-
-    def __init__(self, low: int, high: int) -> None:
-        self._one = click.IntRange(low, high)
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | tuple[int, ...]:
-        if not isinstance(value, str):
-            return cast("int | tuple[int, ...]", value)
-        seeds = tuple(self._one.convert(cast("Any", part), param, ctx) for part in value.split(","))
-        return seeds[0] if len(seeds) == 1 else seeds
-
-
-def _parameter_options(function: Callable[..., None]) -> Callable[..., None]:
-    """Add an option for every field of `Parameters`, with its default, limits and help."""
-    for name, spec in reversed(list(Parameters.fields().items())):
-        low, high = spec.metadata.get("min"), spec.metadata.get("max")
-        kind: Any
-        if "numbers" in spec.metadata:
-            kind = _Numbers(spec.metadata["numbers"])
-        elif name == "seed":
-            kind = _Seeds(low, high)
-        elif "choices" in spec.metadata:
-            kind = _Choice(spec.metadata["choices"])
-        elif "metavar" in spec.metadata:
-            kind = click.STRING
-        elif isinstance(spec.default, float):
-            kind = click.FloatRange(low, high)
-        else:
-            kind = click.IntRange(low, high)
-        flag = f"--{name.replace('_', '-')}"
-        shown = spec.default is not None
-        option = click.option(
-            flag,
-            name,
-            type=kind,
-            metavar=spec.metadata.get("metavar"),
-            default=spec.default,
-            show_default=shown,
-            help=spec.metadata["help"],
-        )
-        function = option(function)
-    return function
 
 
 def _formats() -> str:
@@ -142,7 +71,7 @@ def _formats() -> str:
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.argument("images", metavar="IMAGE...", nargs=-1, required=True)
 @click.option("-o", "--output", required=True, metavar="OUT", help="File or folder to write, or - for standard output.")
-@_parameter_options
+@parameter_options
 @click.option(
     "--output-fps",
     type=FrameRate(),
