@@ -22,8 +22,10 @@ __all__ = [
     "BEGIN",
     "END",
     "Rows",
+    "as_table",
     "describe",
     "main_rows",
+    "markdown_list",
     "markdown_page",
     "markdown_table",
     "not_measured",
@@ -133,10 +135,11 @@ def not_measured(result: Result) -> list[str]:
 def tables(result: Result) -> list[Table]:
     """The result for a terminal."""
     rows = [main_rows(result), stage_rows(result)]
-    return [_table(r) for r in ([*rows, curve_rows(result.curves)] if result.curves else rows)]
+    return [as_table(r) for r in ([*rows, curve_rows(result.curves)] if result.curves else rows)]
 
 
-def _table(rows: Rows) -> Table:
+def as_table(rows: Rows) -> Table:
+    """The rows for a terminal; columns after the first are aligned right."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for index, name in enumerate(rows[0]):
         table.add_column(name, justify="left" if index == 0 else "right", no_wrap=index == 0)
@@ -147,11 +150,11 @@ def _table(rows: Rows) -> Table:
 
 def markdown_page(result: Result) -> str:
     """The whole result in Markdown."""
-    parts = [_markdown_list(describe(result)), markdown_table(main_rows(result)), markdown_table(stage_rows(result))]
+    parts = [markdown_list(describe(result)), markdown_table(main_rows(result)), markdown_table(stage_rows(result))]
     if result.curves:
         parts.append(markdown_table(curve_rows(result.curves)))
     if reasons := not_measured(result):
-        parts.append(f"Not measured:\n\n{_markdown_list(reasons)}")
+        parts.append(f"Not measured:\n\n{markdown_list(reasons)}")
     return "\n\n".join(parts) + "\n"
 
 
@@ -162,7 +165,8 @@ def markdown_table(rows: Rows) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in (header, rule, *body))
 
 
-def _markdown_list(lines: Sequence[str]) -> str:
+def markdown_list(lines: Sequence[str]) -> str:
+    """The lines as a list in Markdown."""
     return "\n".join(f"- {line}" for line in lines)
 
 
@@ -174,7 +178,7 @@ def section(results: Sequence[tuple[Path, Result]], page: Path) -> str:
         parts.append(markdown_table(main_rows(result)))
         if result.curves:
             parts.append(markdown_table(curve_rows(result.curves)))
-        parts.append(_markdown_list(describe(result)))
+        parts.append(markdown_list(describe(result)))
         axes = dict.fromkeys(curve.axis.replace("_", "-") for curve in result.curves)
         plots = {"speed": "speed against eager diffusers"} | {f"curve-{a}": f"time and memory by {a}" for a in axes}
         for name, title in plots.items():

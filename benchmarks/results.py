@@ -34,6 +34,7 @@ __all__ = [
     "Summary",
     "Workload",
     "encode_result",
+    "encode_rounded",
     "read_result",
     "write_file",
     "write_result",
@@ -220,7 +221,12 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def encode_result(result: Result) -> bytes:
-    """The content of a result file: indented JSON, numbers with six significant digits."""
+    """The content of a result file."""
+    return encode_rounded(result)
+
+
+def encode_rounded(result: msgspec.Struct) -> bytes:
+    """``result`` as indented JSON, numbers with six significant digits."""
     rounded = _rounded(msgspec.to_builtins(result))
     return msgspec.json.format(msgspec.json.encode(rounded), indent=1) + b"\n"
 

@@ -27,32 +27,33 @@ from svd_trt.progress import Progress
 if TYPE_CHECKING:
     from svd_trt.benchmarks.results import Result
 
-__all__ = ["command"]
+__all__ = ["command", "command_line"]
 
 _PRESETS = ("tiny", "mid", "svd", "svd-xt")
 _AXES = ("frames", "steps", "pixels", "decode-chunk-size")
-_REPORTS = ("plot", "compare")
-_PATH_OPTIONS = ("-o", "--output", "--markdown", "--cache")
+_SUBCOMMANDS = {"quality": "bench_quality", "plot": "bench_reports", "compare": "bench_reports"}
+"""The module of each."""
+_PATH_OPTIONS = ("-o", "--output", "--markdown", "--plot", "--cache")
 _BUSY = 0.5  # load for each thread above which figures are noisy
 
 
-class _WithReports(click.Group):
-    """Measures if no subcommand is given; the subcommands read results."""
+class _WithSubcommands(click.Group):
+    """Measures speed if no subcommand is given."""
 
     def list_commands(self, _ctx: click.Context) -> list[str]:
-        return list(_REPORTS)
+        return list(_SUBCOMMANDS)
 
     def get_command(self, _ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in _REPORTS:
+        if cmd_name not in _SUBCOMMANDS:
             return None
-        return cast(click.Command, getattr(import_module("svd_trt.cli.bench_reports"), cmd_name))
+        return cast(click.Command, getattr(import_module(f"svd_trt.cli.{_SUBCOMMANDS[cmd_name]}"), cmd_name))
 
 
 @click.group(
     "bench",
-    cls=_WithReports,
+    cls=_WithSubcommands,
     invoke_without_command=True,
-    subcommand_metavar="[plot|compare] ...",
+    subcommand_metavar="[quality|plot|compare] ...",
     short_help="Measure svd-trt beside diffusers, torch.compile and others.",
 )
 @click.option("--preset", type=click.Choice(_PRESETS), help="Measure random weights at this size.  [default: mid]")
@@ -264,7 +265,7 @@ def _run(
             work=work,
             picture=image,
             bundles=Bundles(workload, folder, bundle, progress),
-            command=_command_line(sys.argv[1:]),
+            command=command_line(sys.argv[1:]),
             gpu=gpu,
             progress=progress,
             timeout=timeout,
@@ -291,7 +292,7 @@ def _bar(bars: Bars) -> Progress:
     return progress
 
 
-def _command_line(arguments: Sequence[str]) -> str:
+def command_line(arguments: Sequence[str]) -> str:
     """The command line for the record, without the paths that it writes to."""
     kept: list[str] = []
     skip = False

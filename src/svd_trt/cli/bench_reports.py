@@ -20,17 +20,25 @@ _FILE = click.Path(path_type=Path)
 @click.argument("file", type=_FILE)
 @click.option("-o", "--output", type=click.Path(path_type=Path, file_okay=False), help="Folder.  [default: FILE's]")
 def plot(file: Path, output: Path | None) -> None:
-    """Draw the result FILE as PNG plots: speed, stages, memory, fidelity, and its curves.
+    """Draw the result FILE as PNG plots: speed, stages, memory, fidelity, and its curves; or quality.
 
     \b
     Example:
         svd-trt bench plot mid.json       (mid-speed.png, mid-stages.png, ...)
+        svd-trt bench plot quality.json   (quality.png, of `svd-trt bench quality`)
     """
     try:
         from svd_trt.benchmarks.plots import plot_result
+        from svd_trt.benchmarks.quality import is_quality, read_quality
+        from svd_trt.benchmarks.quality_plot import plot_quality
         from svd_trt.benchmarks.results import read_result
     except ImportError as error:
         raise MissingDependencyError("svd-trt bench plot", "bench") from error
+    if is_quality(file):
+        path = (output or file.parent) / f"{file.stem}.png"
+        plot_quality(read_quality(file), path)
+        click.echo(path)
+        return
     for path in plot_result(read_result(file), output or file.parent, file.stem):
         click.echo(path)
 
