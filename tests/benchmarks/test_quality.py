@@ -14,6 +14,7 @@ import pytest
 from matplotlib.text import Annotation
 
 from svd_trt import VideoPipeline
+from svd_trt.benchmarks import quality
 from svd_trt.benchmarks.quality import (
     Point,
     QualityResult,
@@ -197,6 +198,26 @@ def test_without_clips_errors_are_to_the_reference(small_bundle: Path) -> None:
     assert one["error"] == pytest.approx(10 ** (-one["psnr_db"] / 20), rel=1e-3)
     done = invoke("bench", "quality", small_bundle, "--variant", "--num-inference-steps 1", *common)
     assert "error to the reference" in done.stdout
+
+
+def test_an_interrupt_keeps_what_is_done(small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+
+    def make(*arguments: Any) -> Any:
+        made.append(arguments)
+        if len(made) == 3:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    real = quality._make
+    monkeypatch.setattr(quality, "_make", make)
+    variants = [part for n in (1, 2) for part in ("--variant", f"--num-inference-steps {n}")]
+    path = tmp_path / "q.json"
+    common = ("--num-frames", "2", "--reference", "--num-inference-steps 2", "--backend", "onnxruntime", "-o", path)
+    done = invoke("bench", "quality", small_bundle, *variants, *common)
+    assert done.returncode == 130
+    assert [one.label for one in read_quality(path).points] == ["--num-inference-steps 1"]
+    assert "--num-inference-steps 1" in done.stdout
 
 
 @pytest.mark.parametrize(
