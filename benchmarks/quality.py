@@ -143,12 +143,12 @@ def default_variants() -> list[Variant]:
     interval = {"guidance_interval": _INTERVAL}
     series: list[tuple[str, Sequence[int], dict[str, Any]]] = [
         ("karras, euler", (25, 15, 10, 8, 5), {"schedule": "karras", "sampler": "euler"}),
-        ("karras, dpmpp-2m", (25, 15, 10), {"schedule": "karras", "sampler": "dpmpp-2m"}),
-        ("karras, unic", (25, 15, 10), {"schedule": "karras", "sampler": "unic"}),
         ("ays, euler", (10, 8, 5), ays | {"sampler": "euler"}),
         ("ays, unic", (10, 8, 5), ays | {"sampler": "unic"}),
         ("karras, euler, interval", (25, 15), {"schedule": "karras", "sampler": "euler"} | interval),
         ("ays, unic, interval", (10, 8, 5), ays | {"sampler": "unic"} | interval),
+        ("karras, unic", (25, 10), {"schedule": "karras", "sampler": "unic"}),
+        ("karras, dpmpp-2m", (25, 15), {"schedule": "karras", "sampler": "dpmpp-2m"}),
     ]
     return [
         Variant(name, _label(chosen), chosen)
