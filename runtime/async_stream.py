@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from concurrent.futures import Future
+from functools import partial
 from types import TracebackType
 from typing import Self, TypeVar
 
@@ -13,6 +13,7 @@ from svd_trt.errors import CancelledError
 from svd_trt.runtime.cancellation import Cancellation
 from svd_trt.runtime.decode import Frames
 from svd_trt.runtime.output import VideoStream
+from svd_trt.runtime.worker import Worker
 
 __all__ = ["AsyncVideoStream"]
 
@@ -37,8 +38,10 @@ class AsyncVideoStream(AsyncIterator[Frames]):
         self._cancellation = cancellation
         self._stream: VideoStream | None = None
         # A thread of its own: those of the loop's pool are for everybody, and this one may wait for its turn for long.
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="svd-trt stream")
+        at_exit = partial(cancellation.cancel, CancelledError("the program ended"))
+        self._worker = Worker("svd-trt stream", at_exit)
         self._closed = False
+        self._closing: Future[None] | None = None
 
     @property
     def stream(self) -> VideoStream:
@@ -81,26 +84,25 @@ class AsyncVideoStream(AsyncIterator[Frames]):
     async def aclose(self) -> None:
         """Cancel the frames that are not generated yet, and free the stream's memory. Closing twice is harmless."""
         self._cancellation.cancel(CancelledError("the stream was closed"))
-        if (closing := self._release()) is not None:
-            await asyncio.shield(asyncio.wrap_future(closing))
+        self._release()
+        if self._closing is not None:  # also if a task that was cancelled began it
+            await asyncio.shield(asyncio.wrap_future(self._closing))
 
     async def _in_thread(self, work: Callable[[], _T]) -> _T:
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+            return await asyncio.wrap_future(self._worker.submit(work))
         except BaseException as error:
             if isinstance(error, asyncio.CancelledError):
                 self.cancel()
             self._release()
             raise
 
-    def _release(self) -> Future[None] | None:
-        """Close the stream in its thread, after what runs there, and end the thread. None if that was done before."""
-        if self._closed:
-            return None
+    def _release(self) -> None:
+        """Close the stream in its thread, after what runs there, and end the thread."""
+        if not self._closed and self._worker.thread is not None:
+            self._closing = self._worker.submit(self._close)
+            self._worker.stop()
         self._closed = True
-        closing = self._thread.submit(self._close)
-        self._thread.shutdown(wait=False)
-        return closing
 
     def _prepared(self) -> VideoStream:
         if self._stream is None:
@@ -116,6 +118,5 @@ class AsyncVideoStream(AsyncIterator[Frames]):
 
     def __del__(self) -> None:
         """Close the stream of a loop that was left early, in its thread, because closing may wait."""
-        with suppress(RuntimeError):  # the interpreter exits
-            self._cancellation.cancel(CancelledError("the stream was closed"))
-            self._release()
+        self._cancellation.cancel(CancelledError("the stream was closed"))
+        self._release()

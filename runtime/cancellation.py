@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import TypeAlias
 
 from svd_trt.errors import SvdTrtError
+from svd_trt.runtime.flag import Flag
 
 __all__ = ["Cancellation"]
 
@@ -22,7 +23,7 @@ class Cancellation:
     """
 
     def __init__(self) -> None:
-        self.event = threading.Event()
+        self.event = Flag()
         self._reason: SvdTrtError | None = None
         self._calls: list[OnCancel] = []
         self._lock = threading.RLock()  # a signal handler may cancel while its own thread holds it

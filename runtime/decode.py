@@ -18,6 +18,7 @@ from svd_trt.runtime.cancellation import Cancellation
 from svd_trt.runtime.closeable import Closeable
 from svd_trt.runtime.device import Device, Session, SharedFrames
 from svd_trt.runtime.executor import Executor
+from svd_trt.runtime.flag import Flag
 from svd_trt.runtime.timings import Timings, timed
 from svd_trt.runtime.tracing import traced
 
@@ -91,7 +92,7 @@ class ChunkedDecode(Closeable, Iterator[Frames | list[Any]]):
     def __init__(
         self,
         device: Device,
-        decoder: Callable[[threading.Event], AbstractContextManager[Session]],
+        decoder: Callable[[Flag], AbstractContextManager[Session]],
         latents: npt.NDArray[np.float32],
         chunks: Sequence[int],
         size: tuple[int, int],
@@ -107,7 +108,7 @@ class ChunkedDecode(Closeable, Iterator[Frames | list[Any]]):
         self._on_device = on_device
         self._session: Session | None = None
         self._session_lock = threading.RLock()  # a signal handler may cancel while its own thread holds it
-        self._stop = threading.Event()
+        self._stop = Flag()
         # Not Thread.join: in Python 3.11 a join that a signal interrupts marks the thread as finished.
         self._ended = threading.Event()
         self._free: queue.SimpleQueue[int] = queue.SimpleQueue()

@@ -12,7 +12,6 @@ for the event of the fetch: on the host with `Event.wait`, or on the device with
 
 from __future__ import annotations
 
-import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -25,6 +24,7 @@ from svd_trt.engine.bundle import Bundle
 from svd_trt.engine.spec import NetworkName, NetworkSpec
 from svd_trt.errors import ArgumentError, BackendError
 from svd_trt.runtime.closeable import Closeable
+from svd_trt.runtime.flag import Flag
 from svd_trt.runtime.layer_times import LayerTimes
 
 __all__ = [
@@ -108,7 +108,7 @@ class Session(Closeable, ABC):
     """
 
     spec: NetworkSpec
-    stop: threading.Event | None = None
+    stop: Flag | None = None
 
     @abstractmethod
     def enqueue(self, tensors: Mapping[str, Buffer]) -> None:

@@ -13,6 +13,7 @@ from svd_trt.engine.spec import NetworkName
 from svd_trt.errors import BackendError, BundleError
 from svd_trt.runtime.closeable import Closeable
 from svd_trt.runtime.device import Device, Session
+from svd_trt.runtime.flag import Flag
 
 __all__ = ["CLOSED", "Engines"]
 
@@ -51,12 +52,12 @@ class Engines(Closeable):
                 self._device.reserve(plan.activation_bytes)
 
     @contextmanager
-    def use(self, network: NetworkName, stop: threading.Event | None = None) -> Iterator[Session]:
+    def use(self, network: NetworkName, stop: Flag | None = None) -> Iterator[Session]:
         """Hold ``network`` while the block runs. It is loaded if necessary; another thread's block is waited for.
 
         Args:
             network: which network.
-            stop: once this event is set, the wait for another thread ends, and so does a run if the device can do that.
+            stop: once this flag is set, the wait for another thread ends, and so does a run if the device can do that.
 
         Raises:
             BackendError: the pipeline is closed, the device cannot run the network, or ``stop`` was set.
@@ -73,14 +74,14 @@ class Engines(Closeable):
         finally:
             self._lock.release()
 
-    def cancel(self, stop: threading.Event) -> None:
+    def cancel(self, stop: Flag) -> None:
         """End the run of the thread that uses a network with ``stop``, which is set."""
         with self._using_lock:
             if self._using is not None and self._using.stop is stop:
                 self._using.cancel()
 
     @contextmanager
-    def _in_use(self, session: Session, stop: threading.Event | None) -> Iterator[None]:
+    def _in_use(self, session: Session, stop: Flag | None) -> Iterator[None]:
         """Let `cancel` reach ``session`` in the block."""
         with self._using_lock:
             before, stop_before = self._using, session.stop

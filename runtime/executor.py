@@ -19,6 +19,7 @@ from svd_trt.runtime.cancellation import Cancellation
 from svd_trt.runtime.closeable import Closeable
 from svd_trt.runtime.device import Array, Device, Session, download, synchronized_on_error, upload
 from svd_trt.runtime.engines import CLOSED, Engines
+from svd_trt.runtime.flag import Flag
 from svd_trt.runtime.turns import Turns
 from svd_trt.units import format_bytes
 
@@ -136,7 +137,7 @@ class Executor(Closeable):
             error.advise(self._advice(request, plan, error))
             raise
 
-    def session(self, network: NetworkName, stop: threading.Event | None = None) -> AbstractContextManager[Session]:
+    def session(self, network: NetworkName, stop: Flag | None = None) -> AbstractContextManager[Session]:
         """Hold a network while a block runs; it is loaded if necessary. See `Engines.use`."""
         self.turns.require_process()
         return self._engines.use(network, stop)
@@ -151,7 +152,7 @@ class Executor(Closeable):
         network: NetworkName,
         inputs: Mapping[str, Array],
         sizes: Mapping[str, int],
-        stop: threading.Event | None = None,
+        stop: Flag | None = None,
     ) -> dict[str, Array]:
         """Run one network once: arrays in, arrays out.
 

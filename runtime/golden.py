@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
@@ -19,7 +19,7 @@ import PIL.Image
 from svd_trt.engine.bundle import Bundle
 from svd_trt.engine.decode_chunks import chunk_choices, largest_chunk
 from svd_trt.engine.manifest import GOLDEN_FOLDER, FileEntry, GoldenEntry, Manifest
-from svd_trt.errors import BundleError
+from svd_trt.errors import BundleError, first_line
 from svd_trt.runtime.images import load_image
 from svd_trt.runtime.noise import TorchGenerator
 from svd_trt.runtime.pipeline import VideoPipeline
@@ -142,7 +142,12 @@ def check_golden(bundle: Bundle) -> list[Check]:
         wanted = msgspec.json.decode((bundle.path / entry.values.path).read_bytes(), type=GoldenValues)
     except (OSError, msgspec.MsgspecError) as error:
         raise BundleError(f"{bundle.path / entry.values.path} cannot be read ({error})") from error
-    got = _values(bundle.manifest, picture, wanted.video)
+    got = GoldenValues(
+        noise=tuple(Noise(n.seed, _draws(n.seed, [(d.dtype, len(d.values)) for d in n.draws])) for n in wanted.noise),
+        schedules=tuple(_schedule(bundle.manifest, s.steps) for s in wanted.schedules),
+        **_tensors(bundle.manifest, picture),
+        video=wanted.video,
+    )
     checks = [
         Check("noise", _worst(_noise_values(got), _noise_values(wanted)), 1e-5),
         Check("float16 noise", _worst(_noise_values(got, half=True), _noise_values(wanted, half=True)), 2e-3),
@@ -151,8 +156,8 @@ def check_golden(bundle: Bundle) -> list[Check]:
         Check("VAE encoder's input", _worst(got.image.samples, wanted.image.samples), 1e-6),
     ]
     if wanted.video is not None and entry.frames is not None:
+        recorded = _read_frames(bundle.path / entry.frames.path, wanted.video.shape)
         frames = _frames(bundle, picture, wanted.video.arguments)
-        recorded = np.frombuffer((bundle.path / entry.frames.path).read_bytes(), np.uint8).reshape(wanted.video.shape)
         difference = float(np.abs(frames.astype(int) - recorded).max()) if frames.shape == recorded.shape else np.inf
         checks.append(Check("frames of a video", difference, wanted.video.levels))
     return checks
@@ -197,6 +202,18 @@ def _frames(bundle: Bundle, picture: Path, arguments: dict[str, Any]) -> npt.NDA
         return np.stack(list(pipe.stream(picture, resize_mode="stretch", **arguments)))  # without its warning
 
 
+def _read_frames(path: Path, shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
+    """The recorded frames, of ``shape``.
+
+    Raises:
+        BundleError: the file cannot be read, or has another size.
+    """
+    try:
+        return np.frombuffer(path.read_bytes(), np.uint8).reshape(shape)
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{path} cannot be read ({first_line(error)})") from error
+
+
 def _draw_picture() -> PIL.Image.Image:
     """A picture of gradients and stripes, ``[150, 90, 3]``, that has different values everywhere."""
     y, x = np.indices(_PICTURE)
@@ -205,19 +222,25 @@ def _draw_picture() -> PIL.Image.Image:
 
 
 def _values(manifest: Manifest, picture: Path, video: Video | None) -> GoldenValues:
-    model, image = manifest.model, load_image(picture)
     return GoldenValues(
-        noise=tuple(Noise(seed, _draws(seed)) for seed in _SEEDS),
+        noise=tuple(Noise(seed, _draws(seed, _DRAWS)) for seed in _SEEDS),
         schedules=tuple(_schedule(manifest, steps) for steps in _STEPS),
-        pixels=_describe(clip_pixels(image, mean=model.image_mean, std=model.image_std)),
-        image=_describe(vae_image(image, manifest.ranges.height.min, manifest.ranges.width.min)),
+        **_tensors(manifest, picture),
         video=video,
     )
 
 
-def _draws(seed: int) -> tuple[Draw, ...]:
+def _tensors(manifest: Manifest, picture: Path) -> dict[Literal["pixels", "image"], Tensor]:
+    model, image = manifest.model, load_image(picture)
+    return {
+        "pixels": _describe(clip_pixels(image, mean=model.image_mean, std=model.image_std)),
+        "image": _describe(vae_image(image, manifest.ranges.height.min, manifest.ranges.width.min)),
+    }
+
+
+def _draws(seed: int, draws: Sequence[tuple[str, int]]) -> tuple[Draw, ...]:
     generator = TorchGenerator(seed)
-    return tuple(Draw(dtype, tuple(generator.randn(length, dtype).tolist())) for dtype, length in _DRAWS)
+    return tuple(Draw(dtype, tuple(generator.randn(length, dtype).tolist())) for dtype, length in draws)
 
 
 def _schedule(manifest: Manifest, steps: int) -> Schedule:
@@ -243,8 +266,8 @@ def _schedule_values(values: GoldenValues) -> list[float]:
 
 
 def _worst(got: Sequence[float], wanted: Sequence[float], *, relative: bool = False) -> float:
-    """The largest difference; infinite if the lengths differ."""
-    if len(got) != len(wanted):
+    """The largest difference; infinite if the lengths differ, or nothing was compared."""
+    if len(got) != len(wanted) or not wanted:
         return float("inf")
     difference = np.abs(np.asarray(got) - np.asarray(wanted))
     return float((difference / np.maximum(np.abs(wanted), 1e-12)).max() if relative else difference.max())

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import ctypes
+import math
 from collections.abc import Sequence
 from typing import Any
+
+import numpy as np
 
 __all__ = ["CUDA", "HOST", "ManagedTensor", "make_capsule"]
 
 HOST, CUDA = 1, 2
 """``DLDeviceType``."""
 
-_UNSIGNED = 1  # of ``DLDataTypeCode``
 _NAME = b"dltensor"  # a consumer renames the capsule and then calls the deleter itself
-
-
-_CALLED = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
 
 class _Device(ctypes.Structure):
@@ -41,48 +40,43 @@ class _Tensor(ctypes.Structure):
 class ManagedTensor(ctypes.Structure):
     """``DLManagedTensor``."""
 
-    _fields_ = (("tensor", _Tensor), ("context", ctypes.c_void_p), ("deleter", _CALLED))
+    _fields_ = (
+        ("tensor", _Tensor),
+        ("context", ctypes.c_void_p),
+        ("deleter", ctypes.CFUNCTYPE(None, ctypes.c_void_p)),
+    )
 
-
-_held: dict[int, tuple[Any, ...]] = {}
-"""What capsules and their consumers use, by the address of the `ManagedTensor`."""
 
 # A library of its own: others set the types of arguments of `ctypes.pythonapi`, which all of them share.
 _python = ctypes.PyDLL(None)
-_python.PyCapsule_New.restype = ctypes.py_object
-_python.PyCapsule_New.argtypes = (ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)
-_python.PyCapsule_IsValid.argtypes = (ctypes.c_void_p, ctypes.c_char_p)
 _python.PyCapsule_GetPointer.restype = ctypes.c_void_p
-_python.PyCapsule_GetPointer.argtypes = (ctypes.c_void_p, ctypes.c_char_p)
+_python.PyCapsule_GetPointer.argtypes = (ctypes.py_object, ctypes.c_char_p)
 
 
-def _delete(address: int) -> None:
-    """The consumer does not use the tensor any more."""
-    _held.pop(address, None)
+class _Memory:
+    """Memory as numpy takes it; ``owner`` is kept as long as an array of it exists."""
 
-
-def _drop(capsule: int) -> None:
-    """A capsule is collected; if nobody took its tensor, that is deleted too."""
-    if _python.PyCapsule_IsValid(capsule, _NAME):
-        _delete(_python.PyCapsule_GetPointer(capsule, _NAME))
-
-
-_C_DELETE, _C_DROP = _CALLED(_delete), _CALLED(_drop)
+    def __init__(self, address: int, shape: Sequence[int], owner: object) -> None:
+        self.owner = owner
+        self.__array_interface__ = {"data": (address, False), "shape": tuple(shape), "typestr": "|u1", "version": 3}
 
 
 def make_capsule(address: int, offset: int, shape: Sequence[int], device: tuple[int, int], *, owner: object) -> Any:
     """A capsule with a contiguous tensor of uint8.
+
+    numpy makes it, as if the memory was the host's, and here it gets its true device. So what frees it is numpy's C
+    code: a destructor in Python would run while the error of a consumer that refuses the device is set.
 
     Args:
         address: of the memory.
         offset: bytes before the tensor.
         shape: of the tensor.
         device: its type and number.
-        owner: is kept until the consumer deletes the tensor.
+        owner: is kept until the consumer deletes the tensor, or the capsule is dropped.
     """
-    sizes = (ctypes.c_int64 * len(shape))(*shape)
-    tensor = _Tensor(address, _Device(*device), len(shape), _DataType(_UNSIGNED, 8, 1), sizes, None, offset)
-    managed = ManagedTensor(tensor, None, _C_DELETE)
-    place = ctypes.addressof(managed)
-    _held[place] = (managed, sizes, owner)
-    return _python.PyCapsule_New(place, _NAME, ctypes.cast(_C_DROP, ctypes.c_void_p))
+    assert math.prod(shape) > 0, "numpy may replace the address of an empty array"
+    array = np.asarray(_Memory(address + offset, shape, owner))
+    capsule = array.__dlpack__()
+    managed = ManagedTensor.from_address(_python.PyCapsule_GetPointer(capsule, _NAME))
+    managed.tensor.device = _Device(*device)
+    return capsule

@@ -22,6 +22,7 @@ from svd_trt.cli.main import cli
 from svd_trt.engine.bundle_schema import bundle_schema
 from svd_trt.engine.manifest import CHECKSUM_NAME, SCHEMA_VERSION, read_manifest, write_manifest
 from svd_trt.engine.spec import Range
+from svd_trt.errors import BundleError
 from svd_trt.runtime.golden import check_golden, short_video
 from svd_trt.runtime.parameters import Parameters
 from tests.conftest import SMALL
@@ -132,6 +133,24 @@ def test_golden_values_hold_here(dynamic_bundle: Bundle, small_bundle: Path) -> 
 def test_a_wrong_golden_value_is_noticed(small_bundle: Path, tmp_path: Path, part: str, name: str) -> None:
     bundle = _with_values(small_bundle, tmp_path, lambda values: _add(values[part]["samples"], 5, 1e-3))
     assert [check.name for check in check_golden(bundle) if not check.passed] == [name]
+
+
+def test_values_of_other_seeds_and_steps_are_compared_with_those(small_bundle: Path, tmp_path: Path) -> None:
+    """A newer version may write other ones. A list without values compares nothing, so it does not pass."""
+
+    def change(values: Any) -> None:
+        values["noise"] = values["noise"][1:]
+        values["schedules"] = values["schedules"][::-1]
+        values["image"]["samples"] = []
+
+    bundle = _with_values(small_bundle, tmp_path, change)
+    assert [check.name for check in check_golden(bundle) if not check.passed] == ["VAE encoder's input"]
+
+
+def test_recorded_frames_of_another_size_are_a_damaged_bundle(small_bundle: Path, tmp_path: Path) -> None:
+    bundle = _with_values(small_bundle, tmp_path, lambda values: values["video"].update(shape=[3, 32, 32, 3]))
+    with pytest.raises(BundleError, match=r"frames\.rgb cannot be read"):
+        check_golden(bundle)
 
 
 def test_a_wrong_golden_video_fails_the_self_test(small_bundle: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import threading
+import weakref
 from typing import Any
 
 import numpy as np
@@ -111,7 +112,33 @@ def test_a_library_reads_frames_in_place_on_its_own_stream_without_waiting(
         np.testing.assert_array_equal(cuda.view(host, wanted.shape, np.uint8), wanted)
         context.call("cuMemFreeHost", host)
         context.call("cuStreamDestroy", stream)
-    assert not dlpack._held
+
+
+class Owner:
+    """Stands for the memory of frames."""
+
+
+def test_a_consumer_that_refuses_the_gpu_says_so_and_keeps_nothing() -> None:
+    """numpy drops the capsule while its own error is set, in which no Python code could run."""
+
+    class Frame:
+        def __dlpack_device__(self) -> tuple[int, int]:
+            return 2, 0
+
+        def __dlpack__(self, **_: Any) -> Any:
+            return dlpack.make_capsule(0x1000, 16, (2, 2, 3), (2, 0), owner=owner)
+
+    owner: Any = Owner()
+    alive = weakref.ref(owner)
+    with pytest.raises((BufferError, RuntimeError), match=r"(?i)device"):
+        np.from_dlpack(Frame())  # type: ignore[arg-type]
+    capsule = Frame().__dlpack__()
+    owner = None
+    gc.collect()
+    assert alive() is not None, "a capsule that nobody took still needs the memory"
+    del capsule
+    gc.collect()
+    assert alive() is None
 
 
 def test_frames_are_not_copied_to_the_host(standin: Rig, dynamic_bundle: Bundle, picture: PIL.Image.Image) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
@@ -131,6 +133,84 @@ def test_tasks_share_the_frames_of_a_stream(pipe: VideoPipeline, picture: PIL.Im
         assert sorted(frame.tobytes() for part in parts for frame in part) == whole
 
     run(work())
+
+
+def test_a_block_that_a_cancelled_task_leaves_waits_for_the_end(pipe: VideoPipeline, picture: PIL.Image.Image) -> None:
+    """The pipeline may be closed after the block, so nothing of the stream may run then."""
+
+    async def work() -> None:
+        started = Started()
+
+        async def use() -> None:
+            async with pipe.astream(picture, progress=started, **ENDLESS) as stream:
+                try:
+                    await take(stream)
+                finally:
+                    ended.append(stream)
+            closed.append(bool(stream_threads()) and not stream._closing.done())  # type: ignore[union-attr]
+
+        ended: list[Any] = []
+        closed: list[bool] = []
+        task = asyncio.create_task(use())
+        await started.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert ended[0]._closing.done()
+
+    run(work())
+
+
+def test_a_finalizer_in_the_middle_of_a_submission_does_not_wait() -> None:
+    """The garbage collector may close a stream while this thread gives another stream's worker a call."""
+    script = """
+import gc
+from svd_trt.runtime.async_stream import AsyncVideoStream
+from svd_trt.runtime.cancellation import Cancellation
+
+worker = AsyncVideoStream(lambda: None, Cancellation())._worker
+worker.submit(int).result()
+gc.disable()
+for count in range(1, 60):
+    stream = AsyncVideoStream(lambda: None, Cancellation())
+    stream._worker.submit(int).result()
+    stream.cycle = stream
+    del stream
+    gc.set_threshold(gc.get_count()[0] + count)
+    gc.enable()
+    worker.submit(int)
+    gc.disable()
+    gc.collect()
+print("done")
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=TIMEOUT_S, check=True)
+    assert done.stdout == "done\n"
+
+
+def test_a_program_that_ends_with_an_open_stream_ends(small_bundle: Path) -> None:
+    script = f"""
+import asyncio
+from svd_trt import VideoPipeline
+
+pipe = VideoPipeline.open({str(small_bundle)!r}, verify=False)
+seen = asyncio.Event()
+
+async def work():
+    loop = asyncio.get_running_loop()
+    progress = lambda stage, done, total: stage == "denoise" and done and loop.call_soon_threadsafe(seen.set)
+    stream = pipe.astream("examples/tiny/picture.png", num_inference_steps=1000, num_frames=3, progress=progress)
+    kept.append(stream)
+    kept.append(loop.create_task(stream.__anext__()))
+    await seen.wait()
+
+kept = []
+asyncio.new_event_loop().run_until_complete(work())
+print("left")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=TIMEOUT_S, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "left\n"), done.stderr
 
 
 def test_a_cancelled_task_cancels_the_generation(pipe: VideoPipeline, picture: PIL.Image.Image) -> None:
