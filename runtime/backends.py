@@ -147,7 +147,7 @@ def _or_cpu(error: MissingDependencyError) -> BackendError:
 def _open_gpu(bundle: Bundle, choice: Choice, index: int, caller: Any) -> Device:
     from svd_trt.runtime.cuda.context import Context
     from svd_trt.runtime.cuda.cuda_device import CudaDevice
-    from svd_trt.runtime.cuda.streams import handle_of
+    from svd_trt.runtime.cuda.streams import callers_stream
 
     try:
         driver = load_driver()
@@ -157,7 +157,7 @@ def _open_gpu(bundle: Bundle, choice: Choice, index: int, caller: Any) -> Device
     tensorrt = _matching_tensorrt(bundle, gpu, choice)
     with ExitStack() as stack:
         context = stack.enter_context(Context(driver, gpu))
-        stream = None if caller is None else handle_of(caller, context)
+        stream = None if caller is None else callers_stream(caller, context)
         with context.current():  # TensorRT asks for the current GPU, and must not find another one
             backend = stack.enter_context(_make_backend(bundle, gpu, tensorrt, choice.provider))
         stack.pop_all()  # the device closes them

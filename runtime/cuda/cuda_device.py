@@ -62,11 +62,11 @@ class CudaDevice(Device):
     kind = "cuda"
     steps_in_flight = 2  # one runs and one waits, so the GPU never idles, and Ctrl-C takes effect within two steps
 
-    def __init__(self, context: Context, backend: GpuBackend, stream: int | None = None) -> None:
+    def __init__(self, context: Context, backend: GpuBackend, stream: Stream | None = None) -> None:
         """Take over ``context`` and ``backend``, which are closed with the device. ``stream`` is the caller's."""
         with ExitStack() as stack:
             self.context = stack.enter_context(context)
-            self.compute = stack.enter_context(Stream(self.context, "compute", stream))
+            self.compute = stack.enter_context(stream or Stream(self.context, "compute"))
             self._copies = stack.enter_context(Stream(self.context, "copy"))
             self._computed = stack.enter_context(CudaEvent(self.compute))
             self.activations = stack.enter_context(ActivationBlock(self))

@@ -10,9 +10,14 @@ from svd_trt.runtime.cuda.context import Context
 from svd_trt.runtime.device import Event
 from svd_trt.units import shorten
 
-__all__ = ["CapturedGraph", "CudaEvent", "Stream", "handle_of"]
+__all__ = ["CapturedGraph", "CudaEvent", "Stream", "callers_stream"]
 
 _DEFAULT_STREAMS = {0: "the default stream", 1: "the default stream", 2: "the default stream of each thread"}
+
+
+def callers_stream(stream: Any, context: Context) -> Stream:
+    """The stream that ``stream`` names, which is kept until the result is closed; see `handle_of`."""
+    return Stream(context, "compute", handle_of(stream, context), owner=stream)
 
 
 def handle_of(stream: Any, context: Context) -> int:
@@ -52,12 +57,14 @@ class Stream(Closeable):
         context: the GPU's context.
         name: for messages.
         handle: of the caller's stream, which is not destroyed with this object; None makes one.
+        owner: the caller's object, which may destroy the stream when nothing refers to it.
     """
 
-    def __init__(self, context: Context, name: str, handle: int | None = None) -> None:
+    def __init__(self, context: Context, name: str, handle: int | None = None, owner: object = None) -> None:
         self.context = context
         self.name = name
         self._owned = handle is None
+        self._owner = owner
         if handle is not None:
             self._handle: Any = context.driver.bindings.CUstream(handle)
             return
@@ -111,7 +118,7 @@ class Stream(Closeable):
         """Destroy the stream after its work is done. A stream of the caller's is only waited for."""
         if self._handle is not None:
             self.synchronize()
-            handle, self._handle = self._handle, None
+            handle, self._handle, self._owner = self._handle, None, None
             if self._owned:
                 self.context.call("cuStreamDestroy", handle)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -54,6 +56,24 @@ def test_networks_run_on_the_callers_stream(
         driver.call("cuStreamSynchronize", driver.bindings.CUstream(handle))  # it still exists
     assert largest_difference(frames, dynamic_pipe(picture, **FAST).frames) <= (0 if rig.cuda else 2)
     np.testing.assert_array_equal(again, frames)
+
+
+def test_the_callers_object_is_kept_as_long_as_the_pipeline(standin: Rig, dynamic_bundle: Bundle) -> None:
+    """It may destroy its stream when nothing refers to it."""
+
+    class TheirStream:
+        def __init__(self, handle: int) -> None:
+            self.ptr = handle
+
+    with callers_stream() as (_, handle):
+        theirs = TheirStream(handle)
+        alive = weakref.ref(theirs)
+        with standin.open(dynamic_bundle, stream=theirs):
+            del theirs
+            gc.collect()
+            assert alive() is not None
+        gc.collect()
+        assert alive() is None
 
 
 @pytest.mark.parametrize(
