@@ -23,11 +23,8 @@ class Arguments(ct.Structure):
         ("num_inference_steps", ct.c_int64),
         ("sigmas", ct.POINTER(ct.c_double)),
         ("sigmas_count", ct.c_size_t),
-        ("schedule", ct.c_char_p),
         ("min_guidance_scale", ct.c_double),
         ("max_guidance_scale", ct.c_double),
-        ("guidance_shape", ct.c_char_p),
-        ("guidance_interval", ct.POINTER(ct.c_double)),
         ("fps", ct.c_int64),
         ("motion_bucket_id", ct.c_int64),
         ("noise_aug_strength", ct.c_double),
@@ -39,9 +36,14 @@ class Arguments(ct.Structure):
         ("height", ct.c_int64),
         ("width", ct.c_int64),
         ("sampler", ct.c_char_p),
-        ("quality", ct.c_char_p),
         ("resize_mode", ct.c_char_p),
         ("background", ct.c_char_p),
+        ("guidance_shape", ct.c_char_p),
+        ("guidance_interval", ct.POINTER(ct.c_double)),
+        ("schedule", ct.c_char_p),
+        ("quality", ct.c_char_p),
+        ("seeds", ct.POINTER(ct.c_uint64)),
+        ("seeds_count", ct.c_size_t),
     ]
 
 
@@ -114,7 +116,7 @@ class Library:
         given = Arguments()
         size = ct.c_size_t(ct.sizeof(Arguments))
         self.check(self.dll.svd_trt_arguments_init(self.pipeline, ct.byref(given), size))
-        kept = []
+        kept: list[Any] = []
         for name, value in arguments.items():
             if value is None:
                 continue
@@ -123,9 +125,12 @@ class Library:
                 setattr(given, name, kept[-1])
                 if name == "sigmas":
                     given.sigmas_count = len(value)
+            elif name == "seed" and not isinstance(value, int):
+                kept.append((ct.c_uint64 * len(value))(*value))
+                given.seeds, given.seeds_count = kept[-1], len(value)
             else:
                 setattr(given, name, value.encode() if isinstance(value, str) else value)
-        given.has_seed = "seed" in arguments
+        given.has_seed = isinstance(arguments.get("seed"), int)
         arrays = [np.ascontiguousarray(picture) for picture in pictures]
         views = (Picture * len(arrays))(
             *(Picture(ct.sizeof(Picture), a.ctypes.data, a.shape[1], a.shape[0], a.strides[0]) for a in arrays)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import time
+from contextlib import suppress
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -75,6 +80,32 @@ def test_several_videos_have_numbers(cpp: Path, small_bundle: Path, picture: Pat
     assert sorted(p.name for p in tmp_path.iterdir()) == [f"o-{i}.y4m" for i in range(4)]
 
 
+def test_a_seed_for_each_video(cpp: Path, small_bundle: Path, picture: Path) -> None:
+    fast = ["--num-inference-steps", "1", "--num-frames", "2", "-o", "-"]
+    done = run(cpp, small_bundle, picture, picture, *fast, "--seed", "3,4")
+    assert done.stderr.decode().count("seeds 3, 4\n") == 2
+    alone = [run(cpp, small_bundle, picture, *fast, "--seed", seed).stdout for seed in ("3", "4")]
+    assert done.stdout == b"".join(alone)
+    assert alone[0] != alone[1]
+
+
+@pytest.mark.parametrize(
+    ("rate", "expected"),
+    [("24000/1001", Fraction(24000, 1001)), ("23.976", Fraction(2997, 125)), ("60/2", Fraction(30))],
+)
+def test_the_rate_of_the_file_alone(
+    cpp: Path, small_bundle: Path, picture: Path, expected: Fraction, rate: str, tmp_path: Path
+) -> None:
+    fast = ["--num-inference-steps", "1", "--num-frames", "2", "--seed", "1"]
+    done = run(cpp, small_bundle, picture, "-o", tmp_path / "o.y4m", *fast, "--output-fps", rate)
+    assert f"at {expected} fps, seed 1" in done.stderr.decode()
+    with av.open(str(tmp_path / "o.y4m")) as file:
+        assert file.streams.video[0].average_rate == expected
+    run(cpp, small_bundle, picture, "-o", tmp_path / "plain.y4m", *fast)
+    frames = [(tmp_path / name).read_bytes().partition(b"\n")[2] for name in ("o.y4m", "plain.y4m")]
+    assert frames[0] == frames[1]  # the motion stays that of --fps
+
+
 def test_the_self_test(cpp: Path, small_bundle: Path) -> None:
     done = run(cpp, small_bundle, "--self-test").stdout.decode()
     assert len(done.splitlines()) == 6
@@ -92,6 +123,23 @@ def test_the_self_test(cpp: Path, small_bundle: Path) -> None:
         (["B", "P", "-o", "x", "--fps", "7x"], 2, "--fps takes a number, not '7x'"),
         (["B", "P", "-o", "x", "--seed", "-1"], 2, "--seed is from 0 to 2**64 - 1, not -1"),
         (["B", "P", "-o", "x", "--seed", str(2**64)], 2, "--seed takes a number"),
+        (
+            ["B", "P", "-o", "x", "--seed", "1,2"],
+            1,
+            "2 seeds were given for 1 video; give one for each video, or one for all",
+        ),
+        (["B", "P", "-o", "x", "--seed", "1,"], 2, "--seed takes a number, not ''"),
+        (["B", "P", "-o", "x", "--output-fps", "0"], 2, "--output-fps is a frame rate from 0.01 to 1000, such as 12"),
+        (["B", "P", "-o", "x", "--output-fps", "1/0"], 2, "--output-fps is a frame rate from 0.01 to 1000, such as 12"),
+        (
+            ["B", "P", "-o", "x", "--icc", "ignore"],
+            2,
+            "--icc is for pictures with a colour profile, and a PPM has none",
+        ),
+        (["B", "P", "P", "-o", "-", "--format", "y4m"], 2, "takes 2 videos one after the other only as --format raw"),
+        (["B", "P", "-o", "P"], 1, "is also an input picture; choose another output"),
+        (["B", "P", "-o", "B/new/../x.y4m"], 1, "is inside the bundle, which the next build replaces"),
+        (["B", "P", "-o", "B"], 1, "is inside the bundle, which the next build replaces"),
         (["B", "P", "-o", "x", "--format", "mp4"], 2, "--format is raw or y4m, not 'mp4'"),
         (["B", "P", "-o", "x", "--device", "gpu"], 2, "--device is cpu, cuda or cuda:N, not 'gpu'"),
         (["B", "P", "-o", "x", "--fps", "0"], 1, "fps must be 1 to 1000, not 0"),
@@ -106,8 +154,11 @@ def test_the_self_test(cpp: Path, small_bundle: Path) -> None:
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_refusals(cpp: Path, small_bundle: Path, picture: Path, arguments: list[str], code: int, message: str) -> None:
+    before = picture.read_bytes()
     places = {"B": str(small_bundle), "P": str(picture), "B/manifest.json": str(small_bundle / "manifest.json")}
+    places["B/new/../x.y4m"] = f"{small_bundle}/new/../x.y4m"
     done = run(cpp, *(places.get(a, a) for a in arguments), code=code)
+    assert picture.read_bytes() == before
     assert message in done.stderr.decode()
     assert len(done.stderr.splitlines()) == 1
 
@@ -124,6 +175,37 @@ def test_interrupting_leaves_no_file(cpp: Path, small_bundle: Path, picture: Pat
     _, errors = process.communicate()
     assert (process.returncode, errors) == (130, b"interrupted\n")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_interrupting_while_the_bundle_is_hashed(cpp: Path, small_bundle: Path, picture: Path, tmp_path: Path) -> None:
+    """Nothing cancels that, so the signal ends the process at once, also in the self-test."""
+    bundle = tmp_path / "bundle"
+    shutil.copytree(small_bundle, bundle)
+    large = bundle / "large"
+    with large.open("wb") as file:
+        file.truncate(64 << 30)  # sparse; takes minutes to hash
+    manifest = json.loads((bundle / "manifest.json").read_bytes())
+    manifest["golden"]["frames"] = {"path": "large", "sha256": "0" * 64, "size": 64 << 30}
+    text = json.dumps(manifest).encode()
+    (bundle / "manifest.json").write_bytes(text)
+    (bundle / "manifest.json.sha256").write_text(f"{hashlib.sha256(text).hexdigest()}  manifest.json\n")
+    for options, number in ((["--self-test"], signal.SIGINT), ([picture, "-o", tmp_path / "o.raw"], signal.SIGTERM)):
+        process = subprocess.Popen([cpp / "svd_trt_cli", bundle, *options], stderr=subprocess.PIPE)
+        while str(large) not in _opened(process.pid):
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=10)
+        assert (process.returncode, errors) == (128 + number, b"interrupted\n")
+
+
+def _opened(pid: int) -> set[str]:
+    """Files that a process has open."""
+    found = set()
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(OSError):  # it was closed meanwhile
+            found.add(str(link.readlink()))
+    return found
 
 
 def test_the_example_in_plain_c(cpp: Path, small_bundle: Path, tmp_path: Path) -> None:

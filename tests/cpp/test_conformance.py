@@ -120,6 +120,7 @@ FP16 = {
     "defaults": {},
     "a chunk over the end of a video": {"num_videos_per_prompt": 3, "decode_chunk_size": 2},
     "a seed over 32 bits": {"seed": 2**32 + 7},
+    "a seed for each video": {"seed": [3, 2**40 + 1], "num_videos_per_prompt": 2},
     "no guidance": {"max_guidance_scale": 0.5},
 }
 
@@ -140,6 +141,8 @@ def test_several_pictures_and_videos(dynamic: Library, dynamic_pipe: VideoPipeli
     """Two pictures with two videos each, in groups of two."""
     pictures = [draw_picture(144, 192), draw_picture(80, 60)]
     compare(dynamic, dynamic_pipe, pictures, FAST | {"num_videos_per_prompt": 2}, record_property)
+    seeds = {"seed": [5, 6, 7, 8]}  # each draws a video's latents, and the first two the noise of a picture
+    compare(dynamic, dynamic_pipe, pictures, FAST | {"num_videos_per_prompt": 2} | seeds, record_property)
 
 
 def test_latents(dynamic: Library, dynamic_pipe: VideoPipeline) -> None:
@@ -211,6 +214,9 @@ def compare(
         {"guidance_shape": "square"},
         {"sigmas": (1.0, 2.0)},
         {"sigmas": (1.0,)},
+        {"sigmas": tuple(range(200))},
+        {"seed": []},
+        {"seed": [1, 2], "num_videos_per_prompt": 3},
         {"fps": 0},
         {"sampler": "dpm_2"},
     ],

@@ -1,9 +1,12 @@
 // svd_trt_cli: makes videos with a bundle, as `svd-trt infer` does.
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <csignal>
 #include <cstdio>
+#include <cstdlib>
 #include <exception>
+#include <filesystem>
 #include <thread>
 
 #include "cli_options.hpp"
@@ -15,8 +18,19 @@
 
 namespace {
 
-volatile std::sig_atomic_t interrupted = 0;
-void on_signal(int) { interrupted = 1; }
+volatile std::sig_atomic_t interrupted = 0; // the signal
+volatile std::sig_atomic_t cancellable = 0; // a stream is being made, and a thread cancels it
+
+// Nothing cancels the hashing of a bundle or the self-test, and neither leaves anything behind.
+void on_signal(int signal) {
+  interrupted = signal;
+  if (cancellable) return;
+#ifndef _WIN32
+  constexpr char message[] = "interrupted\n";
+  if (write(2, message, sizeof message - 1) < 0) std::_Exit(128 + signal);
+#endif
+  std::_Exit(128 + signal);
+}
 
 std::string numbered(const std::string &path, int64_t index, int64_t count) {
   if (count == 1 || path == "-") return path;
@@ -26,6 +40,33 @@ std::string numbered(const std::string &path, int64_t index, int64_t count) {
   std::string number = std::to_string(index); // padded, so that names sort
   number.insert(0, std::to_string(count - 1).size() - number.size(), '0');
   return stem + "-" + number + (suffix ? path.substr(dot) : "");
+}
+
+// Throws std::runtime_error: an output would replace an input, or is inside the bundle.
+void check_outputs(const CliOptions &options) {
+  namespace fs = std::filesystem;
+  if (options.output == "-") return;
+  const int64_t count = videos_of(options);
+  const fs::path bundle = fs::weakly_canonical(options.bundle);
+  for (int64_t video = 0; video < count; ++video) {
+    const std::string path = numbered(options.output, video, count);
+    const fs::path target = fs::weakly_canonical(path);
+    if (std::mismatch(bundle.begin(), bundle.end(), target.begin(), target.end()).first == bundle.end())
+      throw std::runtime_error(path + " is inside the bundle, which the next build replaces; choose another output");
+    for (const std::string &picture : options.pictures)
+      if (fs::weakly_canonical(picture) == target)
+        throw std::runtime_error(path + " is also an input picture; choose another output");
+  }
+}
+
+std::string rate_text(FrameRate rate) {
+  return std::to_string(rate.numerator) + (rate.denominator == 1 ? "" : "/" + std::to_string(rate.denominator));
+}
+
+std::string seeds_text(const std::vector<uint64_t> &seeds) {
+  std::string text = seeds.size() > 1 ? "seeds " : "seed ";
+  for (size_t i = 0; i < seeds.size(); ++i) text += (i == 0 ? "" : ", ") + std::to_string(seeds[i]);
+  return text;
 }
 
 int self_test(svd_trt::Pipeline &pipeline) {
@@ -59,8 +100,10 @@ void make_videos(svd_trt::Pipeline &pipeline, const CliOptions &options) {
   if (!options.quiet) stream_options.progress = show;
   svd_trt::Stream stream = pipeline.stream(views, options.arguments, stream_options);
   const svd_trt::Settings settings = stream.settings();
+  const FrameRate rate = options.output_fps.value_or(FrameRate{settings.fps, 1});
 
   // A signal handler may only set a flag, so a thread waits for it.
+  cancellable = 1;
   std::atomic<bool> finished{false};
   std::thread watcher([&] {
     while (!finished) {
@@ -80,14 +123,14 @@ void make_videos(svd_trt::Pipeline &pipeline, const CliOptions &options) {
   svd_trt::Frame frame{};
   for (int64_t video = 0; video < stream.videos(); ++video) {
     const std::string path = numbered(options.output, video, stream.videos());
-    VideoFile file(path, options.format == "y4m", settings.width, settings.height, settings.fps);
+    VideoFile file(path, options.format == "y4m", settings.width, settings.height, rate);
     for (int64_t i = 0; i < settings.num_frames && stream.next(frame); ++i) file.write(frame);
     file.finish();
     if (!options.quiet)
-      std::fprintf(stderr, "wrote %s: %lld frames of %lldx%lld at %lld fps, seed %llu\n",
+      std::fprintf(stderr, "wrote %s: %lld frames of %lldx%lld at %s fps, %s\n",
                    path == "-" ? "standard output" : path.c_str(), static_cast<long long>(settings.num_frames),
                    static_cast<long long>(settings.width), static_cast<long long>(settings.height),
-                   static_cast<long long>(settings.fps), static_cast<unsigned long long>(settings.seed));
+                   rate_text(rate).c_str(), seeds_text(settings.seeds).c_str());
   }
 }
 
@@ -100,6 +143,7 @@ int main(int argc, char **argv) {
       std::printf("%s%s", options.help ? kUsage : svd_trt_version(), options.help ? "" : "\n");
       return 0;
     }
+    if (!options.self_test) check_outputs(options);
     std::signal(SIGINT, on_signal);
     std::signal(SIGTERM, on_signal);
     svd_trt::Pipeline pipeline(options.bundle, options.open);
@@ -111,7 +155,7 @@ int main(int argc, char **argv) {
     return 2;
   } catch (const svd_trt::Cancelled &) {
     std::fprintf(stderr, "interrupted\n");
-    return 130;
+    return 128 + interrupted;
   } catch (const std::exception &error) {
     std::fprintf(stderr, "svd_trt_cli: %s\n", error.what());
     return 1;

@@ -57,13 +57,14 @@ PpmPicture read_ppm(const std::string &path) {
   return picture;
 }
 
-VideoFile::VideoFile(std::string path, bool y4m, int64_t width, int64_t height, int64_t fps)
+VideoFile::VideoFile(std::string path, bool y4m, int64_t width, int64_t height, FrameRate rate)
     : path_(std::move(path)), partial_(path_ == "-" ? "" : path_ + ".part"), y4m_(y4m),
       file_(path_ == "-" ? stdout : std::fopen(partial_.c_str(), "wb")) {
   if (file_ == nullptr) fail(path_);
   if (!y4m_) return;
   const std::string header = "YUV4MPEG2 W" + std::to_string(width) + " H" + std::to_string(height) + " F" +
-                             std::to_string(fps) + ":1 Ip A1:1 C444 XCOLORRANGE=LIMITED\n";
+                             std::to_string(rate.numerator) + ":" + std::to_string(rate.denominator) +
+                             " Ip A1:1 C444 XCOLORRANGE=LIMITED\n";
   put(header.data(), header.size());
 }
 

@@ -17,11 +17,16 @@ struct PpmPicture {
 // Throws std::runtime_error.
 PpmPicture read_ppm(const std::string &path);
 
+// Frames a second, as a fraction.
+struct FrameRate {
+  int64_t numerator, denominator;
+};
+
 // Frames of one video. The file has its final name only when it is complete.
 class VideoFile {
 public:
   // `path` may be "-" for standard output. Throws std::runtime_error, also in the functions below.
-  VideoFile(std::string path, bool y4m, int64_t width, int64_t height, int64_t fps);
+  VideoFile(std::string path, bool y4m, int64_t width, int64_t height, FrameRate rate);
   ~VideoFile(); // removes what is not complete
   VideoFile(const VideoFile &) = delete;
   VideoFile &operator=(const VideoFile &) = delete;

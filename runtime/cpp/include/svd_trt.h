@@ -5,6 +5,7 @@
  * - A handle is only a number in the shape of a pointer. A null, closed or invented handle is refused, never followed.
  * - Structures begin with `size`, the size that the caller was compiled with. Later versions only append fields, and
  *   zero means the behaviour of before. Call the structure's init function first; it sets `size` and the defaults.
+ *   Fields `reserved` must be 0.
  * - All functions may be called from any thread. Calls for one stream wait for each other, except cancel and close.
  *   Streams of one pipeline may run at the same time.
  *
@@ -102,26 +103,29 @@ typedef struct svd_trt_arguments {
   int64_t num_inference_steps; /* 0: those of the quality, or the bundle's default; not used if there are sigmas */
   const double *sigmas;        /* noise levels to step through; NULL: those of the schedule */
   size_t sigmas_count;
-  const char *schedule; /* "karras", "exponential" or "ays" (Align Your Steps); NULL: the checkpoint's */
   double min_guidance_scale;
   double max_guidance_scale;
-  const char *guidance_shape;      /* "linear" (NULL), "constant" or "triangular" */
-  const double *guidance_interval; /* two noise levels; only steps from levels between them have guidance; NULL: all */
   int64_t fps;
   int64_t motion_bucket_id;
   double noise_aug_strength;
   int64_t decode_chunk_size; /* 0: all frames of a video, or what the bundle takes */
   int64_t num_videos_per_prompt;
   uint64_t seed;
-  int32_t has_seed; /* 0: a random seed */
+  int32_t has_seed; /* 0: a random seed; `seed` must then be 0 */
   int32_t reserved;
   int64_t height;
   int64_t width;
   const char *sampler;     /* "euler", "unic", "dpmpp-2m" or "ab2"; NULL: the bundle's default */
-  const char *quality;     /* "best", "standard", "fast" or "draft": sets steps, schedule, sampler and
-                            * guidance_interval if they are not given; NULL: nothing */
   const char *resize_mode; /* "stretch" (NULL), "crop" or "pad" */
   const char *background;  /* colour of the bars of "pad": "#rrggbb", "black" or "white"; NULL: black */
+  /* ---- the first version ended here; new fields are only appended ---- */
+  const char *guidance_shape;      /* "linear" (NULL), "constant" or "triangular" */
+  const double *guidance_interval; /* two noise levels; only steps from levels between them have guidance; NULL: all */
+  const char *schedule;            /* "karras", "exponential" or "ays" (Align Your Steps); NULL: the checkpoint's */
+  const char *quality;             /* "best", "standard", "fast" or "draft": sets steps, schedule, sampler and
+                                    * guidance_interval if they are not given; NULL: nothing */
+  const uint64_t *seeds;           /* a seed for each video, instead of `seed`; NULL: one for all */
+  size_t seeds_count;
 } svd_trt_arguments;
 
 SVD_TRT_API svd_trt_status svd_trt_arguments_init(svd_trt_pipeline *pipeline, svd_trt_arguments *arguments,
@@ -142,7 +146,9 @@ SVD_TRT_API svd_trt_status svd_trt_picture_init(svd_trt_picture *picture, size_t
 
 /* `stage` is "encode" (pictures), "denoise" (steps) or "decode" (frames). Another result than 0 cancels the stream.
  * It is called in the thread that asks for frames, and must not call functions for the same stream, except
- * svd_trt_stream_cancel and svd_trt_stream_close. */
+ * svd_trt_stream_cancel and svd_trt_stream_close. It is not called any more once the stream was cancelled or closed,
+ * but a call that began before may go on in the thread that asked for frames: `user` must live until the call in that
+ * thread has returned. */
 typedef int32_t (*svd_trt_progress)(void *user, const char *stage, int64_t done, int64_t total);
 
 typedef struct svd_trt_stream_options {
@@ -157,7 +163,9 @@ typedef struct svd_trt_stream_options {
 
 SVD_TRT_API svd_trt_status svd_trt_stream_options_init(svd_trt_stream_options *options, size_t size);
 
-/* One frame, eight-bit RGB. `data` is valid until the next call for the stream. */
+/* One frame, eight-bit RGB. `data` is valid until the next call of svd_trt_stream_next for the stream, whatever that
+ * returns and in whichever thread, or until the stream is closed. svd_trt_stream_cancel and svd_trt_pipeline_close
+ * leave it valid. */
 typedef struct svd_trt_frame {
   size_t size;
   const uint8_t *data; /* in the memory of the GPU if on_device is not 0 */
@@ -194,7 +202,8 @@ SVD_TRT_API svd_trt_status svd_trt_stream_videos(svd_trt_stream *stream, int64_t
 /* Ends the work of the stream as soon as possible; the call that waits for a frame returns SVD_TRT_CANCELLED. */
 SVD_TRT_API svd_trt_status svd_trt_stream_cancel(svd_trt_stream *stream);
 
-/* Cancels the stream and frees its memory, at the latest when the calls for it have returned. */
+/* Cancels the stream and frees its memory, at the latest when the calls for it have returned. After SVD_TRT_END or an
+ * error, a stream that is still open keeps only its settings. */
 SVD_TRT_API svd_trt_status svd_trt_stream_close(svd_trt_stream *stream);
 
 /* Opens a stream, hands out every frame, and closes it. Another result of `on_frame` than 0 cancels. */

@@ -41,10 +41,14 @@ public:
   using Error::Error;
 };
 
-inline void check(svd_trt_status status) {
+namespace detail {
+
+inline void require(svd_trt_status status) {
   if (status == SVD_TRT_CANCELLED) throw Cancelled(status, svd_trt_last_error());
   if (status < 0) throw Error(status, svd_trt_last_error());
 }
+
+} // namespace detail
 
 struct OpenOptions {
   std::string provider = "cpu";
@@ -79,6 +83,7 @@ struct Arguments {
   std::optional<int64_t> decode_chunk_size;
   std::optional<int64_t> num_videos_per_prompt;
   std::optional<uint64_t> seed;
+  std::optional<std::vector<uint64_t>> seeds; // a seed for each video, instead of `seed`
   std::optional<int64_t> height;
   std::optional<int64_t> width;
   std::optional<std::string> sampler;
@@ -102,16 +107,19 @@ struct Settings {
   double noise_aug_strength;
   int64_t decode_chunk_size;
   int64_t num_videos_per_prompt;
-  uint64_t seed;
+  std::vector<uint64_t> seeds; // one, or one for each video
   int64_t height;
   int64_t width;
   std::string sampler;
   std::string quality; // empty without a preset
   std::string resize_mode;
+  std::string background; // "#rrggbb"
 };
 
+using Progress = std::function<void(const std::string &stage, int64_t done, int64_t total)>;
+
 struct StreamOptions {
-  std::function<void(const std::string &stage, int64_t done, int64_t total)> progress;
+  Progress progress;
   std::vector<float> latents; // noise of unit variance [B, F, C, h, w]; empty: the seed's
   bool frames_on_device = false;
 };
@@ -125,13 +133,16 @@ struct Check {
   bool passed() const { return difference <= allowed; } // false if it is not a number
 };
 
-// Frames of a generation. A frame's data is valid until the next frame is requested.
+// Frames of a generation. A frame's data is valid until the next frame is requested, by any thread, or the stream ends
+// its life. Several threads may call the functions of a stream; it must outlive them, so one that another thread waits
+// on is cancelled first, and destroyed when that thread is done.
 class Stream {
 public:
-  Stream(Stream &&other) noexcept : handle_(std::exchange(other.handle_, nullptr)), caller_(std::move(other.caller_)) {}
+  Stream(Stream &&other) noexcept
+      : handle_(std::exchange(other.handle_, nullptr)), progress_(std::move(other.progress_)) {}
   Stream &operator=(Stream &&other) noexcept {
     std::swap(handle_, other.handle_);
-    std::swap(caller_, other.caller_);
+    std::swap(progress_, other.progress_);
     return *this;
   }
   Stream(const Stream &) = delete;
@@ -143,34 +154,34 @@ public:
     frame.size = sizeof frame;
     const svd_trt_status status = svd_trt_stream_next(handle_, &frame);
     rethrow();
-    check(status);
+    detail::require(status);
     return status == SVD_TRT_OK;
   }
 
   // Instead of frames: the denoised latents of all videos, [B, F, C, h, w].
   std::vector<float> latents() {
     size_t count = 0;
-    check(svd_trt_stream_latents(handle_, nullptr, 0, &count));
+    detail::require(svd_trt_stream_latents(handle_, nullptr, 0, &count));
     std::vector<float> found(count);
     const svd_trt_status status = svd_trt_stream_latents(handle_, found.data(), count, nullptr);
     rethrow();
-    check(status);
+    detail::require(status);
     return found;
   }
 
   // From any thread.
-  void cancel() { check(svd_trt_stream_cancel(handle_)); }
+  void cancel() { detail::require(svd_trt_stream_cancel(handle_)); }
 
   int64_t videos() const {
     int64_t count = 0;
-    check(svd_trt_stream_videos(handle_, &count));
+    detail::require(svd_trt_stream_videos(handle_, &count));
     return count;
   }
 
   Settings settings() const {
     svd_trt_arguments s{};
     s.size = sizeof s;
-    check(svd_trt_stream_settings(handle_, &s));
+    detail::require(svd_trt_stream_settings(handle_, &s));
     std::optional<std::array<double, 2>> interval;
     if (s.guidance_interval != nullptr) interval = {s.guidance_interval[0], s.guidance_interval[1]};
     return {s.num_frames,
@@ -186,12 +197,14 @@ public:
             s.noise_aug_strength,
             s.decode_chunk_size,
             s.num_videos_per_prompt,
-            s.seed,
+            s.seeds == nullptr ? std::vector<uint64_t>{s.seed}
+                               : std::vector<uint64_t>(s.seeds, s.seeds + s.seeds_count),
             s.height,
             s.width,
             s.sampler,
             s.quality == nullptr ? "" : s.quality,
-            s.resize_mode};
+            s.resize_mode,
+            s.background};
   }
 
   class Iterator {
@@ -222,42 +235,42 @@ public:
 
 private:
   friend class Pipeline;
-  struct Caller {
-    StreamOptions options;
-    std::exception_ptr thrown;
-  };
   Stream() = default;
 
-  void rethrow() const {
-    if (caller_ && caller_->thrown) std::rethrow_exception(std::exchange(caller_->thrown, nullptr));
+  // What a callback threw in this thread: the library calls it in the thread that waits for a frame.
+  static std::exception_ptr &thrown() {
+    static thread_local std::exception_ptr exception;
+    return exception;
+  }
+  static void rethrow() {
+    if (thrown()) std::rethrow_exception(std::exchange(thrown(), nullptr));
   }
   static int32_t on_progress(void *user, const char *stage, int64_t done, int64_t total) noexcept {
-    auto *caller = static_cast<Caller *>(user);
     try {
-      caller->options.progress(stage, done, total);
+      (*static_cast<const Progress *>(user))(stage, done, total);
       return 0;
     } catch (...) {
-      caller->thrown = std::current_exception();
+      thrown() = std::current_exception();
       return 1;
     }
   }
 
   svd_trt_stream *handle_ = nullptr;
-  std::unique_ptr<Caller> caller_; // the library holds its address
+  std::unique_ptr<Progress> progress_; // the library holds its address
 };
 
 class Pipeline {
 public:
   explicit Pipeline(const std::string &bundle, const OpenOptions &options = {}) {
     svd_trt_open_options o;
-    check(svd_trt_open_options_init(&o, sizeof o));
+    detail::require(svd_trt_open_options_init(&o, sizeof o));
     o.provider = options.provider.c_str();
     o.provider_library = options.provider_library.empty() ? nullptr : options.provider_library.c_str();
     o.device = options.device;
     o.threads = options.threads;
     o.verify = options.verify;
     o.cuda_stream = options.cuda_stream;
-    check(svd_trt_pipeline_open(bundle.c_str(), &o, &handle_));
+    detail::require(svd_trt_pipeline_open(bundle.c_str(), &o, &handle_));
   }
   Pipeline(Pipeline &&other) noexcept : handle_(std::exchange(other.handle_, nullptr)) {}
   Pipeline &operator=(Pipeline &&other) noexcept {
@@ -280,28 +293,27 @@ public:
       views.push_back({sizeof(svd_trt_picture), one.data, one.width, one.height, one.stride});
     const svd_trt_arguments given = convert(arguments);
     Stream stream;
-    stream.caller_ = std::make_unique<Stream::Caller>(Stream::Caller{std::move(options), nullptr});
-    const StreamOptions &kept = stream.caller_->options;
+    stream.progress_ = std::make_unique<Progress>(std::move(options.progress));
     svd_trt_stream_options o;
-    check(svd_trt_stream_options_init(&o, sizeof o));
-    o.progress = kept.progress ? &Stream::on_progress : nullptr;
-    o.user = stream.caller_.get();
-    o.latents = kept.latents.empty() ? nullptr : kept.latents.data();
-    o.latents_count = kept.latents.size();
-    o.frames_on_device = kept.frames_on_device;
-    check(svd_trt_stream_open(handle_, views.data(), views.size(), &given, &o, &stream.handle_));
+    detail::require(svd_trt_stream_options_init(&o, sizeof o));
+    o.progress = *stream.progress_ ? &Stream::on_progress : nullptr;
+    o.user = stream.progress_.get();
+    o.latents = options.latents.empty() ? nullptr : options.latents.data();
+    o.latents_count = options.latents.size();
+    o.frames_on_device = options.frames_on_device;
+    detail::require(svd_trt_stream_open(handle_, views.data(), views.size(), &given, &o, &stream.handle_));
     return stream;
   }
 
   // Cancels every stream. From any thread.
-  void cancel() { check(svd_trt_pipeline_cancel(handle_)); }
-  void release() { check(svd_trt_pipeline_release(handle_)); }
+  void cancel() { detail::require(svd_trt_pipeline_cancel(handle_)); }
+  void release() { detail::require(svd_trt_pipeline_release(handle_)); }
   // Ends the streams' work; every later call fails.
-  void close() { check(svd_trt_pipeline_close(std::exchange(handle_, nullptr))); }
+  void close() { detail::require(svd_trt_pipeline_close(std::exchange(handle_, nullptr))); }
 
   std::string manifest() const {
     const char *text = nullptr;
-    check(svd_trt_pipeline_manifest(handle_, &text));
+    detail::require(svd_trt_pipeline_manifest(handle_, &text));
     return text;
   }
 
@@ -312,14 +324,14 @@ public:
       static_cast<std::vector<Check> *>(user)->push_back({name, difference, allowed});
     };
     const svd_trt_status status = svd_trt_pipeline_self_test(handle_, add, &checks);
-    if (status != SVD_TRT_SELF_TEST_ERROR) check(status);
+    if (status != SVD_TRT_SELF_TEST_ERROR) detail::require(status);
     return checks;
   }
 
 private:
   svd_trt_arguments convert(const Arguments &a) const {
     svd_trt_arguments c;
-    check(svd_trt_arguments_init(handle_, &c, sizeof c));
+    detail::require(svd_trt_arguments_init(handle_, &c, sizeof c));
     c.num_frames = a.num_frames.value_or(c.num_frames);
     if (a.num_inference_steps == 0) // which in C is the default
       throw Error(SVD_TRT_ARGUMENT_ERROR, "num_inference_steps must be 1 to 1000, not 0");
@@ -342,6 +354,11 @@ private:
     c.num_videos_per_prompt = a.num_videos_per_prompt.value_or(c.num_videos_per_prompt);
     c.seed = a.seed.value_or(0);
     c.has_seed = a.seed.has_value();
+    if (a.seeds) {
+      static const uint64_t none = 0;
+      c.seeds = a.seeds->empty() ? &none : a.seeds->data();
+      c.seeds_count = a.seeds->size();
+    }
     c.height = a.height.value_or(c.height);
     c.width = a.width.value_or(c.width);
     if (a.schedule) c.schedule = a.schedule->c_str();

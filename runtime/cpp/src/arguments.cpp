@@ -93,8 +93,11 @@ void choose_steps(Settings &s, const svd_trt_arguments &given, const Manifest &m
     s.sigmas = named_sigmas(s.schedule, manifest.sampler, count);
   } else {
     if (given.schedule != nullptr) throw argument_error("schedule and sigmas were both given; give one of them");
+    // Before they are read, because the count is the caller's claim about memory.
+    if (given.sigmas_count > 2)
+      check_limits("num_inference_steps", static_cast<int64_t>(std::min<size_t>(given.sigmas_count, INT64_MAX)) - 1,
+                   manifest);
     s.sigmas = custom_sigmas(given.sigmas, given.sigmas_count);
-    check_limits("num_inference_steps", static_cast<int64_t>(s.sigmas.size()) - 1, manifest);
   }
   s.num_inference_steps = static_cast<int64_t>(s.sigmas.size()) - 1;
 }
@@ -130,7 +133,20 @@ void check_branches(const Range &branches, const std::vector<bool> &guided_steps
                        "guidance_interval out, or build one without --branches 2");
 }
 
-uint64_t random_seed() { return std::random_device{}(); }
+// One seed, or one for each of the `videos`.
+std::vector<uint64_t> seeds_of(const svd_trt_arguments &given, int64_t videos) {
+  const size_t count = given.seeds_count;
+  if (given.seeds == nullptr && count != 0) throw argument_error("seeds is null, and seeds_count is not 0");
+  if (given.has_seed == 0 && given.seed != 0)
+    throw argument_error("seed is " + std::to_string(given.seed) + ", and has_seed is 0; set has_seed to 1");
+  if (given.seeds == nullptr) return {given.has_seed != 0 ? given.seed : std::random_device{}()};
+  if (given.has_seed != 0) throw argument_error("seed and seeds were both given; give one of them");
+  if (count == 0) throw argument_error("seed is an empty list; give one seed, or one for each video");
+  if (count != 1 && count != static_cast<size_t>(videos)) // before they are read
+    throw argument_error(std::to_string(count) + " seeds were given for " + std::to_string(videos) + " video" +
+                         (videos == 1 ? "" : "s") + "; give one for each video, or one for all");
+  return {given.seeds, given.seeds + count};
+}
 
 } // namespace
 
@@ -184,9 +200,9 @@ Settings resolve(const svd_trt_arguments &given, const Manifest &manifest, size_
              : s.resize_mode == "pad" ? ResizeMode::pad
                                       : ResizeMode::stretch;
   s.background = colour(given.background);
-  s.seed = given.has_seed != 0 ? given.seed : random_seed();
 
   s.videos = static_cast<int64_t>(pictures) * s.num_videos_per_prompt;
+  s.seeds = seeds_of(given, s.videos);
   const double first = s.number(manifest.first_frame_scale), last = s.number(manifest.last_frame_scale);
   const double largest = s.guidance_shape == "constant" ? last : std::max(first, last);
   s.guided_steps = guided_steps(s.sigmas, largest > manifest.guidance_off_up_to, s.guidance_interval);

@@ -24,7 +24,7 @@ struct Settings {
   int64_t fps, motion_bucket_id;
   double noise_aug_strength;
   int64_t decode_chunk_size, num_videos_per_prompt;
-  uint64_t seed;
+  std::vector<uint64_t> seeds; // one, or one for each video
   int64_t height, width;
   std::string schedule; // empty if the sigmas are the caller's or the checkpoint's own
   std::string sampler, resize_mode;

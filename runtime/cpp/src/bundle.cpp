@@ -38,15 +38,16 @@ std::string read_manifest(const fs::path &folder) {
   const uintmax_t size = fs::file_size(path, error);
   if (error == std::errc::no_such_file_or_directory || error == std::errc::not_a_directory)
     throw bundle_error(no_bundle(folder));
-  if (!error && size > kLargestManifest) throw bundle_error(path.u8string() + " is too large for a manifest" + kAgain);
+  if (error) throw bundle_error(path.u8string() + " cannot be read (" + error.message() + ")" + kAgain);
+  if (size > kLargestManifest) throw bundle_error(path.u8string() + " is too large for a manifest" + kAgain);
   return read_file(path);
 }
 
-void check_manifest(const fs::path &folder, const std::string &text) {
+// What was recorded when the bundle was built; empty if it cannot be read.
+std::string recorded_checksum(const fs::path &folder) {
   std::string recorded;
   std::ifstream(folder / kChecksum) >> recorded;
-  if (recorded != sha256_of(text))
-    throw bundle_error((folder / kManifest).u8string() + " was altered since it was built" + kAgain);
+  return recorded;
 }
 
 // What is wrong with a file; empty if nothing is.
@@ -96,9 +97,13 @@ void check_files(const fs::path &folder, std::vector<File> files, bool verify) {
 
 std::string read_file(const fs::path &path) {
   std::ifstream file(path, std::ios::binary);
-  std::string text{std::istreambuf_iterator<char>(file), {}};
-  if (!file) throw bundle_error(path.u8string() + " cannot be read (" + std::generic_category().message(errno) + ")");
-  return text;
+  const std::error_code error(errno, std::generic_category());
+  if (!file) throw bundle_error(path.u8string() + " cannot be read (" + error.message() + ")");
+  try {
+    return {std::istreambuf_iterator<char>(file), {}};
+  } catch (const std::ios_base::failure &failure) { // it is a folder, or the disk failed
+    throw bundle_error(path.u8string() + " cannot be read (" + failure.code().message() + ")");
+  }
 }
 
 fs::path Bundle::graph(const std::string &network) const {
@@ -107,9 +112,7 @@ fs::path Bundle::graph(const std::string &network) const {
 
 Bundle open_bundle(const fs::path &path, bool verify) {
   Bundle bundle{path, read_manifest(path), {}};
-  Manifest manifest = parse_manifest(bundle.text, path / kManifest);
-  check_manifest(path, bundle.text);
-  bundle.manifest = std::move(manifest);
+  bundle.manifest = parse_manifest(bundle.text, path / kManifest, recorded_checksum(path));
   if (bundle.manifest.files.empty()) throw bundle_error((path / kManifest).u8string() + " names no files" + kAgain);
   check_files(path, bundle.manifest.files, verify);
   return bundle;

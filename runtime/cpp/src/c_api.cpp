@@ -1,4 +1,4 @@
-#include <cstdio>
+#include <cstddef>
 #include <cstring>
 #include <new>
 #include <string>
@@ -28,8 +28,10 @@ auto &streams() {
   return handles;
 }
 
-svd_trt_status failed(svd_trt_status status, const char *message) noexcept {
-  std::snprintf(last_error, sizeof last_error, "%s", message);
+constexpr const char *kTooLittleMemory = "the host has too little memory; make a smaller or shorter video";
+
+svd_trt_status failed(svd_trt_status status, std::string_view message) noexcept {
+  write_line(message, last_error, sizeof last_error);
   return status;
 }
 
@@ -46,11 +48,13 @@ template <class Work> svd_trt_status guarded(Work work) noexcept {
   } catch (const Failure &error) {
     return failed(error.status, error.what());
   } catch (const std::bad_alloc &) {
-    return failed(SVD_TRT_MEMORY_ERROR, "the host has too little memory; make a smaller or shorter video");
+    return failed(SVD_TRT_MEMORY_ERROR, kTooLittleMemory);
+  } catch (const std::length_error &) { // of a container
+    return failed(SVD_TRT_MEMORY_ERROR, kTooLittleMemory);
   } catch (const Ort::Exception &error) {
-    return failed(SVD_TRT_BACKEND_ERROR, error.what());
+    return failed(SVD_TRT_BACKEND_ERROR, first_line(error.what()));
   } catch (const std::exception &error) {
-    return failed(SVD_TRT_INTERNAL_ERROR, error.what());
+    return failed(SVD_TRT_INTERNAL_ERROR, first_line(error.what()));
   } catch (...) {
     return failed(SVD_TRT_INTERNAL_ERROR, "an exception of unknown type");
   }
@@ -73,31 +77,49 @@ std::shared_ptr<Stream> stream_of(svd_trt_stream *handle) {
   return found;
 }
 
-// Sizes of the first version of each structure; later versions are longer.
-template <class Struct> constexpr size_t first_size = sizeof(Struct);
+// The size of each structure's first version: the end of the field that was its last one. To add a field, append it to
+// the structure in svd_trt.h, where 0 or NULL must mean the behaviour of before, and change nothing here. A field that
+// is put between others fails the assertion below, because programs that are compiled already would write elsewhere.
+#define SVD_TRT_END(structure, field) (offsetof(structure, field) + sizeof(structure::field))
+template <class Struct> constexpr size_t first_size = 0;
+template <> constexpr size_t first_size<svd_trt_open_options> = SVD_TRT_END(svd_trt_open_options, cuda_stream);
+template <> constexpr size_t first_size<svd_trt_arguments> = SVD_TRT_END(svd_trt_arguments, background);
+template <> constexpr size_t first_size<svd_trt_picture> = SVD_TRT_END(svd_trt_picture, stride);
+template <> constexpr size_t first_size<svd_trt_stream_options> = SVD_TRT_END(svd_trt_stream_options, reserved);
+template <> constexpr size_t first_size<svd_trt_frame> = SVD_TRT_END(svd_trt_frame, reserved);
+#undef SVD_TRT_END
+static_assert(sizeof(void *) != 8 || (first_size<svd_trt_open_options> == 48 && first_size<svd_trt_arguments> == 152 &&
+                                      first_size<svd_trt_picture> == 40 && first_size<svd_trt_stream_options> == 48 &&
+                                      first_size<svd_trt_frame> == 64),
+              "new fields go to the end of a structure");
 
-void check_size(size_t size, size_t smallest, const char *name) {
-  if (size < smallest || size > 4096)
+template <class Struct> void check_size(size_t size, const char *name) {
+  if (size < first_size<Struct> || size > 4096 || size % alignof(Struct) != 0)
     throw argument_error(std::string("the size of a ") + name + " is " + std::to_string(size) + "; call " + name +
                          "_init first");
 }
 
+template <class Struct> int32_t reserved_of(const Struct &given) { return given.reserved; }
+int32_t reserved_of(const svd_trt_picture &) { return 0; } // it has no such field
+
 // The caller's structure as this version's: shorter ones are filled with `defaults`. A longer one is of a newer
 // version; what this version does not know must be zero.
 template <class Struct> Struct read(const Struct *given, Struct defaults, const char *name) {
-  check_size(given->size, first_size<Struct>, name);
+  check_size<Struct>(given->size, name);
   std::memcpy(&defaults, given, std::min(given->size, sizeof(Struct)));
   const auto *bytes = reinterpret_cast<const unsigned char *>(given);
   for (size_t i = sizeof(Struct); i < given->size; ++i)
     if (bytes[i] != 0)
       throw argument_error(std::string("a ") + name + " uses fields that this library does not have; update it");
+  if (reserved_of(defaults) != 0)
+    throw argument_error(std::string("reserved of a ") + name + " is not 0; call " + name + "_init first");
   defaults.size = sizeof(Struct);
   return defaults;
 }
 
 // Writes as much as the caller's structure has room for.
 template <class Struct> void write(Struct *given, size_t size, Struct value, const char *name) {
-  check_size(size, first_size<Struct>, name);
+  check_size<Struct>(size, name);
   std::memset(given, 0, size);
   value.size = size;
   std::memcpy(given, &value, std::min(size, sizeof(Struct)));
@@ -122,7 +144,7 @@ std::vector<Picture> copy_pictures(const svd_trt_picture *pictures, size_t count
   require(pictures, "pictures");
   std::vector<Picture> copies;
   const size_t distance = pictures->size;
-  check_size(distance, first_size<svd_trt_picture>, "svd_trt_picture");
+  check_size<svd_trt_picture>(distance, "svd_trt_picture");
   for (size_t i = 0; i < count; ++i) {
     const auto *one =
         reinterpret_cast<const svd_trt_picture *>(reinterpret_cast<const char *>(pictures) + i * distance);
@@ -146,9 +168,8 @@ std::shared_ptr<Stream> open_stream(svd_trt_pipeline *handle, const svd_trt_pict
   // The count is checked before anything is copied, because it is the caller's claim about memory.
   if (chosen.latents != nullptr) {
     const Model &model = pipeline->manifest().model;
-    const auto wanted =
-        static_cast<size_t>(settings.videos * settings.num_frames * model.latent_channels *
-                            (settings.height / model.vae_scale_factor) * (settings.width / model.vae_scale_factor));
+    const size_t wanted = elements({settings.videos, settings.num_frames, model.latent_channels,
+                                    settings.height / model.vae_scale_factor, settings.width / model.vae_scale_factor});
     if (chosen.latents_count != wanted)
       throw argument_error("latents must have " + std::to_string(wanted) + " values, not " +
                            std::to_string(chosen.latents_count));
@@ -159,8 +180,11 @@ std::shared_ptr<Stream> open_stream(svd_trt_pipeline *handle, const svd_trt_pict
     progress = [callback = chosen.progress, user = chosen.user](const char *stage, int64_t done, int64_t total) {
       return callback(user, stage, done, total) == 0;
     };
-  return pipeline->open(std::move(settings), copy_pictures(pictures, count), std::move(latents),
-                        chosen.frames_on_device != 0, std::move(progress));
+  std::vector<Picture> copies = copy_pictures(pictures, count);
+  for (const Picture &picture : copies)
+    check_framed({picture.width, picture.height}, settings.height, settings.width, settings.resize);
+  return pipeline->open(std::move(settings), std::move(copies), std::move(latents), chosen.frames_on_device != 0,
+                        std::move(progress));
 }
 
 svd_trt_frame as_frame(const Generation &generation, const FrameView &view, bool on_device) {
@@ -204,8 +228,10 @@ svd_trt_status svd_trt_pipeline_open(const char *bundle, const svd_trt_open_opti
 
 svd_trt_status svd_trt_pipeline_close(svd_trt_pipeline *pipeline) {
   return guarded([&] {
-    pipeline_of(pipeline)->cancel("the pipeline was closed");
+    const std::shared_ptr<Pipeline> closed = pipeline_of(pipeline);
     pipelines().remove(pipeline);
+    closed->cancel("the pipeline was closed");
+    closed->shared()->networks->release(); // a stream that is not closed must not keep them
   });
 }
 
@@ -257,7 +283,7 @@ svd_trt_status svd_trt_stream_open(svd_trt_pipeline *pipeline, const svd_trt_pic
 svd_trt_status svd_trt_stream_next(svd_trt_stream *stream, svd_trt_frame *frame) {
   return guarded([&]() -> svd_trt_status {
     require(frame, "frame");
-    check_size(frame->size, first_size<svd_trt_frame>, "svd_trt_frame");
+    check_size<svd_trt_frame>(frame->size, "svd_trt_frame");
     const std::shared_ptr<Stream> found = stream_of(stream);
     FrameView view{};
     if (!found->generation->next(view)) return SVD_TRT_END;
@@ -283,7 +309,7 @@ svd_trt_status svd_trt_stream_latents(svd_trt_stream *stream, float *data, size_
 svd_trt_status svd_trt_stream_settings(svd_trt_stream *stream, svd_trt_arguments *settings) {
   return guarded([&] {
     require(settings, "settings");
-    check_size(settings->size, first_size<svd_trt_arguments>, "svd_trt_arguments");
+    check_size<svd_trt_arguments>(settings->size, "svd_trt_arguments");
     const std::shared_ptr<Stream> found = stream_of(stream);
     const Settings &s = found->generation->settings();
     auto a = sized<svd_trt_arguments>();
@@ -294,7 +320,11 @@ svd_trt_status svd_trt_stream_settings(svd_trt_stream *stream, svd_trt_arguments
     a.guidance_interval = s.guidance_interval ? s.guidance_interval->data() : nullptr;
     a.fps = s.fps, a.motion_bucket_id = s.motion_bucket_id, a.noise_aug_strength = s.noise_aug_strength;
     a.decode_chunk_size = s.decode_chunk_size, a.num_videos_per_prompt = s.num_videos_per_prompt;
-    a.seed = s.seed, a.has_seed = 1;
+    if (s.seeds.size() == 1) {
+      a.seed = s.seeds[0], a.has_seed = 1;
+    } else {
+      a.seeds = s.seeds.data(), a.seeds_count = s.seeds.size();
+    }
     a.height = s.height, a.width = s.width;
     a.schedule = s.schedule.empty() ? nullptr : s.schedule.c_str();
     a.quality = s.quality.empty() ? nullptr : s.quality.c_str();

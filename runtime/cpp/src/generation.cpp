@@ -56,12 +56,15 @@ Sizes Generation::sizes() const {
 bool Generation::next(FrameView &frame) {
   const Turn turn(*this);
   fail_if_ended();
+  if (finished_) return false;
   try {
     if (!begun_) begin();
     const int64_t in_chunk = frames_.shape.empty() ? 0 : frames_.shape[0];
     if (frames_given_ == in_chunk) {
       if (chunk_ == settings_.chunks.size()) {
         cancellation_.check();
+        finished_ = true;
+        release();
         return false;
       }
       decode_chunk();
@@ -69,6 +72,7 @@ bool Generation::next(FrameView &frame) {
     cancellation_.check();
   } catch (...) {
     ended_ = true;
+    release();
     throw;
   }
   const int64_t total = frames_decoded_ - frames_.shape[0] + frames_given_;
@@ -90,17 +94,31 @@ void Generation::latents(float *values) {
     while (group_ < settings_.groups.size()) denoise_group();
   } catch (...) {
     ended_ = true;
+    release();
     throw;
   }
   std::copy(latents_.begin(), latents_.end(), values);
 }
 
-void Generation::fail_if_ended() const {
+void Generation::fail_if_ended() {
+  if (cancellation_.cancelled()) release();
   cancellation_.check();
   if (ended_) throw backend_error("the stream ended with an error; open another one");
 }
 
+// The stream may stay open long after its end, so it keeps neither tensors nor, once the pipeline is closed, networks.
+void Generation::release() {
+  pictures_ = {};
+  start_ = latents_ = {};
+  conditions_ = {};
+  frames_ = {};
+  frames_device_ = Ort::Value{nullptr};
+  decoder_.reset();
+  shared_.reset();
+}
+
 void Generation::report(const char *stage, int64_t done, int64_t total) {
+  cancellation_.check(); // after svd_trt_stream_close has returned, the callback must not be called again
   if (progress_ && !progress_(stage, done, total)) cancellation_.cancel("the progress callback cancelled the stream");
   cancellation_.check();
 }
@@ -110,11 +128,16 @@ void Generation::begin() {
   // Noise of the pictures first, then of all latents, as diffusers draws it.
   Sizes all = sizes();
   all["pictures"] = static_cast<int64_t>(pictures_.size());
-  Generator noise(settings_.seed);
+  std::vector<Generator> sources;
+  for (const uint64_t seed : settings_.seeds) sources.emplace_back(seed);
+  const auto draw = [&](const std::vector<int64_t> &shape, bool half) {
+    const auto rows = static_cast<size_t>(shape[0]);
+    return draw_rows(sources, rows, elements(shape) / rows, half);
+  };
   HostTensor<float> image_noise;
   image_noise.shape = resolved(manifest_.draws[0].shape, all);
-  image_noise.data = noise.normal(elements(image_noise.shape), manifest_.draws[0].half);
-  if (start_.empty()) start_ = noise.normal(latents_count(), manifest_.draws[1].half);
+  image_noise.data = draw(image_noise.shape, manifest_.draws[0].half);
+  if (start_.empty()) start_ = draw(latent_shape_, manifest_.draws[1].half);
   const auto scale = static_cast<float>(initial_scale(manifest_.initial_scale, settings_.sigmas));
   for (float &value : start_) value *= scale;
   table_ = step_table(settings_.sampler, settings_.sigmas);

@@ -58,7 +58,8 @@ public:
 
 private:
   class Turn;
-  void fail_if_ended() const;
+  void fail_if_ended();
+  void release();
   void report(const char *stage, int64_t done, int64_t total);
   void begin();
   void encode(const HostTensor<float> &image_noise);
@@ -66,8 +67,8 @@ private:
   void decode_chunk();
   Sizes sizes() const;
 
-  const std::shared_ptr<const Shared> shared_;
-  const Manifest &manifest_;
+  std::shared_ptr<const Shared> shared_; // null after the end
+  const Manifest &manifest_;             // of shared_
   const Settings settings_;
   const bool frames_on_device_;
   const Progress progress_;
@@ -81,8 +82,8 @@ private:
   std::vector<int64_t> latent_shape_; // [B, F, C, h, w]
   Conditions conditions_;
   std::vector<Row> table_;
-  bool begun_ = false, ended_ = false;
-  size_t group_ = 0, chunk_ = 0; // that come next
+  bool begun_ = false, ended_ = false, finished_ = false; // ended_: by an error
+  size_t group_ = 0, chunk_ = 0;                          // that come next
   int64_t videos_denoised_ = 0, frames_decoded_ = 0;
   std::vector<float> latents_;       // denoised, and not decoded yet
   std::shared_ptr<Session> decoder_; // owns the memory of frames_device_

@@ -1,9 +1,10 @@
 #include "manifest.hpp"
 
 #include <algorithm>
-#include <nlohmann/json.hpp>
 
 #include "error.hpp"
+#include "json.hpp"
+#include "sha256.hpp"
 #include "text.hpp"
 
 namespace svd_trt::detail {
@@ -127,8 +128,6 @@ void parse_host(const Json &host, Manifest &manifest) {
     manifest.conditions.push_back({condition.at("argument"), condition.at("add")});
   for (const Json &draw : host.at("noise").at("draws"))
     manifest.draws.push_back({draw.at("name"), shape(draw.at("shape")), draw.at("dtype") == "float16"});
-  if (manifest.draws.size() != 2 || manifest.draws[0].name != "image_noise" || manifest.draws[1].name != "latents")
-    throw bundle_error("its draws of noise are not those that this library knows; update it");
   manifest.initial_scale = host.at("noise").at("initial_scale");
   const Json &guidance = host.at("guidance");
   manifest.first_frame_scale = guidance.at("first_frame"), manifest.last_frame_scale = guidance.at("last_frame");
@@ -176,11 +175,53 @@ void check_sizes(const Manifest &manifest) {
   const Model &m = manifest.model;
   for (const int64_t value : {m.latent_channels, m.vae_scale_factor, m.embed_dim, m.image_size, m.decoder_channels})
     if (value < 1 || value > 1 << 20) throw bundle_error("a size of its model is " + std::to_string(value));
+  for (const char *side : {"height", "width"}) {
+    const auto multiple = manifest.multiples.find(side);
+    if (multiple == manifest.multiples.end() || multiple->second < 1 || multiple->second % m.vae_scale_factor != 0)
+      throw bundle_error(std::string("the multiples of its ") + side + " do not fit its VAE");
+  }
   if (manifest.branches.empty()) throw bundle_error("it has no guidance branches");
 }
 
+// The loop indexes noise by these shapes.
+void check_draws(const Manifest &manifest) {
+  const Model &m = manifest.model;
+  const std::vector<Axis> image_noise{{"pictures", 1}, {"", 3}, {"height", 1}, {"width", 1}};
+  const std::vector<Axis> latents{{"batch", 1},
+                                  {"frames", 1},
+                                  {"", m.latent_channels},
+                                  {"height", m.vae_scale_factor},
+                                  {"width", m.vae_scale_factor}};
+  if (manifest.draws.size() != 2 || manifest.draws[0].name != "image_noise" || manifest.draws[1].name != "latents" ||
+      manifest.draws[0].shape != image_noise || manifest.draws[1].shape != latents)
+    throw bundle_error("its draws of noise are not those that this library knows; update it");
+}
+
+// The loop binds these tensors, those of the encoders and the decoder by their places.
+void check_tensors(const Manifest &manifest) {
+  const auto check = [&](const std::string &network, bool input, const std::vector<std::string> &wanted) {
+    const Network &found = manifest.networks.at(network);
+    const std::vector<Tensor> &tensors = input ? found.inputs : found.outputs;
+    for (size_t i = 0; i < wanted.size(); ++i)
+      if (i >= tensors.size() || tensors[i].name != wanted[i])
+        throw bundle_error("its " + network + " has no " + (input ? "input " : "output ") + wanted[i] + " at place " +
+                           std::to_string(i));
+  };
+  check("image_encoder", true, {"pixels"});
+  check("image_encoder", false, {"image_embeds"});
+  check("vae_encoder", true, {"image"});
+  check("vae_encoder", false, {"image_latents"});
+  check("denoiser", true,
+        {"latents", "previous_denoised", "partial_denoised", "image_latents", "image_embeds", "added_time_ids",
+         "guidance", "coefficients"});
+  check("denoiser", false, {"next_latents", "denoised"});
+  check("vae_decoder", true, {"latents"});
+  check("vae_decoder", false, {"frames"});
+}
+
 void check_version(const Json &json, const std::filesystem::path &path) {
-  const Json version = json.is_object() && json.contains("schema_version") ? json["schema_version"] : Json();
+  const auto found = json.is_object() ? json.find("schema_version") : json.end();
+  const Json version = json.is_object() && found != json.end() && found->is_number_integer() ? *found : Json();
   if (version.is_number_integer() && version == kSchema) return;
   const std::string where = path.parent_path().u8string();
   const std::string reads = "this library reads " + std::to_string(kSchema) + ")";
@@ -206,13 +247,19 @@ std::vector<int64_t> resolved(const std::vector<Axis> &shape, const Sizes &sizes
   return numbers;
 }
 
-Manifest parse_manifest(const std::string &text, const std::filesystem::path &path) {
+Manifest parse_manifest(const std::string &text, const std::filesystem::path &path,
+                        const std::optional<std::string> &sha256) {
   try {
-    const Json json = Json::parse(text);
+    const Json json = parse_json(text);
     check_version(json, path);
+    // Another schema may have another checksum, so only now.
+    if (sha256 && *sha256 != sha256_of(text))
+      throw bundle_error(path.u8string() + " was altered since it was built" + kRepair);
     try {
       Manifest manifest = parse(json);
       check_sizes(manifest);
+      check_draws(manifest);
+      check_tensors(manifest);
       return manifest;
     } catch (const Json::exception &error) {
       throw bundle_error(path.u8string() + " is not a bundle's manifest (" + error.what() + ")" + kRepair);

@@ -30,6 +30,7 @@ struct File {
 struct Axis {
   std::string symbol; // empty if it is a number
   int64_t number;
+  bool operator==(const Axis &other) const { return symbol == other.symbol && number == other.number; }
 };
 
 struct Tensor {
@@ -109,7 +110,8 @@ struct Manifest {
 };
 
 // Throws Failure (bundle): it is not JSON, of another schema, incomplete, or names algorithms that the library does
-// not know. `path` is the file, for messages.
-Manifest parse_manifest(const std::string &text, const std::filesystem::path &path);
+// not know; or `sha256`, if there is one, is not that of the text. `path` is the file, for messages.
+Manifest parse_manifest(const std::string &text, const std::filesystem::path &path,
+                        const std::optional<std::string> &sha256 = {});
 
 } // namespace svd_trt::detail

@@ -23,24 +23,19 @@ int usable_processors() {
   return std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
 }
 
-std::string first_line(const char *text) {
-  const std::string all = text;
-  return all.substr(0, all.find('\n'));
-}
-
 } // namespace
 
-std::shared_ptr<Ort::Env> environment() {
+std::shared_ptr<Environment> environment() {
   static std::mutex mutex;
-  static std::weak_ptr<Ort::Env> shared;
+  static std::weak_ptr<Environment> shared;
   const std::lock_guard<std::mutex> lock(mutex);
-  if (std::shared_ptr<Ort::Env> found = shared.lock()) return found;
+  if (std::shared_ptr<Environment> found = shared.lock()) return found;
   const OrtApi *api = OrtGetApiBase()->GetApi(ORT_API_VERSION);
   if (api == nullptr)
     throw backend_error(std::string("this library was compiled for ONNX Runtime 1.") + std::to_string(ORT_API_VERSION) +
                         " or newer, and " + OrtGetApiBase()->GetVersionString() + " is installed; update it");
   Ort::InitApi(api);
-  auto made = std::make_shared<Ort::Env>(ORT_LOGGING_LEVEL_ERROR, "svd_trt");
+  auto made = std::make_shared<Environment>();
   shared = made;
   return made;
 }
@@ -70,7 +65,7 @@ void Cancellation::check() const {
 }
 
 Session::Session(const Bundle &bundle, const std::string &name, const DeviceOptions &options,
-                 std::shared_ptr<Ort::Env> env)
+                 std::shared_ptr<Environment> env)
     : spec_(bundle.manifest.networks.at(name)), name_(name), env_(std::move(env)) {
   const std::filesystem::path path = bundle.graph(name);
   try {
@@ -79,7 +74,7 @@ Session::Session(const Bundle &bundle, const std::string &name, const DeviceOpti
     session.SetIntraOpNumThreads(options.threads > 0 ? options.threads : usable_processors());
     if (options.provider == "cpu") session.DisableMemPattern(); // memory would double: see runtime/cpu_device.py
     append_provider(session, options, *env_);
-    session_ = Ort::Session(*env_, path.c_str(), session);
+    session_ = Ort::Session(env_->env, path.c_str(), session);
     if (options.provider != "cpu") {
       memory_ = Ort::MemoryInfo("Cuda", OrtDeviceAllocator, options.device, OrtMemTypeDefault);
       allocator_ = std::make_unique<Ort::Allocator>(session_, memory_);

@@ -49,7 +49,8 @@ template <class T> struct HostTensor {
 // One network, which several threads may run at the same time.
 class Session {
 public:
-  Session(const Bundle &bundle, const std::string &name, const DeviceOptions &options, std::shared_ptr<Ort::Env> env);
+  Session(const Bundle &bundle, const std::string &name, const DeviceOptions &options,
+          std::shared_ptr<Environment> env);
 
   const Network &spec() const { return spec_; }
   Ort::IoBinding binding() { return Ort::IoBinding(session_); }
@@ -63,7 +64,7 @@ public:
 private:
   const Network &spec_;
   std::string name_;
-  std::shared_ptr<Ort::Env> env_;
+  std::shared_ptr<Environment> env_;
   Ort::Session session_{nullptr};
   Ort::MemoryInfo memory_{nullptr};
   std::unique_ptr<Ort::Allocator> allocator_; // null on the CPU
@@ -82,7 +83,7 @@ public:
 private:
   const Bundle &bundle_;
   DeviceOptions options_;
-  std::shared_ptr<Ort::Env> env_;
+  std::shared_ptr<Environment> env_;
   std::mutex mutex_;
   std::map<std::string, std::shared_ptr<Session>> sessions_;
 };

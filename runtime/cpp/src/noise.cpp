@@ -58,6 +58,16 @@ double Generator::serial() {
   return radius * std::cos(angle);
 }
 
+std::vector<float> draw_rows(std::vector<Generator> &sources, size_t rows, size_t each, bool half) {
+  if (sources.size() == 1) return sources[0].normal(rows * each, half);
+  std::vector<float> values;
+  for (size_t i = 0; i < rows; ++i) {
+    const std::vector<float> row = sources.at(i).normal(each, half);
+    values.insert(values.end(), row.begin(), row.end());
+  }
+  return values;
+}
+
 float rounded_to_half(float value) {
   const float magnitude = std::fabs(value);
   if (!(magnitude < 65520.0f)) return std::isnan(value) ? value : std::copysign(INFINITY, value);

@@ -27,6 +27,10 @@ private:
   std::optional<double> spare_;
 };
 
+// `rows` times `each` values, as diffusers' randn_tensor draws them: one source draws all at once, and of several, each
+// draws its own row. There may be more sources than rows.
+std::vector<float> draw_rows(std::vector<Generator> &sources, size_t rows, size_t each, bool half);
+
 // Rounded to float16, to the nearest and to even.
 float rounded_to_half(float value);
 

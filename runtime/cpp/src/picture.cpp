@@ -12,12 +12,12 @@ namespace {
 
 constexpr int64_t kLargestSide = 65535;
 constexpr int64_t kMostPixels = int64_t{1} << 29;
+constexpr int64_t kLargestStride = int64_t{1} << 30; // times the largest side, it is far from overflowing
 
 std::string size_text(int64_t width, int64_t height) { return std::to_string(width) + "x" + std::to_string(height); }
 
-void check_size(int64_t width, int64_t height) {
-  if (width > kLargestSide || height > kLargestSide || width * height > kMostPixels)
-    throw image_error("a picture of " + size_text(width, height) + " pixels is too large; scale it down");
+bool too_large(int64_t width, int64_t height) {
+  return width > kLargestSide || height > kLargestSide || width * height > kMostPixels;
 }
 
 Picture cropped(const Picture &picture, int64_t width, int64_t height) {
@@ -60,8 +60,12 @@ Picture copy_picture(const svd_trt_picture &given) {
   if (given.width < 1 || given.height < 1)
     throw image_error("a picture has the size " + size_text(given.width, given.height) +
                       "; pass one that is not empty");
-  check_size(given.width, given.height);
+  if (too_large(given.width, given.height))
+    throw image_error("a picture of " + size_text(given.width, given.height) + " pixels is too large; scale it down");
   const int64_t row = given.width * 3, stride = given.stride == 0 ? row : given.stride;
+  if (stride > kLargestStride)
+    throw image_error("the stride of a picture is " + std::to_string(stride) + " bytes, and at most " +
+                      std::to_string(kLargestStride) + " are taken");
   if (stride < row)
     throw image_error("the stride of a picture is " + std::to_string(stride) + " bytes, and a row of " +
                       std::to_string(given.width) + " pixels has " + std::to_string(row));
@@ -71,17 +75,26 @@ Picture copy_picture(const svd_trt_picture &given) {
   return picture;
 }
 
-Picture framed(Picture picture, int64_t height, int64_t width, ResizeMode mode, std::array<uint8_t, 3> background) {
-  if (mode == ResizeMode::stretch) return picture;
+PictureSize framed_size(PictureSize size, int64_t height, int64_t width, ResizeMode mode) {
+  if (mode == ResizeMode::stretch) return size;
   // The size that has the aspect ratio of the frames, and the height or the width of the picture.
-  const bool wide = picture.width * height > picture.height * width;
-  const bool keeps_height = wide == (mode == ResizeMode::crop);
-  const int64_t new_width = keeps_height ? proportional(picture.height, width, height) : picture.width;
-  const int64_t new_height = keeps_height ? picture.height : proportional(picture.width, height, width);
-  if (new_width == picture.width && new_height == picture.height) return picture;
-  if (mode == ResizeMode::crop) return cropped(picture, new_width, new_height);
-  check_size(new_width, new_height);
-  return padded(picture, new_width, new_height, background);
+  const bool wide = size.width * height > size.height * width;
+  if (wide == (mode == ResizeMode::crop)) return {proportional(size.height, width, height), size.height};
+  return {size.width, proportional(size.width, height, width)};
+}
+
+void check_framed(PictureSize size, int64_t height, int64_t width, ResizeMode mode) {
+  const PictureSize framed = framed_size(size, height, width, mode);
+  if (too_large(framed.width, framed.height))
+    throw image_error("a picture of " + size_text(size.width, size.height) + " pixels would have " +
+                      size_text(framed.width, framed.height) + " with bars; crop it, or use the resize_mode crop");
+}
+
+Picture framed(Picture picture, int64_t height, int64_t width, ResizeMode mode, std::array<uint8_t, 3> background) {
+  const PictureSize size = framed_size({picture.width, picture.height}, height, width, mode);
+  if (size.width == picture.width && size.height == picture.height) return picture;
+  if (mode == ResizeMode::crop) return cropped(picture, size.width, size.height);
+  return padded(picture, size.width, size.height, background);
 }
 
 void clip_pixels(const Picture &picture, int64_t size, const std::array<float, 3> &mean,

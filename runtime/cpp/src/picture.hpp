@@ -19,6 +19,16 @@ struct Picture {
 // A copy of the caller's picture. Throws Failure (image).
 Picture copy_picture(const svd_trt_picture &given);
 
+struct PictureSize {
+  int64_t width, height;
+};
+
+// The size of what `framed` returns.
+PictureSize framed_size(PictureSize size, int64_t height, int64_t width, ResizeMode mode);
+
+// Throws Failure (image): with bars, the picture would be too large for `framed`.
+void check_framed(PictureSize size, int64_t height, int64_t width, ResizeMode mode);
+
 // The picture in the shape of the frames, to the nearest pixel; it is not resized.
 Picture framed(Picture picture, int64_t height, int64_t width, ResizeMode mode, std::array<uint8_t, 3> background);
 

@@ -11,7 +11,7 @@ namespace {
 [[noreturn]] void refuse(const std::string &provider, const std::string &reason) {
   const bool plugin = provider == "tensorrt-rtx";
   throw backend_error("ONNX Runtime " + std::string(OrtGetApiBase()->GetVersionString()) + " cannot use its " +
-                      provider + " provider here (" + reason.substr(0, reason.find('\n')) + "); " +
+                      provider + " provider here (" + first_line(reason) + "); " +
                       (plugin ? "it needs an NVIDIA driver and a GPU"
                               : "link the GPU archive of its releases, with the libraries that it names"));
 }
@@ -50,15 +50,17 @@ void append_tensorrt(Ort::SessionOptions &session, const DeviceOptions &options)
 constexpr const char *kPlugin = "svd_trt.tensorrt_rtx";
 
 // The plugin is a library of its own, which any ONNX Runtime from 1.22 on loads.
-void append_plugin(Ort::SessionOptions &session, const DeviceOptions &options, Ort::Env &env) {
-  static std::mutex mutex;
-  static std::string registered;
+void append_plugin(Ort::SessionOptions &session, const DeviceOptions &options, Environment &environment) {
+  Ort::Env &env = environment.env;
   {
-    const std::lock_guard<std::mutex> lock(mutex);
-    if (registered != options.library) {
+    const std::lock_guard<std::mutex> lock(environment.mutex);
+    if (environment.plugin.empty()) {
       const std::filesystem::path path = std::filesystem::u8path(options.library);
       env.RegisterExecutionProviderLibrary(kPlugin, path.native());
-      registered = options.library;
+      environment.plugin = options.library;
+    } else if (environment.plugin != options.library) {
+      throw argument_error("another pipeline uses the plugin " + echoed(environment.plugin) +
+                           "; close it first, or give the same provider_library");
     }
   }
   std::vector<Ort::ConstEpDevice> chosen;
@@ -73,7 +75,7 @@ void append_plugin(Ort::SessionOptions &session, const DeviceOptions &options, O
   session.AppendExecutionProvider_V2(env, chosen, settings);
 }
 #else
-void append_plugin(Ort::SessionOptions &, const DeviceOptions &, Ort::Env &) {
+void append_plugin(Ort::SessionOptions &, const DeviceOptions &, Environment &) {
   refuse("tensorrt-rtx", "this library was compiled with the headers of 1." + std::to_string(ORT_API_VERSION) +
                              ", and plugins need those of 1.22");
 }
@@ -81,9 +83,9 @@ void append_plugin(Ort::SessionOptions &, const DeviceOptions &, Ort::Env &) {
 
 } // namespace
 
-void append_provider(Ort::SessionOptions &session, const DeviceOptions &options, Ort::Env &env) {
+void append_provider(Ort::SessionOptions &session, const DeviceOptions &options, Environment &environment) {
   try {
-    if (options.provider == "tensorrt-rtx") append_plugin(session, options, env);
+    if (options.provider == "tensorrt-rtx") append_plugin(session, options, environment);
     if (options.provider == "tensorrt") append_tensorrt(session, options);
     // CUDA runs what TensorRT does not take.
     if (options.provider == "cuda" || options.provider == "tensorrt") append_cuda(session, options);

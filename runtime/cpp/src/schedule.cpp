@@ -114,7 +114,7 @@ std::vector<float> custom_sigmas(const double *values, size_t count) {
   if (std::adjacent_find(sigmas.begin(), sigmas.end(), std::less_equal<>()) != sigmas.end()) {
     std::string given;
     for (size_t i = 0; i < count; ++i) given += (i ? ", " : "") + to_text(values[i]);
-    throw argument_error("sigmas must decrease, and " + given + " do not");
+    throw argument_error("sigmas must decrease, and " + shortened(given) + " do not");
   }
   return sigmas;
 }

@@ -1,6 +1,7 @@
 // What the interfaces promise, beside the frames themselves, which tests/cpp compares with Python's.
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 
@@ -46,8 +47,8 @@ TEST_CASE("the same seed gives the same frames, another seed others, no seed a r
   CHECK(frames == all_frames(again));
   CHECK(frames != all_frames(other));
   arguments.seed.reset();
-  CHECK(pipeline.stream(picture.view(), arguments).settings().seed !=
-        pipeline.stream(picture.view(), arguments).settings().seed);
+  CHECK(pipeline.stream(picture.view(), arguments).settings().seeds !=
+        pipeline.stream(picture.view(), arguments).settings().seeds);
 }
 
 TEST_CASE("settings have every default decided") {
@@ -70,6 +71,8 @@ TEST_CASE("settings have every default decided") {
   CHECK(settings.schedule.empty());
   CHECK(settings.quality.empty());
   CHECK(settings.resize_mode == "stretch");
+  CHECK(settings.background == "#000000");
+  CHECK(settings.seeds.size() == 1);
   CHECK(pipeline.manifest().find("\"schema_version\"") != std::string::npos);
 }
 
@@ -235,6 +238,49 @@ TEST_CASE("a program that was compiled with a longer structure works if it uses 
   options.newer = 1;
   CHECK(svd_trt_pipeline_open(bundle_path().c_str(), &options.known, &pipeline) == SVD_TRT_ARGUMENT_ERROR);
   CHECK(std::string(svd_trt_last_error()).find("does not have; update it") != std::string::npos);
+}
+
+TEST_CASE("a program that was compiled with the first, shorter structure works") {
+  constexpr size_t first_size = 152;
+  REQUIRE(sizeof(svd_trt_arguments) > first_size);
+  svd_trt_pipeline *pipeline = nullptr;
+  REQUIRE(svd_trt_pipeline_open(bundle_path().c_str(), nullptr, &pipeline) == SVD_TRT_OK);
+  svd_trt_arguments arguments;
+  std::memset(&arguments, 0x55, sizeof arguments); // what is behind an old program's structure
+  REQUIRE(svd_trt_arguments_init(pipeline, &arguments, first_size) == SVD_TRT_OK);
+  const auto *bytes = reinterpret_cast<const unsigned char *>(&arguments);
+  CHECK(std::all_of(bytes + first_size, bytes + sizeof arguments, [](unsigned char b) { return b == 0x55; }));
+  arguments.num_frames = 3, arguments.num_inference_steps = 1;
+  const TestPicture test = make_picture(64, 64);
+  const svd_trt_picture picture{sizeof picture, test.pixels.data(), test.width, test.height, 0};
+  svd_trt_stream *stream = nullptr;
+  CHECK(svd_trt_stream_open(pipeline, &picture, 1, &arguments, nullptr, &stream) == SVD_TRT_OK);
+  CHECK(svd_trt_stream_settings(stream, &arguments) == SVD_TRT_OK);
+  CHECK(arguments.has_seed == 1);
+  CHECK(std::all_of(bytes + first_size, bytes + sizeof arguments, [](unsigned char b) { return b == 0x55; }));
+  CHECK(svd_trt_stream_close(stream) == SVD_TRT_OK);
+  CHECK(svd_trt_pipeline_close(pipeline) == SVD_TRT_OK);
+}
+
+TEST_CASE("a seed for each video gives the videos that each seed gives alone") {
+  Pipeline &pipeline = shared_pipeline();
+  const TestPicture picture = make_picture(64, 64);
+  Arguments arguments = quick_arguments();
+  std::vector<uint8_t> one_by_one;
+  for (const uint64_t seed : {uint64_t{7}, uint64_t{1} << 40}) {
+    arguments.seed = seed;
+    Stream stream = pipeline.stream(picture.view(), arguments);
+    const std::vector<uint8_t> frames = all_frames(stream);
+    one_by_one.insert(one_by_one.end(), frames.begin(), frames.end());
+  }
+  arguments.seed.reset();
+  arguments.seeds = std::vector<uint64_t>{7, uint64_t{1} << 40};
+  Stream stream = pipeline.stream({picture.view(), picture.view()}, arguments);
+  CHECK(stream.settings().seeds == *arguments.seeds);
+  CHECK(all_frames(stream) == one_by_one);
+  arguments.seeds = std::vector<uint64_t>{};
+  CHECK_THROWS_WITH(pipeline.stream(picture.view(), arguments),
+                    "seed is an empty list; give one seed, or one for each video");
 }
 
 TEST_CASE("networks are released and loaded again") {

@@ -14,6 +14,7 @@
 #include "resample.hpp"
 #include "schedule.hpp"
 #include "sha256.hpp"
+#include "text.hpp"
 
 using namespace svd_trt::detail;
 
@@ -131,6 +132,49 @@ TEST_CASE("noise levels of other schedules") {
   CHECK(sigmas[1] == doctest::Approx(1));
 }
 
+TEST_CASE("messages are one line of UTF-8, whatever other libraries and callers write") {
+  const auto line = [](const std::string &text, size_t room) {
+    std::vector<char> to(room, 'x');
+    write_line(text, to.data(), room);
+    return std::string(to.data());
+  };
+  CHECK(line("one\ntwo\t\x7f\x1b[31m", 100) == "one?two???[31m");
+  CHECK(line("\xc3\xa9\xe2\x82\xac\xf0\x9f\x9a\x80", 100) == "\xc3\xa9\xe2\x82\xac\xf0\x9f\x9a\x80");
+  for (const char *bad : {"\xff", "\x80", "\xc3", "\xc0\x80", "\xe0\x80\x80", "\xed\xa0\x80", "\xf4\x90\x80\x80"})
+    CHECK(line(std::string("a") + bad + "b", 100).find_first_not_of("a?b") == std::string::npos);
+  CHECK(line("a\xe2\x82\xac", 5) == "a\xe2\x82\xac");
+  CHECK(line("a\xe2\x82\xac", 4) == "a"); // no half characters
+  CHECK(line("abcdef", 4) == "abc");
+  CHECK(echoed(std::string(59, 'x') + "\xc3\xa9") == "'" + std::string(59, 'x') + "...'");
+  CHECK(echoed(std::string(60, 'x')) == "'" + std::string(60, 'x') + "'");
+  CHECK(with_commas(999) == "999");
+  CHECK(with_commas(1234567) == "1,234,567");
+}
+
+TEST_CASE("sizes that no memory could hold are refused, and do not overflow") {
+  CHECK(elements({2, 3, 4}) == 24);
+  CHECK(elements({}) == 1);
+  CHECK(elements({0, int64_t{1} << 62}) == 0);
+  CHECK_THROWS_AS(elements({int64_t{1} << 32, int64_t{1} << 32}), std::bad_alloc);
+  CHECK_THROWS_AS(elements({-1}), std::bad_alloc);
+}
+
+TEST_CASE("several sources draw a row each, and go on with it") {
+  std::vector<Generator> sources{Generator(1), Generator(2), Generator(3)};
+  std::vector<float> wanted;
+  Generator first(1), second(2);
+  for (Generator *one : {&first, &second}) {
+    const std::vector<float> row = one->normal(32, false);
+    wanted.insert(wanted.end(), row.begin(), row.end());
+  }
+  CHECK(draw_rows(sources, 2, 32, false) == wanted);
+  const std::vector<float> next = draw_rows(sources, 3, 32, false);
+  CHECK(std::vector<float>(next.begin(), next.begin() + 32) == first.normal(32, false));
+  CHECK(std::vector<float>(next.begin() + 64, next.end()) == Generator(3).normal(32, false));
+  std::vector<Generator> one{Generator(7)};
+  CHECK(draw_rows(one, 4, 16, false) == Generator(7).normal(64, false));
+}
+
 static Picture gradient(int64_t width, int64_t height) {
   Picture picture{width, height, std::vector<uint8_t>(static_cast<size_t>(width * height * 3))};
   for (size_t i = 0; i < picture.pixels.size(); ++i) picture.pixels[i] = static_cast<uint8_t>(i * 7 % 251);
@@ -170,6 +214,14 @@ TEST_CASE("pictures are cropped and padded to the shape of the frames") {
   CHECK(framed(wide, 32, 32, ResizeMode::stretch, {}).pixels == wide.pixels);
 }
 
+TEST_CASE("bars that would make a picture too large are refused before they are drawn") {
+  CHECK_THROWS_WITH(
+      check_framed({1, 65535}, 64, 128, ResizeMode::pad),
+      "a picture of 1x65535 pixels would have 131070x65535 with bars; crop it, or use the resize_mode crop");
+  CHECK_NOTHROW(check_framed({1, 65535}, 64, 128, ResizeMode::crop));
+  CHECK_NOTHROW(check_framed({1, 65535}, 64, 128, ResizeMode::stretch));
+}
+
 TEST_CASE("rows of a picture may be apart") {
   const std::vector<uint8_t> rows{1, 2, 3, 4, 5, 6, 99, 99, 7, 8, 9, 10, 11, 12};
   const svd_trt_picture given{sizeof(svd_trt_picture), rows.data(), 2, 2, 8};
@@ -189,6 +241,8 @@ TEST_CASE("a manifest that is not one is a bundle error") {
   for (const char *bad : {"", "{", "[]", "3", "{}", R"({"schema_version": "4"})", R"({"schema_version": 4})",
                           R"({"schema_version": 4, "model": 5})"})
     CHECK_THROWS_AS(parse_manifest(bad, "b/manifest.json"), Failure);
+  const std::string deep = R"({"schema_version": 4, "model": )" + std::string(1000000, '[') + std::string(1000000, ']');
+  CHECK_THROWS_WITH(parse_manifest(deep + "}", "b/manifest.json"), "its JSON is nested more than 64 deep");
   CHECK_THROWS_WITH(parse_manifest(R"({"schema_version": 99})", "b/manifest.json"),
                     "b was written by a newer svd-trt (schema 99, this library reads 4); update the library");
   CHECK_THROWS_WITH(parse_manifest(R"({"schema_version": 1})", "b/manifest.json"),
