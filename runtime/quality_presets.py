@@ -1,6 +1,6 @@
 """Presets of ``quality``: sets of arguments that trade evaluations of the network for closeness to the limit.
 
-``docs/quality.md`` has the measured cost and error of each.
+``docs/schedules.md`` has the measured cost and error of each.
 """
 
 from __future__ import annotations
