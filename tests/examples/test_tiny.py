@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,12 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from svd_trt import VideoPipeline
 from svd_trt.export.fidelity import psnr
+from svd_trt.runtime.quality_presets import QUALITIES
+from svd_trt.runtime.schedules import ays_sigmas
 from tests.conftest import build_tiny
+from tests.runtime.textbook import TEXTBOOK
 
 TINY = Path(__file__).parent.parent.parent / "examples" / "tiny"
 PICTURES = 6
@@ -79,6 +84,71 @@ def test_frames_match_diffusers_and_the_true_clip(
     assert min(closeness) >= {"fp32": 50, "fp16": 35}[precision]
     assert np.mean(np.array(angles) <= 30) >= 0.8
     assert np.mean(errors) < 0.7 * np.mean(repeats)
+
+
+@pytest.mark.parametrize("sampler", TEXTBOOK)
+def test_samplers_of_second_order_make_the_videos_of_the_textbook(
+    sampler: str, once: Any, cache: Path, score: Any, diffusers: Any, record_property: Any
+) -> None:
+    """diffusers' pipeline makes the other video, with the sampler as its paper derives it, on Align Your Steps."""
+    import torch
+    import world
+
+    scene = world.make_scene(next(world.held_out_seeds(1)), score.NUM_FRAMES)
+    picture = PIL.Image.fromarray(world.draw_clip(scene, 1, score.SIZE, score.SIZE)[0])
+    shared = {"fps": scene.fps, "motion_bucket_id": scene.motion_bucket_id, "num_frames": score.NUM_FRAMES}
+    with VideoPipeline.open(build_tiny(once, cache, "fp32")) as pipe:
+        ours = pipe(
+            picture, seed=1, output_type="np", schedule="ays", num_inference_steps=8, sampler=sampler, **shared
+        ).frames[0]
+    own = diffusers.scheduler
+    diffusers.scheduler = TEXTBOOK[sampler].from_config(own.config)
+    try:
+        theirs = diffusers(
+            picture,
+            generator=torch.manual_seed(1),
+            output_type="np",
+            height=score.SIZE,
+            width=score.SIZE,
+            sigmas=ays_sigmas(8).tolist(),
+            decode_chunk_size=score.NUM_FRAMES,
+            **shared,
+        ).frames[0]
+    finally:
+        diffusers.scheduler = own
+    value = psnr(ours, (theirs * 255).round().astype(np.uint8))
+    record_property("psnr_db", value)
+    assert value >= 75
+
+
+def test_presets_are_close_to_50_steps(once: Any, cache: Path, score: Any, record_property: Any) -> None:
+    """The targets of the documents, on few pictures: errors to the true clip relative to those of 50 steps."""
+    import world
+
+    errors: dict[str, list[float]] = {}
+    closeness: dict[str, list[float]] = {}
+    angles = []
+    with VideoPipeline.open(build_tiny(once, cache, "fp32")) as pipe:
+        for seed in world.held_out_seeds(PICTURES):
+            scene = world.make_scene(seed, score.NUM_FRAMES)
+            truth = world.draw_clip(scene, score.NUM_FRAMES, score.SIZE, score.SIZE)
+            shared = {"fps": scene.fps, "motion_bucket_id": scene.motion_bucket_id, "seed": seed % 1000}
+            make = partial(pipe, PIL.Image.fromarray(truth[0]), output_type="np", **shared)
+            limit = make(num_inference_steps=50).frames[0]
+            errors.setdefault("limit", []).append(score.rms(limit, truth))
+            for name in QUALITIES:
+                frames = make(quality=name).frames[0]
+                errors.setdefault(name, []).append(score.rms(frames, truth))
+                closeness.setdefault(name, []).append(score.psnr(frames, limit))
+            angles.append(score.angle_to_nose(frames, scene))  # of the last one, the draft
+    worse = {name: float(np.mean(values) / np.mean(errors["limit"])) for name, values in errors.items()}
+    db = {name: float(np.mean(values)) for name, values in closeness.items()}
+    record_property("error_to_50_steps", " ".join(f"{name} {value:.3f}" for name, value in worse.items()))
+    record_property("psnr_db", " ".join(f"{name} {value:.1f}" for name, value in db.items()))
+    assert max(worse[name] for name in ("best", "standard", "fast")) <= 1.02
+    assert worse["draft"] <= 1.07
+    assert all(db[name] >= least for name, least in {"best": 57, "standard": 52, "fast": 50, "draft": 43}.items())
+    assert np.mean(np.array(angles) <= 30) >= 0.95
 
 
 def test_motion_grows_with_the_bucket(bundle: tuple[str, Path], score: Any, record_property: Any) -> None:

@@ -105,6 +105,11 @@ def test_combinations_that_are_known_to_be_harmful(sampler: str, schedule: Any, 
     assert (known_harm(sampler, schedule, steps) is not None) == warned
 
 
+@pytest.mark.parametrize(("steps", "figures"), [(3, "5 steps, its error is 0.085"), (9, "8 steps, its error is 0.065")])
+def test_the_figure_is_that_of_the_nearest_count_below(steps: int, figures: str) -> None:
+    assert f"with {figures}" in (known_harm("dpmpp-2m", "karras", steps) or "")
+
+
 def test_harm_is_said_once(dynamic_pipe: VideoPipeline, picture: PIL.Image.Image) -> None:
     """The checkpoint's own schedule is Karras' too; sigmas of the caller's are the caller's business."""
     few: dict[str, Any] = {"sampler": "dpmpp_2m", "num_inference_steps": 9}
