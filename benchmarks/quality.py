@@ -20,10 +20,12 @@ import numpy as np
 import numpy.typing as npt
 
 from svd_trt.benchmarks.machine import describe_machine
-from svd_trt.engine.manifest import NOT_JSON
+from svd_trt.engine.manifest import NOT_JSON, Manifest
+from svd_trt.engine.spec import SHALLOW
 from svd_trt.errors import ArgumentError, ImageError, ResultError
 from svd_trt.export.fidelity import psnr
 from svd_trt.progress import Progress
+from svd_trt.runtime.deep_steps import deep_steps
 from svd_trt.runtime.parameters import Settings, guided_steps_of
 from svd_trt.runtime.pipeline import VideoPipeline
 from svd_trt.runtime.quality_presets import QUALITIES
@@ -91,7 +93,8 @@ class Point(msgspec.Struct, frozen=True, kw_only=True):
     label: str
     arguments: dict[str, Any]
     evaluations: float
-    """Evaluations of the denoiser over one branch for a video: two for a step with guidance, one for another."""
+    """Evaluations of the denoiser over one branch for a video: two for a step with guidance, one for another. Shallow
+    steps count as the part of one that their arithmetic is."""
     seconds: float
     """Of one video, median."""
     denoise_seconds: float
@@ -232,7 +235,8 @@ def measure_quality(
     for variant in variants:
         name = variant.name
         try:
-            points = [*result.points, _point(variant, make(name, variant.arguments), expected, truths)]
+            videos = make(name, variant.arguments)
+            points = [*result.points, _point(variant, videos, expected, truths, shallow_share(manifest))]
             result = msgspec.structs.replace(result, points=with_frontier(points))
         except ArgumentError as error:
             done += len(clips) - done % len(clips) if done % len(clips) else len(clips)
@@ -241,10 +245,20 @@ def measure_quality(
     return result
 
 
-def evaluations_of(settings: Settings) -> float:
-    """Evaluations of the denoiser over one branch for one video of ``settings``."""
+def evaluations_of(settings: Settings, shallow: float = 1.0) -> float:
+    """Evaluations of the denoiser over one branch for one video of ``settings``.
+
+    ``shallow`` is the part of an evaluation that the shallow denoiser costs.
+    """
     guided = guided_steps_of(settings, settings.sigmas)
-    return len(guided) + sum(guided)
+    deep = deep_steps(settings.deep_every, guided)
+    return sum((1 + branches) * (1 if whole else shallow) for branches, whole in zip(guided, deep, strict=True))
+
+
+def shallow_share(manifest: Manifest) -> float:
+    """The arithmetic of the shallow denoiser, as a part of that of the denoiser; 1 if there is none."""
+    shallow = manifest.networks.get(SHALLOW)
+    return 1.0 if shallow is None else shallow.flops / manifest.networks["denoiser"].flops
 
 
 def with_frontier(points: Sequence[Point]) -> list[Point]:
@@ -325,13 +339,15 @@ def _make(pipe: VideoPipeline, clip: Clip, arguments: Mapping[str, Any]) -> _Mad
     return _Made(video.frames[0], video.parameters, seconds, video.timings["denoise"])
 
 
-def _point(variant: Variant, made: Sequence[_Made], expected: Sequence[_Made], truths: Sequence[Frames]) -> Point:
+def _point(
+    variant: Variant, made: Sequence[_Made], expected: Sequence[_Made], truths: Sequence[Frames], shallow: float
+) -> Point:
     levels = [psnr(one.frames, other.frames) for one, other in zip(made, expected, strict=True)]
     return Point(
         series=variant.series,
         label=variant.label,
         arguments=variant.arguments,
-        evaluations=evaluations_of(made[0].settings),
+        evaluations=evaluations_of(made[0].settings, shallow),
         seconds=statistics.median(one.seconds for one in made),
         denoise_seconds=statistics.median(one.denoise_seconds for one in made),
         error=_error(made, truths),

@@ -24,6 +24,7 @@ __all__ = [
     "PictureInfo",
     "SymbolInfo",
     "describe_host",
+    "size_multiple",
 ]
 
 ArgumentKind: TypeAlias = Literal["integer", "number", "numbers", "choice", "text"]
@@ -121,7 +122,14 @@ class HostInfo(msgspec.Struct, frozen=True):
     arguments: dict[str, ArgumentInfo]
 
 
-def describe_host(model: ModelInfo, *, half: bool, adds_one: bool, arguments: dict[str, ArgumentInfo]) -> HostInfo:
+def size_multiple(model: ModelInfo, *, shallow: bool) -> int:
+    """The number that heights and widths are multiples of, in a bundle with a shallow denoiser or without one."""
+    return max(8, model.vae_scale_factor * (2 if shallow else 1))
+
+
+def describe_host(
+    model: ModelInfo, *, half: bool, adds_one: bool, shallow: bool = False, arguments: dict[str, ArgumentInfo]
+) -> HostInfo:
     """What a host must know about a bundle of ``model``.
 
     Args:
@@ -129,10 +137,11 @@ def describe_host(model: ModelInfo, *, half: bool, adds_one: bool, arguments: di
         half: the networks are in half precision, and so are the draws of latents in diffusers' pipeline.
         adds_one: the latents start with a standard deviation of sqrt(sigma^2 + 1), as Karras et al. 2022 have it for
             noise added to data, and not sigma.
+        shallow: there is a shallow denoiser. It takes features of half the latents' size, which must be even then.
         arguments: of a generation, with defaults and limits of this bundle.
     """
     sides = {"height", "width"}
-    pixels = max(8, model.vae_scale_factor)
+    pixels = size_multiple(model, shallow=shallow)
     height, width = Symbol("height"), Symbol("width")
     small = (Symbol("height", model.vae_scale_factor), Symbol("width", model.vae_scale_factor))
     return HostInfo(

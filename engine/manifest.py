@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeAlias
 import msgspec
 
 from svd_trt.engine.host import HostInfo
-from svd_trt.engine.spec import ModelInfo, NetworkName, NetworkSpec, Range, Ranges
+from svd_trt.engine.spec import KeptFeatures, ModelInfo, NetworkName, NetworkSpec, Range, Ranges
 from svd_trt.errors import BundleError, first_line
 
 __all__ = [
@@ -223,6 +223,14 @@ class GraphEntry(msgspec.Struct, frozen=True):
     """Number of parts into which the denoiser's widest feed-forwards are split."""
     operators: Operators = "onnx"
     """``onnx``: only the standard's, as TensorRT needs; ``onnxruntime``: also ONNX Runtime's own."""
+    deep_channels: int | None = None
+    """Channels of the features that the denoiser keeps for shallow steps; None if there is no shallow denoiser."""
+
+    def kept(self, precision: Precision) -> KeptFeatures | None:
+        """What deep steps of a bundle of ``precision`` keep; None without a shallow denoiser."""
+        if self.deep_channels is None:
+            return None
+        return KeptFeatures(self.deep_channels, "float16" if precision == "fp16" else "float32")
 
 
 class TensorRtEntry(msgspec.Struct, frozen=True):

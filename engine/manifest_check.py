@@ -22,9 +22,13 @@ def _contradictions(manifest: Manifest) -> Iterator[str]:
     model = manifest.model
     yield from _of_model(model)
     yield from _of_sampler(manifest.sampler)
-    specs = network_specs(model, manifest.ranges)
+    if manifest.graph.deep_channels is not None and manifest.graph.deep_channels < 1:
+        yield f"deep_channels is {manifest.graph.deep_channels}"
+    specs = network_specs(model, manifest.ranges, manifest.graph.kept(manifest.precision))
+    for name in specs.keys() ^ manifest.networks.keys():
+        yield f"its graph and its networks do not agree about {name}"
     for name, network in manifest.networks.items():
-        if network.spec != specs[name]:
+        if name in specs and network.spec != specs[name]:
             yield f"the tensors of {name} are not those of its model and ranges"
         if not network.onnx.files:
             yield f"{name} has no files"

@@ -31,8 +31,11 @@ from svd_trt.engine.decode_chunks import chunk_choices, chunk_sizes, largest_chu
 from svd_trt.engine.manifest import Manifest, NetworkEntry
 from svd_trt.engine.profiles import choose_profile
 from svd_trt.engine.spec import (
+    DEEP_FEATURES,
     LARGEST_STEPS,
     NETWORKS,
+    SHALLOW,
+    NetworkName,
     NetworkSpec,
     Range,
 )
@@ -45,13 +48,14 @@ __all__ = [
     "MemoryRequest",
     "activation_bytes",
     "compare_plans",
+    "networks_of",
     "plan_footprint",
     "plan_memory",
     "smallest_budget",
     "streaming_buffers",
 ]
 
-_ELEMENT_BYTES = {"float32": 4, "uint8": 1}
+_ELEMENT_BYTES = {"float32": 4, "float16": 2, "uint8": 1}
 _ALIGNMENT = 256  # bytes; TensorRT rounds the memory of a context up to it
 _STREAMING_SHARE = 8  # buffers for streamed weights are assumed to take an eighth of the weights
 _LEAST_RESIDENT = 4  # at least a quarter of the denoiser's weights stays on the device
@@ -71,6 +75,7 @@ class MemoryRequest:
         guided: with classifier-free guidance, which has two branches.
         guided_in_part: some steps of a guided video have no guidance, and run over one branch.
         decode_chunk_size: frames decoded together, chosen by the caller; None leaves the choice to the planner.
+        shallow_steps: some steps run the shallow denoiser.
 
     Raises:
         ArgumentError: a count or a size is below 1.
@@ -84,6 +89,7 @@ class MemoryRequest:
     guided: bool = True
     decode_chunk_size: int | None = None
     guided_in_part: bool = False
+    shallow_steps: bool = False
 
     def __post_init__(self) -> None:
         counts = {name: value for name, value in asdict(self).items() if type(value) is not bool and value is not None}
@@ -98,9 +104,11 @@ class MemoryPlan:
 
     Attributes:
         resident: all engines stay loaded; otherwise each is loaded for its stage and unloaded after it. The denoiser
-            and the decoder are loaded again for each group of videos that are denoised together.
+            and the decoder are loaded again for each group of videos that are denoised together. The shallow denoiser
+            is loaded together with the denoiser.
         split_guidance: the denoiser runs over one branch at a time, twice a step. False without guidance.
         decode_chunk_size: frames decoded together.
+        shallow_steps: the shallow denoiser is one of the engines.
         streamed_bytes: bytes of the denoiser's weights that stay in host memory and are copied in for every run.
         activation_bytes: the block that all engines share, at its largest. None if the bundle has no engines, or if
             their builder did not report it.
@@ -114,6 +122,7 @@ class MemoryPlan:
     streamed_bytes: int = 0
     activation_bytes: int | None = None
     total_bytes: int | None = None
+    shallow_steps: bool = False
 
     def words(self) -> str:
         """The plan in one line of text."""
@@ -182,19 +191,21 @@ def smallest_budget(manifest: Manifest, request: MemoryRequest) -> int | None:
 def compare_plans(manifest: Manifest) -> list[tuple[MemoryRequest, MemoryPlan]]:
     """Plans for one guided video of the largest size that show what a bundle needs at most and at least.
 
-    They are for the frame counts that SVD was trained for, if the bundle takes them, with resident engines and
-    without, and with the default decode chunk and the smallest. A count that the bundle cannot decode is left out.
+    Videos of a bundle with a shallow denoiser use it. They are for the frame counts that SVD was trained for, if the
+    bundle takes them, with resident engines and without, and with the default decode chunk and the smallest. A count
+    that the bundle cannot decode is left out.
     """
     ranges = manifest.ranges
     counts = [n for n in (14, 25) if n in ranges.frames] or sorted({ranges.frames.min, ranges.frames.max})
     split = _guidance_choices(ranges.branches, guided=True, in_part=False)[0]
     found = []
+    shallow = SHALLOW in manifest.networks
     for resident in (True, False):
         for n in counts:
-            request = MemoryRequest(n, ranges.height.max, ranges.width.max)
+            request = MemoryRequest(n, ranges.height.max, ranges.width.max, shallow_steps=shallow)
             choices = _default_chunks(manifest, request)
             for chunk in dict.fromkeys(choices[:1] + choices[-1:]):
-                plan = MemoryPlan(resident, split, chunk)
+                plan = MemoryPlan(resident, split, chunk, shallow_steps=shallow)
                 found.append((request, _with_figures(manifest, request, plan)))
     return found
 
@@ -206,7 +217,7 @@ def plan_footprint(manifest: Manifest, request: MemoryRequest, plan: MemoryPlan)
     """
     sizes = _sizes(manifest, request, plan)
     needs: list[tuple[int, int]] = []
-    for name in NETWORKS:
+    for name in networks_of(request):
         entry = manifest.networks[name]
         activations = _most_activations(entry, sizes, request)
         if entry.plan is None or entry.plan.weight_bytes is None or activations is None:
@@ -215,13 +226,24 @@ def plan_footprint(manifest: Manifest, request: MemoryRequest, plan: MemoryPlan)
         if name == "denoiser" and plan.streamed_bytes:
             activations += streaming_buffers(weights)
             weights -= plan.streamed_bytes
-        needs.append((weights, math.ceil(activations / _ALIGNMENT) * _ALIGNMENT))
+        activations = math.ceil(activations / _ALIGNMENT) * _ALIGNMENT
+        if name == SHALLOW:  # loaded beside the denoiser
+            weights, activations = needs[-1][0] + weights, max(needs.pop()[1], activations)
+        needs.append((weights, activations))
     buffers = _buffers(manifest, sizes, passes=2 if plan.split_guidance else 1)
     if request.guided_in_part:
         buffers += _condition_bytes(manifest.networks["denoiser"].spec, {**sizes, "branches": 1})
     if plan.resident:
         return Footprint(sum(w for w, _ in needs), max(a for _, a in needs), buffers)
     return Footprint(*max(needs, key=sum), buffers)
+
+
+def networks_of(request: MemoryRequest) -> tuple[NetworkName, ...]:
+    """The networks that run, in order; the shallow denoiser is after the denoiser, whose steps it shares."""
+    if not request.shallow_steps:
+        return NETWORKS
+    place = NETWORKS.index("denoiser") + 1
+    return (*NETWORKS[:place], SHALLOW, *NETWORKS[place:])
 
 
 def activation_bytes(entry: NetworkEntry, sizes: Mapping[str, int]) -> int | None:
@@ -262,7 +284,8 @@ def _candidates(manifest: Manifest, request: MemoryRequest) -> Iterator[MemoryPl
     for resident in (True, False):
         for split in _guidance_choices(ranges.branches, guided=request.guided, in_part=request.guided_in_part):
             for chunk in _chunks(manifest, request):
-                yield _with_figures(manifest, request, MemoryPlan(resident, split, chunk))
+                plan = MemoryPlan(resident, split, chunk, shallow_steps=request.shallow_steps)
+                yield _with_figures(manifest, request, plan)
 
 
 def _guidance_choices(branches: Range, *, guided: bool, in_part: bool) -> tuple[bool, ...]:
@@ -382,17 +405,19 @@ def _sizes(manifest: Manifest, request: MemoryRequest, plan: MemoryPlan) -> dict
 def _buffers(manifest: Manifest, sizes: Mapping[str, int], *, passes: int) -> int:
     """Bytes of the loop's buffers and of the tensors of the largest other network.
 
-    The loop holds the denoiser's tensors: five of latents, the conditions and the coefficients, and a table of the
-    coefficients with one row per step. A second pass has its own conditions and coefficients, and one more buffer
-    for the result of the first pass. Steps without guidance, beside others, have their own conditions.
+    The loop holds the denoiser's tensors: five of latents, the conditions and the coefficients, the features that it
+    keeps, if it does, and a table of the coefficients with one row per step. A second pass has its own conditions,
+    coefficients and features, and one more buffer for the result of the first pass. Steps without guidance, beside
+    others, have their own conditions.
     """
     specs = {name: entry.spec for name, entry in manifest.networks.items()}
     loop = _tensor_bytes(specs["denoiser"], sizes)
     conditions = _condition_bytes(specs["denoiser"], sizes)
-    others = {name: sum(_tensor_bytes(spec, sizes).values()) for name, spec in specs.items() if name != "denoiser"}
+    apart = [name for name in NETWORKS if name != "denoiser"]
+    others = {name: sum(_tensor_bytes(specs[name], sizes).values()) for name in apart}
     others["vae_decoder"] *= 2  # one chunk is copied to the host while the next is decoded
     tables = passes * LARGEST_STEPS * loop["coefficients"]
-    second_pass = (passes - 1) * (conditions + loop["coefficients"] + loop["latents"])
+    second_pass = (passes - 1) * (conditions + loop["coefficients"] + loop["latents"] + loop.get(DEEP_FEATURES, 0))
     return sum(loop.values()) + second_pass + tables + max(others.values())
 
 

@@ -1,4 +1,4 @@
-"""Tensor names, shapes, types and ranges of the four networks, written down only here.
+"""Tensor names, shapes, types and ranges of the networks, written down only here.
 
 The export takes the names of ONNX inputs from here, the engine builder its optimisation profiles and the runtime the
 shapes of its buffers. The manifest stores the specifications, so that a host in another language can read them.
@@ -19,12 +19,15 @@ from svd_trt.errors import ArgumentError
 
 __all__ = [
     "COEFFICIENTS",
+    "DEEP_FEATURES",
     "LARGEST_COUNT",
     "LARGEST_SIDE",
     "LARGEST_STEPS",
     "NETWORKS",
+    "SHALLOW",
     "SYMBOLS",
     "Axis",
+    "KeptFeatures",
     "ModelInfo",
     "NetworkName",
     "NetworkSpec",
@@ -44,10 +47,17 @@ LARGEST_STEPS = 1000
 LARGEST_SIDE = 4096
 """The largest height or width, in pixels, that a bundle can be built for."""
 
-DType: TypeAlias = Literal["float32", "uint8"]
-NetworkName: TypeAlias = Literal["image_encoder", "vae_encoder", "denoiser", "vae_decoder"]
+DType: TypeAlias = Literal["float32", "float16", "uint8"]
+NetworkName: TypeAlias = Literal["image_encoder", "vae_encoder", "denoiser", "shallow_denoiser", "vae_decoder"]
 
 NETWORKS: tuple[NetworkName, ...] = ("image_encoder", "vae_encoder", "denoiser", "vae_decoder")
+"""The networks that every bundle has."""
+
+SHALLOW: NetworkName = "shallow_denoiser"
+"""The denoiser without its deep levels, in bundles that were built with ``--shallow-steps``."""
+
+DEEP_FEATURES = "deep_features"
+"""What the denoiser puts out and the shallow denoiser takes, in those bundles."""
 
 SYMBOLS: dict[str, str] = {
     "batch": "videos denoised together",
@@ -203,6 +213,13 @@ class TensorSpec(msgspec.Struct, frozen=True):
         return any(isinstance(axis, Symbol) for axis in self.shape)
 
 
+class KeptFeatures(msgspec.Struct, frozen=True):
+    """What a step with all levels of the UNet leaves for shallow steps: the second level's output, at half the size."""
+
+    channels: int
+    dtype: DType
+
+
 class NetworkSpec(msgspec.Struct, frozen=True):
     """One network: its tensors in order and the range of every symbol in them."""
 
@@ -240,73 +257,91 @@ class NetworkSpec(msgspec.Struct, frozen=True):
         return tuple(symbol for symbol in SYMBOLS if symbol in used)
 
 
-def network_specs(model: ModelInfo, ranges: Ranges) -> dict[NetworkName, NetworkSpec]:
-    """The four specifications of a bundle for ``model`` with sizes in ``ranges``."""
-    axes: dict[str, Axis] = {s: ranges.of(s).min if ranges.of(s).fixed else Symbol(s) for s in SYMBOLS}
-    batch, pictures, branches = (axes[s] for s in ("batch", "pictures", "branches"))
-    frames, chunk = (axes[s] for s in ("frames", "chunk"))
-    height, width = axes["height"], axes["width"]
-    h, w = (_divided(axis, model.vae_scale_factor) for axis in (height, width))
-    c = model.latent_channels
-    video = (batch, frames, c, h, w)
+def network_specs(model: ModelInfo, ranges: Ranges, kept: KeptFeatures | None = None) -> dict[NetworkName, NetworkSpec]:
+    """The specifications of a bundle for ``model`` with sizes in ``ranges``.
 
-    def tensor(name: str, shape: tuple[Axis, ...], meaning: str, dtype: DType = "float32") -> TensorSpec:
-        return TensorSpec(name, dtype, shape, meaning)
+    With ``kept`` the denoiser puts out features, and there is a shallow denoiser that takes them.
+    """
+    axes: dict[str, Axis] = {s: ranges.of(s).min if ranges.of(s).fixed else Symbol(s) for s in SYMBOLS}
+    pictures, chunk, height, width = (axes[s] for s in ("pictures", "chunk", "height", "width"))
+    h, w = (_divided(axis, model.vae_scale_factor) for axis in (height, width))
+    c, size = model.latent_channels, model.image_size
 
     def spec(name: NetworkName, inputs: list[TensorSpec], outputs: list[TensorSpec]) -> NetworkSpec:
         free = NetworkSpec(name, tuple(inputs), tuple(outputs), {})
         return msgspec.structs.replace(free, ranges={s: ranges.of(s) for s in free.symbols})
 
-    size = model.image_size
+    inputs, outputs = _denoiser_tensors(model, axes)
+    features = [] if kept is None else [_deep_features(model, axes, kept)]
     specs = [
         spec(
             "image_encoder",
-            [tensor("pixels", (pictures, 3, size, size), "the picture as CLIP wants it: resized, normalised")],
-            [tensor("image_embeds", (pictures, 1, model.embed_dim), "CLIP's projected embedding")],
+            [_tensor("pixels", (pictures, 3, size, size), "the picture as CLIP wants it: resized, normalised")],
+            [_tensor("image_embeds", (pictures, 1, model.embed_dim), "CLIP's projected embedding")],
         ),
         spec(
             "vae_encoder",
-            [tensor("image", (pictures, 3, height, width), "the picture in [-1, 1] plus augmentation noise")],
-            [tensor("image_latents", (pictures, c, h, w), "mode of the posterior, not scaled")],
+            [_tensor("image", (pictures, 3, height, width), "the picture in [-1, 1] plus augmentation noise")],
+            [_tensor("image_latents", (pictures, c, h, w), "mode of the posterior, not scaled")],
         ),
-        spec(
-            "denoiser",
-            [
-                tensor("latents", video, "latents at this step's sigma"),
-                tensor("previous_denoised", video, "denoised latents of the step before; zeros at the first"),
-                tensor("partial_denoised", video, "what other branches gave in passes before this one; else zeros"),
-                tensor(
-                    "image_latents",
-                    (branches, batch, c, h, w),
-                    "condition by channels; zeros unconditionally",
-                ),
-                tensor(
-                    "image_embeds",
-                    (branches, batch, 1, model.embed_dim),
-                    "condition by attention; zeros likewise",
-                ),
-                tensor("added_time_ids", (batch, 3), "fps - 1, motion_bucket_id, noise_aug_strength"),
-                tensor("guidance", (branches, frames), "weight of each branch's prediction in each frame"),
-                tensor("coefficients", (len(COEFFICIENTS),), ", ".join(COEFFICIENTS)),
-            ],
-            [
-                tensor("next_latents", video, "latents at the next sigma"),
-                tensor("denoised", video, "the model's estimate of the clean latents"),
-            ],
-        ),
+        spec("denoiser", inputs, outputs + features),
+        *([spec(SHALLOW, inputs + features, outputs)] if features else []),
         spec(
             "vae_decoder",
             [
-                tensor(
+                _tensor(
                     "latents",
                     (chunk, c, h, w),
                     "denoised latents of consecutive frames, scaled as the loop left them",
                 )
             ],
-            [tensor("frames", (chunk, height, width, 3), "RGB, ready to encode", "uint8")],
+            [_tensor("frames", (chunk, height, width, 3), "RGB, ready to encode", "uint8")],
         ),
     ]
     return {s.name: s for s in specs}
+
+
+def _denoiser_tensors(model: ModelInfo, axes: Mapping[str, Axis]) -> tuple[list[TensorSpec], list[TensorSpec]]:
+    """Inputs and outputs of a denoising step."""
+    batch, branches, frames = (axes[s] for s in ("batch", "branches", "frames"))
+    h, w = (_divided(axes[s], model.vae_scale_factor) for s in ("height", "width"))
+    c = model.latent_channels
+    video = (batch, frames, c, h, w)
+    inputs = [
+        _tensor("latents", video, "latents at this step's sigma"),
+        _tensor("previous_denoised", video, "denoised latents of the step before; zeros at the first"),
+        _tensor("partial_denoised", video, "what other branches gave in passes before this one; else zeros"),
+        _tensor(
+            "image_latents",
+            (branches, batch, c, h, w),
+            "condition by channels; zeros unconditionally",
+        ),
+        _tensor(
+            "image_embeds",
+            (branches, batch, 1, model.embed_dim),
+            "condition by attention; zeros likewise",
+        ),
+        _tensor("added_time_ids", (batch, 3), "fps - 1, motion_bucket_id, noise_aug_strength"),
+        _tensor("guidance", (branches, frames), "weight of each branch's prediction in each frame"),
+        _tensor("coefficients", (len(COEFFICIENTS),), ", ".join(COEFFICIENTS)),
+    ]
+    outputs = [
+        _tensor("next_latents", video, "latents at the next sigma"),
+        _tensor("denoised", video, "the model's estimate of the clean latents"),
+    ]
+    return inputs, outputs
+
+
+def _deep_features(model: ModelInfo, axes: Mapping[str, Axis], kept: KeptFeatures) -> TensorSpec:
+    """What a deep step keeps for the shallow steps after it, for each branch of its pass."""
+    branches, batch, frames = (axes[s] for s in ("branches", "batch", "frames"))
+    h, w = (_divided(axes[s], 2 * model.vae_scale_factor) for s in ("height", "width"))
+    shape = (branches, batch, frames, kept.channels, h, w)
+    return _tensor(DEEP_FEATURES, shape, "output of the UNet's second level, for shallow steps", kept.dtype)
+
+
+def _tensor(name: str, shape: tuple[Axis, ...], meaning: str, dtype: DType = "float32") -> TensorSpec:
+    return TensorSpec(name, dtype, shape, meaning)
 
 
 def _divided(axis: Axis, factor: int) -> Axis:

@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 
 from svd_trt.engine.host import describe_host
-from svd_trt.engine.manifest import SCHEMA_VERSION, Manifest, NetworkEntry, TensorRtEntry
+from svd_trt.engine.manifest import SCHEMA_VERSION, GraphEntry, Manifest, NetworkEntry, TensorRtEntry
 from svd_trt.engine.profiles import Profile, profiles_of
 from svd_trt.engine.spec import NetworkName, NetworkSpec, Ranges, network_specs
 from svd_trt.engine.tensorrt_build import EngineOptions
@@ -23,7 +23,7 @@ from svd_trt.errors import ArgumentError
 from svd_trt.export.checkpoint import COMPONENT_OF
 from svd_trt.export.checkpoint_kinds import AnyCheckpoint, open_checkpoint
 from svd_trt.export.code_digest import graph_code_digest, plan_code_digest
-from svd_trt.export.options import BuildOptions, exact_points, ranges_of
+from svd_trt.export.options import BuildOptions, exact_points, graph_of, ranges_of
 from svd_trt.export.recipe import Recipe, make_recipe
 from svd_trt.progress import Progress
 from svd_trt.runtime.parameters import describe_arguments
@@ -38,7 +38,7 @@ _GRAPH_PACKAGES = ("torch", "diffusers", "transformers", "onnxscript", "onnx_ir"
 
 @dataclass(frozen=True)
 class Job:
-    """What is to be built, resolved: recipes and keys of the four networks, and keys of their engines if wanted."""
+    """What is to be built, resolved: recipes and keys of the networks, and keys of their engines if wanted."""
 
     checkpoint: AnyCheckpoint
     path: str | None
@@ -46,6 +46,7 @@ class Job:
     options: BuildOptions
     tensorrt: TensorRt | None
     ranges: Ranges
+    graph: GraphEntry
     specs: Mapping[NetworkName, NetworkSpec]
     recipes: Mapping[NetworkName, Recipe]
     onnx_keys: Mapping[NetworkName, str]
@@ -65,7 +66,7 @@ def make_job(model: str, options: BuildOptions, progress: Progress) -> Job:
         config=options.config,
     )
     description = checkpoint.description
-    ranges, graph = ranges_of(options, description.model), options.graph
+    ranges, graph = ranges_of(options, description.model), graph_of(options, description.deep_channels)
     tensorrt = select_tensorrt(options.backend, options.device, tuple(options.targets))
     if options.timing_cache is not None and (tensorrt is None or tensorrt.name != "tensorrt"):
         raise ArgumentError("--timing-cache is for --backend tensorrt, which times kernels on a GPU; leave it out")
@@ -77,7 +78,7 @@ def make_job(model: str, options: BuildOptions, progress: Progress) -> Job:
         raise ArgumentError(
             "--exact-frames and --exact-sizes are for engines, and this build makes none; leave them out"
         )
-    specs = network_specs(description.model, ranges)
+    specs = network_specs(description.model, ranges, graph.kept(options.precision))
     recipes = {n: make_recipe(s, options.precision, graph, description.upsamplers) for n, s in specs.items()}
     onnx_keys = {name: _onnx_key(checkpoint, recipe) for name, recipe in recipes.items()}
     points = exact_points(options, ranges, description.model)
@@ -86,7 +87,7 @@ def make_job(model: str, options: BuildOptions, progress: Progress) -> Job:
     plan_keys = {n: _plan_key(onnx_keys[n], profiles[n], tensorrt, engine_options(n, options)) for n in engines}
     progress(reading, 1, 1)
     return Job(
-        checkpoint, _local_path(model), options, tensorrt, ranges, specs, recipes, onnx_keys, profiles, plan_keys
+        checkpoint, _local_path(model), options, tensorrt, ranges, graph, specs, recipes, onnx_keys, profiles, plan_keys
     )
 
 
@@ -148,14 +149,15 @@ def manifest_of(job: Job, networks: dict[NetworkName, NetworkEntry]) -> Manifest
         model=model,
         sampler=sampler,
         ranges=job.ranges,
-        graph=job.options.graph,
+        graph=job.graph,
         tensorrt=TensorRtEntry(tensorrt.name, tensorrt.version, tensorrt.target) if tensorrt else None,
         networks=networks,
         host=describe_host(
             model,
             half=job.options.precision == "fp16",
             adds_one=adds_one(sampler),
-            arguments=describe_arguments(model, job.ranges, sampler),
+            shallow=job.graph.deep_channels is not None,
+            arguments=describe_arguments(model, job.ranges, sampler, shallow=job.graph.deep_channels is not None),
         ),
         golden=None,
     )

@@ -6,7 +6,7 @@ The kinds of checkpoints are in `svd_trt.export.checkpoint_kinds`.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeAlias
 
 import msgspec
@@ -25,6 +25,7 @@ COMPONENT_OF: dict[NetworkName, Component] = {
     "image_encoder": "image_encoder",
     "vae_encoder": "vae",
     "denoiser": "unet",
+    "shallow_denoiser": "unet",
     "vae_decoder": "vae",
 }
 """The component of the checkpoint that each network is made of."""
@@ -41,6 +42,8 @@ class Description(msgspec.Struct, frozen=True):
     sampler: SamplerInfo
     upsamplers: int
     """Times that the UNet halves its input; fixes the least size of a symbolic latent."""
+    deep_channels: int | None
+    """Channels of the UNet's second level; None if it has one level alone."""
 
 
 class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
@@ -89,9 +92,18 @@ def describe(where: str, configurations: Mapping[str, Mapping[str, Any]]) -> Des
             model=_model_info(where, configurations),
             sampler=read_scheduler(where, configurations["scheduler"]),
             upsamplers=len(configurations["unet"]["block_out_channels"]) - 1,
+            deep_channels=_deep_channels(configurations["unet"]["block_out_channels"]),
         )
     except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError) as error:
         raise CheckpointError(f"{where}: a configuration is not SVD's: {error}") from error
+
+
+def _deep_channels(channels: Sequence[Any]) -> int | None:
+    if len(channels) < 2:
+        return None
+    if type(channels[1]) is not int or channels[1] < 1:
+        raise ValueError(f"block_out_channels of the unet has {shorten(json.dumps(channels[1]))}")
+    return channels[1]
 
 
 def _refuse_deep(where: str, configurations: Mapping[str, Mapping[str, Any]]) -> None:

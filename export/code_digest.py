@@ -20,12 +20,14 @@ _ENGINE = Path(svd_trt.engine.spec.__file__).parent
 
 GRAPH_CODE = (
     _ENGINE / "spec.py",
+    _EXPORT / "denoiser.py",
     _EXPORT / "export_process.py",
     _EXPORT / "folder.py",
     _EXPORT / "networks.py",
     _EXPORT / "onnx_export.py",
     _EXPORT / "presets.py",
     _EXPORT / "random_checkpoint.py",
+    _EXPORT / "shallow.py",
     _EXPORT / "single_file.py",
     _EXPORT / "stability_names.py",
     _EXPORT / "tensor_files.py",

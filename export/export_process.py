@@ -142,6 +142,7 @@ def _export(checkpoint: AnyCheckpoint, recipe: Recipe, path: Path) -> Exported:
             ff_chunks=recipe.ff_chunks,
             operators=recipe.operators,
             doubling=recipe.doubling,
+            keeps_features=recipe.keeps_features,
         )
     except (RuntimeError, ValueError, AssertionError, MemoryError) as error:
         raise ExportError(f"{name} could not be rewritten: {first_line(error)}; try --no-rewrites") from error

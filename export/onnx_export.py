@@ -56,7 +56,8 @@ def export_network(
         module: takes the inputs of ``spec`` in order and returns its outputs.
         spec: symbolic axes become dynamic, integers become constants.
         path: the ``.onnx`` file; weights go beside it, as external data.
-        smallest_latent: least height and width of the latents that the network takes, if those are symbolic.
+        smallest_latent: least height and width of the smallest pictures that the network takes, latents or features of
+            half their size, if those are symbolic.
         fp32_statistics: write group normalisation as the operator of that name, which computes mean and variance in
             fp32 whatever its input, instead of as an instance normalisation of the input's type. TensorRT needs no
             more memory for it (with casts around it, twice as much); ONNX Runtime on a CPU is slower with it.
@@ -65,7 +66,7 @@ def export_network(
         ExportError: torch could not trace or translate the network.
     """
     factor = _latent_factor(spec)
-    arguments = tuple(torch.zeros(_traced_shape(t, factor)) for t in spec.inputs)
+    arguments = tuple(torch.zeros(_traced_shape(t, factor), dtype=getattr(torch, t.dtype)) for t in spec.inputs)
     shapes = _dynamic_shapes(spec, factor, smallest_latent)
     try:
         with silence_libraries(), torch.no_grad():
@@ -240,8 +241,8 @@ def _parameters(model: ir.Model) -> int:
 
 
 def _latent_factor(spec: NetworkSpec) -> int:
-    """The VAE's scale factor in the specification's axes; 1 if no axis is divided."""
-    axes = (axis for tensor in spec.tensors for axis in tensor.shape if isinstance(axis, Symbol))
+    """The largest divisor in the axes of inputs: the VAE's scale factor, or twice that; 1 if no axis is divided."""
+    axes = (axis for tensor in spec.inputs for axis in tensor.shape if isinstance(axis, Symbol))
     return max((axis.divisor for axis in axes), default=1)
 
 
@@ -251,7 +252,7 @@ def _traced_shape(tensor: TensorSpec, factor: int) -> tuple[int, ...]:
 
 
 def _dynamic_shapes(spec: NetworkSpec, factor: int, smallest_latent: int) -> list[dict[int, Any]]:
-    latent = {s: Dim(f"latent_{s}", min=smallest_latent) for s in ("height", "width")}
+    smallest = {s: Dim(f"latent_{s}", min=smallest_latent) for s in ("height", "width")}
     dims: dict[str, Any] = {
         "batch": Dim("batch", min=1, max=LARGEST_COUNT),
         "pictures": Dim("pictures", min=1, max=LARGEST_COUNT),
@@ -259,9 +260,11 @@ def _dynamic_shapes(spec: NetworkSpec, factor: int, smallest_latent: int) -> lis
         "frames": Dim("frames", min=2, max=LARGEST_COUNT),
         "chunk": Dim("chunk", min=1, max=LARGEST_COUNT),
     }
-    for symbol, dim in latent.items():
-        dims[str(Symbol(symbol, factor))] = dim
-        dims[symbol] = factor * dim if factor > 1 else dim
+    axes = {axis for tensor in spec.inputs for axis in tensor.shape if isinstance(axis, Symbol)}
+    for axis in axes:
+        if axis.symbol in smallest:
+            times, dim = factor // axis.divisor, smallest[axis.symbol]
+            dims[str(axis)] = times * dim if times > 1 else dim
     return [{i: dims[str(axis)] for i, axis in enumerate(t.shape) if isinstance(axis, Symbol)} for t in spec.inputs]
 
 

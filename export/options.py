@@ -9,7 +9,10 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Literal, TypeAlias, get_args
 
+import msgspec
+
 from svd_trt.engine.decode_chunks import MOST_ELEMENTS, chunk_choices, largest_chunk
+from svd_trt.engine.host import size_multiple
 from svd_trt.engine.manifest import GraphEntry, Operators, Precision
 from svd_trt.engine.spec import LARGEST_COUNT, LARGEST_SIDE, SYMBOLS, ModelInfo, Range, Ranges
 from svd_trt.engine.tensorrt_import import BuildBackend
@@ -22,6 +25,7 @@ __all__ = [
     "BuildOptions",
     "RangeLike",
     "exact_points",
+    "graph_of",
     "ranges_of",
 ]
 
@@ -64,6 +68,8 @@ class BuildOptions:
         split_guidance: build the denoiser for one guidance branch at a time: half the memory, two passes a step.
         branches: 2 builds the denoiser for guided videos alone; 1 is the same as ``split_guidance``, and is the fastest
             for videos without guidance. None is both in one.
+        shallow_steps: add a denoiser without the deep levels of the UNet, which takes what an earlier step left of
+            them, for videos with ``deep_every``. Height and width are multiples of 16 then.
         weight_streaming: build the denoiser's engine so that its weights may stay in host memory and be copied in as
             they are used; slower. How many of them stay there is decided when it is loaded. Needs engines.
         golden_frames: make the frames of a short video on the CPU, with which hosts check themselves; None makes them
@@ -97,6 +103,7 @@ class BuildOptions:
     operators: Literal["auto", "onnx"] = "auto"
     split_guidance: bool = False
     branches: Literal[1, 2] | None = None
+    shallow_steps: bool = False
     weight_streaming: bool = False
     golden_frames: bool | None = None
     skip_checks: bool = False
@@ -160,6 +167,19 @@ class BuildOptions:
         return GraphEntry(rewrites=self.rewrites, ff_chunks=chunks, operators=operators)
 
 
+def graph_of(options: BuildOptions, deep_channels: int | None) -> GraphEntry:
+    """How the networks of a checkpoint are written, whose UNet has ``deep_channels`` in its second level.
+
+    Raises:
+        ArgumentError: the options contradict each other, or the UNet has one level alone.
+    """
+    if not options.shallow_steps:
+        return options.graph
+    if deep_channels is None:
+        raise ArgumentError("--shallow-steps leaves out deep levels, and this checkpoint's UNet has one; leave it out")
+    return msgspec.structs.replace(options.graph, deep_channels=deep_channels)
+
+
 def ranges_of(options: BuildOptions, model: ModelInfo) -> Ranges:
     """The ranges of the bundle: those of the options, with the checkpoint's defaults.
 
@@ -177,7 +197,7 @@ def ranges_of(options: BuildOptions, model: ModelInfo) -> Ranges:
         chunk = _range(options.decode_chunk)
     for what, size in (("height", height), ("width", width)):
         for value in (size.min, size.opt, size.max):
-            _require_multiple(value, model, f"--{what} {size}")
+            _require_multiple(value, model, f"--{what} {size}", shallow=options.shallow_steps)
         if size.max > LARGEST_SIDE:
             raise ArgumentError(f"--{what} {size}: sizes up to {LARGEST_SIDE} are supported")
     if frames.min < 2:
@@ -227,7 +247,7 @@ def exact_points(options: BuildOptions, ranges: Ranges, model: ModelInfo) -> lis
         _require(height, ranges.height, "--exact-sizes: height", "--height")
         _require(width, ranges.width, "--exact-sizes: width", "--width")
         for value in (height, width):
-            _require_multiple(value, model, f"--exact-sizes {height}x{width}")
+            _require_multiple(value, model, f"--exact-sizes {height}x{width}", shallow=options.shallow_steps)
     best = {symbol: ranges.of(symbol).opt for symbol in SYMBOLS}
     points = [best]
     for (height, width), frames in product(((best["height"], best["width"]), *sizes), (best["frames"], *counts)):
@@ -242,9 +262,11 @@ def _require(value: int, span: Range, what: str, option: str) -> None:
         raise ArgumentError(f"{what} {value} is outside {option} {span}; widen the range, or leave the value out")
 
 
-def _require_multiple(value: int, model: ModelInfo, what: str) -> None:
-    if value % 8 or value % model.vae_scale_factor:
-        raise ArgumentError(f"{what}: sizes are multiples of {max(8, model.vae_scale_factor)}")
+def _require_multiple(value: int, model: ModelInfo, what: str, *, shallow: bool) -> None:
+    multiple = size_multiple(model, shallow=shallow)
+    if value % multiple:
+        with_option = "with --shallow-steps, " if shallow else ""
+        raise ArgumentError(f"{what}: {with_option}sizes are multiples of {multiple}")
 
 
 def _counts(value: str | Iterable[int]) -> tuple[int, ...]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from svd_trt.engine.manifest import Precision, precision_of
-from svd_trt.engine.spec import NetworkName
+from svd_trt.engine.spec import SHALLOW, NetworkName
 from svd_trt.errors import ResourceError
 from svd_trt.export.checkpoint import COMPONENT_OF, Component
 from svd_trt.units import format_bytes
@@ -26,6 +26,8 @@ _CGROUP = Path("/sys/fs/cgroup")
 
 # The share of the denoiser's weights that remains after the exact rewrites.
 _REWRITTEN = 0.92
+# The share of a published UNet's weights that a shallow step needs.
+_TOP_LEVEL = 0.05
 # Bytes on disk for each byte of weights, and for each file beside them: compiled kernels and shapes.
 _DISK_FACTOR, _DISK_EACH = 1.05, 20e6
 
@@ -113,6 +115,8 @@ def memory_needed(work: Work) -> float:
 
 def _weight_bytes(name: NetworkName, work: Work) -> float:
     """Weights of the network that is written."""
+    if name == SHALLOW:
+        return _loaded_bytes(name, work) * _TOP_LEVEL
     return _loaded_bytes(name, work) * (_REWRITTEN if name == "denoiser" and work.rewrites else 1.0)
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import msgspec
 
 from svd_trt.engine.manifest import GraphEntry, Operators, Precision, precision_of
-from svd_trt.engine.spec import NetworkName, NetworkSpec
+from svd_trt.engine.spec import DEEP_FEATURES, SHALLOW, NetworkName, NetworkSpec
 
 __all__ = ["REWRITTEN", "Recipe", "make_recipe"]
 
-REWRITTEN: tuple[NetworkName, ...] = ("denoiser", "vae_decoder")
+REWRITTEN: tuple[NetworkName, ...] = ("denoiser", SHALLOW, "vae_decoder")
 """Networks that `svd_trt.export.rewrites` apply to; the encoders run once a video and have none of their layers."""
 
 
@@ -31,12 +31,17 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
     """Each level of the denoiser is exactly half as large as the one above, at all sizes it will run at."""
     fp32_statistics: bool
     smallest_latent: int
-    """Least height and width of symbolic latents; 2 if they are not symbolic."""
+    """Least height and width of symbolic latents, or of kept features; 2 if they are not symbolic."""
 
     @property
     def network(self) -> NetworkName:
         """The network's name."""
         return self.spec.name
+
+    @property
+    def keeps_features(self) -> bool:
+        """The network puts out what shallow steps take."""
+        return any(tensor.name == DEEP_FEATURES for tensor in self.spec.outputs)
 
 
 def make_recipe(spec: NetworkSpec, precision: Precision, graph: GraphEntry, upsamplers: int) -> Recipe:
@@ -52,11 +57,12 @@ def make_recipe(spec: NetworkSpec, precision: Precision, graph: GraphEntry, upsa
         spec=msgspec.structs.replace(spec, ranges={}),
         precision=own,
         rewrites=rewritten,
-        ff_chunks=graph.ff_chunks if name == "denoiser" else 1,
+        ff_chunks=graph.ff_chunks if name in ("denoiser", SHALLOW) else 1,
         operators=graph.operators if rewritten else "onnx",
-        doubling=rewritten and name == "denoiser" and _halves(spec, upsamplers),
+        # The shallow denoiser has one upsampler. A bundle with it takes sizes alone for which that doubles exactly.
+        doubling=rewritten and (name == SHALLOW or (name == "denoiser" and _halves(spec, upsamplers))),
         fp32_statistics=graph.rewrites and own == "fp16",
-        smallest_latent=2**upsamplers + 1 if sides else 2,
+        smallest_latent=2**upsamplers + 1 if sides and name != SHALLOW else 2,
     )
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from svd_trt.engine.spec import COEFFICIENTS, NetworkName, NetworkSpec
+from svd_trt.engine.spec import COEFFICIENTS, DEEP_FEATURES, SHALLOW, NetworkName, NetworkSpec
 from svd_trt.errors import CheckpointError
 from svd_trt.export.checkpoint import COMPONENT_OF, Checkpoint
 from svd_trt.export.presets import SCHEDULER
@@ -66,8 +66,8 @@ def load_models(checkpoint: Checkpoint, name: NetworkName) -> Iterator[Any]:
 def draw_inputs(spec: NetworkSpec, sizes: Mapping[str, int]) -> dict[str, npt.NDArray[Any]]:
     """Inputs of ``spec`` for ``sizes`` of its symbols: noise of the strength at that step, the same at every call."""
     rng = np.random.default_rng(sum(sizes.values()))
-    inputs = {t.name: rng.standard_normal(t.resolve(sizes)).astype(np.float32) for t in spec.inputs}
-    if spec.name == "denoiser":
+    inputs = {t.name: rng.standard_normal(t.resolve(sizes)).astype(t.dtype) for t in spec.inputs}
+    if spec.name in ("denoiser", SHALLOW):
         sigma = SIGMAS[1]
         inputs["latents"] *= sigma
         inputs["previous_denoised"][:] = 0
@@ -78,8 +78,13 @@ def draw_inputs(spec: NetworkSpec, sizes: Mapping[str, int]) -> dict[str, npt.ND
     return inputs
 
 
-def diffusers_output(models: Any, name: NetworkName, inputs: Mapping[str, npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:
+def diffusers_output(
+    models: Any, name: NetworkName, inputs: Mapping[str, npt.NDArray[Any]], *, keeps_features: bool = False
+) -> list[npt.NDArray[Any]]:
     """The outputs of network ``name`` by ``models``: diffusers' pipeline, or what `load_models` yields.
+
+    With ``keeps_features`` the last output of the denoiser is what its upsampler to the top level gets. The reference
+    of the shallow denoiser is the whole UNet, in which that upsampler gets the given features instead.
 
     Raises:
         CheckpointError: the models do not take these inputs.
@@ -87,7 +92,8 @@ def diffusers_output(models: Any, name: NetworkName, inputs: Mapping[str, npt.ND
     tensors = {key: torch.from_numpy(np.ascontiguousarray(array)) for key, array in inputs.items()}
     try:
         with torch.no_grad():
-            return [output.numpy() for output in _outputs(models, name, tensors)]
+            outputs = [output.numpy() for output in _outputs(models, name, tensors)]
+            return outputs if keeps_features or name != "denoiser" else outputs[:2]
     except (RuntimeError, ValueError) as error:
         raise CheckpointError(
             f"the checkpoint's {name} has other inputs than the bundle's; "
@@ -113,11 +119,14 @@ def _denoising_step(models: Any, x: Mapping[str, torch.Tensor]) -> list[torch.Te
     scheduler.set_timesteps(sigmas=SIGMAS.tolist())
     timestep = scheduler.timesteps[1]
     predictions = []
-    for latents_of, embeds in zip(x["image_latents"], x["image_embeds"], strict=True):
-        noisy = scheduler.scale_model_input(x["latents"], timestep)
-        condition = latents_of[:, None].repeat(1, noisy.shape[1], 1, 1, 1)
-        sample = torch.cat([noisy, condition], dim=2)
-        predictions.append(models.unet(sample, timestep, embeds, x["added_time_ids"], return_dict=False)[0])
+    kept: list[torch.Tensor] = []
+    given = x.get(DEEP_FEATURES)
+    with _hook_at_cut(models.unet, kept, None if given is None else given.float()):
+        for latents_of, embeds in zip(x["image_latents"], x["image_embeds"], strict=True):
+            noisy = scheduler.scale_model_input(x["latents"], timestep)
+            condition = latents_of[:, None].repeat(1, noisy.shape[1], 1, 1, 1)
+            sample = torch.cat([noisy, condition], dim=2)
+            predictions.append(models.unet(sample, timestep, embeds, x["added_time_ids"], return_dict=False)[0])
     guided = predictions[0]
     if len(predictions) == 2:
         scale = x["guidance"][1][None, :, None, None, None]
@@ -125,4 +134,28 @@ def _denoising_step(models: Any, x: Mapping[str, torch.Tensor]) -> list[torch.Te
     step = scheduler.step(guided, timestep, x["latents"])
     # With split guidance the other pass's part is added to the denoised latents, and to the next ones by its weight.
     partial, weight = x["partial_denoised"], x["coefficients"][COEFFICIENTS.index("denoised_weight")]
-    return [step.prev_sample + weight * partial, step.pred_original_sample + partial]
+    outputs = [step.prev_sample + weight * partial, step.pred_original_sample + partial]
+    if kept and given is None:
+        outputs.append(torch.stack(kept).unflatten(1, x["latents"].shape[:2]))
+    return outputs
+
+
+@contextmanager
+def _hook_at_cut(unet: Any, kept: list[torch.Tensor], given: torch.Tensor | None) -> Iterator[None]:
+    """Add what the upsampler to the top level gets to ``kept``, and let it get ``given``, ``[G, B, F, ...]``, instead.
+
+    One call of ``unet`` is one branch. A UNet of one level has no such upsampler.
+    """
+
+    def before(_: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        kept.append(args[0])
+        return args if given is None else (given[len(kept) - 1].flatten(0, 1), *args[1:])
+
+    if len(unet.up_blocks) < 2:
+        yield
+        return
+    handle = unet.up_blocks[-2].upsamplers[0].register_forward_pre_hook(before)
+    try:
+        yield
+    finally:
+        handle.remove()

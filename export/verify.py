@@ -14,7 +14,7 @@ from polygraphy.comparator import IterationResult, PsnrCompareFunc, SimpleCompar
 from polygraphy.logger import G_LOGGER
 
 from svd_trt.engine.manifest import Precision
-from svd_trt.engine.spec import NETWORKS, NetworkName, NetworkSpec
+from svd_trt.engine.spec import DEEP_FEATURES, NETWORKS, NetworkName, NetworkSpec
 from svd_trt.errors import CheckpointError
 from svd_trt.export.checkpoint import Checkpoint
 from svd_trt.export.fidelity import IDENTICAL_DB, draw_picture, psnr
@@ -104,7 +104,8 @@ def verify_networks(
         with load_models(checkpoint, name) as models:
             for index, size in enumerate(distinct.values()):
                 inputs = draw_inputs(spec, size)
-                theirs = diffusers_output(models, name, inputs)
+                keeps = any(tensor.name == DEEP_FEATURES for tensor in spec.outputs)
+                theirs = diffusers_output(models, name, inputs, keeps_features=keeps)
                 ours = _run(pipe, spec, inputs, size)
                 for tensor, a, b in zip(spec.outputs, ours, theirs, strict=True):
                     yield _difference(f"{name}.{tensor.name}", a, b, least)

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from svd_trt.engine.manifest import Manifest, NetworkEntry
+from svd_trt.engine.memory import networks_of
 from svd_trt.engine.profiles import choose_profile
-from svd_trt.engine.spec import NETWORKS, NetworkName, Range
+from svd_trt.engine.spec import SHALLOW, NetworkName, Range
 from svd_trt.runtime.generation import Job, groups_of
 from svd_trt.runtime.parameters import guided_steps_of
 
@@ -43,9 +44,10 @@ def chosen_profiles(manifest: Manifest, job: Job, *, latents_only: bool) -> dict
         "image_encoder": pictures,
         "vae_encoder": pictures,
         "denoiser": videos,
+        SHALLOW: videos,
         "vae_decoder": [] if latents_only else chunks,
     }
-    return {name: _chosen(manifest.networks[name], sizes[name]) for name in NETWORKS if sizes[name]}
+    return {name: _chosen(manifest.networks[name], sizes[name]) for name in networks_of(request) if sizes[name]}
 
 
 def describe_profiles(chosen: Mapping[NetworkName, list[ChosenProfile]]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from svd_trt.engine.memory import MemoryPlan
-from svd_trt.engine.spec import COEFFICIENTS, LARGEST_STEPS
+from svd_trt.engine.spec import COEFFICIENTS, DEEP_FEATURES, LARGEST_STEPS, SHALLOW, KeptFeatures
 from svd_trt.errors import BackendError
 from svd_trt.runtime.callback import OnStepEnd
 from svd_trt.runtime.cancellation import Cancellation
@@ -23,11 +23,11 @@ from svd_trt.runtime.executor import Executor
 from svd_trt.runtime.timings import Timings, timed
 from svd_trt.runtime.tracing import traced
 
-__all__ = ["Conditions", "Floats", "Loop", "Passes", "denoise"]
+__all__ = ["Conditions", "Floats", "Loop", "Passes", "ShallowSteps", "denoise"]
 
 Floats: TypeAlias = npt.NDArray[np.float32]
 _Hold: TypeAlias = Callable[[], AbstractContextManager[Session]]
-"""Holds the denoiser while one step is enqueued."""
+"""Holds the denoiser, or the shallow one, while one step is enqueued."""
 
 Passes: TypeAlias = list[dict[str, Floats]]
 """The denoiser's inputs that are the same in every step of a kind, for each pass of such a step."""
@@ -62,7 +62,7 @@ class Conditions:
         """Make the inputs of a step that is ``guided`` or not, for each pass over ``most_branches`` at most.
 
         Classifier-free guidance is a sum of the branches' predictions, weighted in each frame. The denoiser computes
-        the sum (`svd_trt.export.networks.Denoiser`); the weights are made here. With guidance, the first branch is
+        the sum (`svd_trt.export.denoiser.Denoiser`); the weights are made here. With guidance, the first branch is
         unconditional: its conditions are zeros and its weight is 1 - scale. The weight of the second, conditional
         branch is the scale.
         """
@@ -84,6 +84,19 @@ class Conditions:
         ]
 
 
+@dataclass(frozen=True)
+class ShallowSteps:
+    """The steps of a run that leave out the deep levels of the UNet.
+
+    Attributes:
+        denoiser: holds the shallow denoiser.
+        deep: whether each step runs all levels, ``[S]``; see `svd_trt.runtime.deep_steps`.
+    """
+
+    denoiser: _Hold
+    deep: tuple[bool, ...]
+
+
 def denoise(
     executor: Executor,
     latents: Floats,
@@ -91,6 +104,7 @@ def denoise(
     table: Floats,
     *,
     plan: MemoryPlan,
+    deep: tuple[bool, ...],
     on_step_end: OnStepEnd | None,
     on_step: Callable[[int], object],
     timings: Timings,
@@ -104,6 +118,7 @@ def denoise(
         conditions: of these videos.
         table: the sampler's coefficients, ``[S, 7]``.
         plan: says whether the guidance branches run one after the other.
+        deep: whether each step runs all levels of the UNet, ``[S]``; the others run the shallow denoiser.
         on_step_end: see `svd_trt.runtime.callback`.
         on_step: called with 0 once the denoiser is loaded, and with 1 after every step.
         timings: gets ``denoise``, ``steps`` and ``load``.
@@ -117,6 +132,8 @@ def denoise(
     """
     with timed(timings, "load"):
         executor.load("denoiser")
+        if not all(deep):
+            executor.load(SHALLOW)
     steps: list[float] = timings.setdefault("steps", [])
     on_step(0)
 
@@ -131,10 +148,14 @@ def denoise(
         kinds = {guided: conditions.passes(most, guided=guided) for guided in sorted({*conditions.guided_steps})}
         capacity = max(LARGEST_STEPS, len(table))  # steps that the loop has room for
         shapes = {g: [{n: a.shape for n, a in inputs.items()} for inputs in passes] for g, passes in kinds.items()}
-        make = partial(Loop, executor.device, kinds, start.shape, capacity)
+        manifest = executor.bundle.manifest
+        kept = manifest.graph.kept(manifest.precision)
+        make = partial(Loop, executor.device, kinds, start.shape, capacity, kept)
         loop = executor.loop((start.shape, shapes, capacity), start.shape, make)
-        denoiser = partial(executor.session, "denoiser", cancellation.event)
-        result = loop.run(denoiser, start, kinds, conditions.guided_steps, table, on_step_end, on_step_done)
+        denoiser, shallow = (partial(executor.session, name, cancellation.event) for name in ("denoiser", SHALLOW))
+        steps_of = None if all(deep) else ShallowSteps(shallow, deep)
+        guided = conditions.guided_steps
+        result = loop.run(denoiser, start, kinds, guided, table, on_step_end, on_step_done, steps_of)
     if not np.isfinite(result).all():
         raise BackendError(
             "denoising ended in values that are not finite: fp16 overflowed (build with --precision fp32), "
@@ -150,33 +171,43 @@ class _Kind:
     Attributes:
         fixed: inputs of each pass that are the same in every step, on the device.
         hosts: where they are copied from.
-        graphs: of an even and of an odd step.
+        graphs: of an even and of an odd step, by whether the step is deep.
     """
 
     fixed: list[dict[str, Buffer]]
     hosts: list[dict[str, HostBuffer]]
-    graphs: list[Graph]
+    graphs: dict[bool, list[Graph]]
 
 
 class Loop(Closeable):
     """The loop's memory on the device for one shape, and graphs of its steps. Every run of that shape uses it again.
 
     Two pairs of buffers swap roles, so there are two different steps, an even and an odd one, and a graph of each; if
-    some steps have guidance and others have none, two of each. The coefficients are a table on the device; a step
-    copies its row to the place that the graph reads. A step allocates nothing, and the host waits only for the end of
-    steps that it reports.
+    some steps have guidance and others have none, two of each; with shallow steps, twice as many. Both denoisers take
+    the same buffers: what a deep step writes to the features, the shallow steps after it read. The coefficients are a
+    table on the device; a step copies its row to the place that the graph reads. A step allocates nothing, and the host
+    waits only for the end of steps that it reports.
 
     Args:
         device: where the memory is.
         kinds: `Conditions.passes` of the shapes that will be used, by whether the steps have guidance.
         shape: of the latents, ``[B, F, C, h, w]``.
         capacity: the most steps that a run may have.
+        kept: the features that the denoiser keeps for shallow steps, if it does.
     """
 
-    def __init__(self, device: Device, kinds: Mapping[bool, Passes], shape: tuple[int, ...], capacity: int) -> None:
+    def __init__(
+        self,
+        device: Device,
+        kinds: Mapping[bool, Passes],
+        shape: tuple[int, ...],
+        capacity: int,
+        kept: KeptFeatures | None = None,
+    ) -> None:
         self._device = device
         self._session: Session | None = None
         self._steps: list[_Kind] = []
+        self._shallow: ShallowSteps | None = None
         most_passes = max(map(len, kinds.values()))
         with ExitStack() as stack:
 
@@ -190,7 +221,11 @@ class Loop(Closeable):
                 fixed = [{n: empty(a.shape, n) for n, a in inputs.items()} for inputs in passes]
                 hosts = [{n: host(a.shape, n) for n, a in inputs.items()} for inputs in passes]
                 works = [partial(self._run_passes, self._bind(parity, fixed)) for parity in (0, 1)]
-                return _Kind(fixed, hosts, [stack.enter_context(device.capture(work)) for work in works])
+                graphs = {
+                    deep: [stack.enter_context(device.capture(work)) for work in works]
+                    for deep in ((True, False) if kept else (True,))
+                }
+                return _Kind(fixed, hosts, graphs)
 
             self._latents = [empty(shape, "latents") for _ in range(2)]
             self._denoised = [empty(shape, "denoised") for _ in range(2)]
@@ -201,6 +236,10 @@ class Loop(Closeable):
             table = (capacity, len(COEFFICIENTS))
             self._tables = [empty(table, "table of coefficients") for _ in range(most_passes)]
             self._tables_host = [host(table, "table of coefficients") for _ in range(most_passes)]
+            # Of the steps with most branches. Others take the start of the last, because a step that has other
+            # branches than the one before is deep.
+            largest = kinds[max(kinds)] if kept else []
+            self._features = [stack.enter_context(_empty_features(device, shape, p, kept)) for p in largest if kept]
             self._host = [host(shape, "latents") for _ in range(2)]
             self._fetched = [stack.enter_context(device.event()) for _ in range(2)]
             # The ends of a step, of the one before it, and of the one after it, which may be in flight.
@@ -217,6 +256,7 @@ class Loop(Closeable):
         table: Floats,
         on_step_end: OnStepEnd | None,
         on_step: Callable[[float], object],
+        shallow: ShallowSteps | None = None,
     ) -> Floats:
         """Step ``latents`` ``[B, F, C, h, w]`` through ``table`` ``[S, 7]`` of coefficients; return the last latents.
 
@@ -228,7 +268,9 @@ class Loop(Closeable):
             table: a sampler's coefficients, a row a step.
             on_step_end: may replace the latents after a step.
             on_step: called with the seconds of each step.
+            shallow: the steps that run the shallow denoiser; None runs none.
         """
+        self._shallow = shallow
         with synchronized_on_error(self._device):
             self._begin(latents, kinds, table)
             self._steps = [self._kinds[guided] for guided in guided_steps]
@@ -290,8 +332,9 @@ class Loop(Closeable):
         passes = len(kind.fixed)
         for table, coefficients in zip(self._tables[-passes:], self._coefficients[-passes:], strict=True):
             self._device.copy(table.rows(step, step + 1), coefficients)
-        with denoiser() as self._session:
-            kind.graphs[step % 2]()
+        shallow = None if self._shallow is None or self._shallow.deep[step] else self._shallow.denoiser
+        with (shallow or denoiser)() as self._session:
+            kind.graphs[shallow is None][step % 2]()
         self._ends[step % 3].record()
         if fetch:
             self._fetch(step)
@@ -307,6 +350,7 @@ class Loop(Closeable):
         bound = []
         done = self._zeros
         coefficients = self._coefficients[-len(passes) :]
+        features = self._features_of(passes)
         for index, fixed in enumerate(passes):
             target = self._denoised[1 - parity] if index == len(passes) - 1 else self._partial
             bound.append(
@@ -319,9 +363,17 @@ class Loop(Closeable):
                     "next_latents": self._latents[1 - parity],
                     "denoised": target,
                 }
+                | features[index]
             )
             done = target
         return bound
+
+    def _features_of(self, passes: list[dict[str, Buffer]]) -> list[dict[str, Buffer]]:
+        """List what each pass keeps, or takes from the deep step before; nothing without a shallow denoiser."""
+        if not self._features:
+            return [{} for _ in passes]
+        own = zip(self._features[-len(passes) :], passes, strict=True)
+        return [{DEEP_FEATURES: buffer.rows(0, fixed["guidance"].shape[0])} for buffer, fixed in own]
 
     def _fetch(self, step: int) -> None:
         self._device.fetch(self._latents[(step + 1) % 2], self._host[step % 2], self._fetched[step % 2])
@@ -339,3 +391,12 @@ class Loop(Closeable):
             self._device.wait_for(self._fetched[following % 2])  # it may still be copying what is written next
             with traced(f"step {following} again"):
                 self._enqueue(denoiser, following, fetch=True)
+
+
+def _empty_features(
+    device: Device, latents: tuple[int, ...], inputs: Mapping[str, Floats], kept: KeptFeatures
+) -> Buffer:
+    """Make a buffer for what a pass keeps, ``[G, B, F, C', h/2, w/2]``, for ``latents`` ``[B, F, C, h, w]``."""
+    videos, frames, _, height, width = latents
+    branches = len(inputs["guidance"])
+    return device.empty((branches, videos, frames, kept.channels, height // 2, width // 2), kept.dtype, DEEP_FEATURES)

@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 from svd_trt.engine.bundle import Bundle
 from svd_trt.engine.manifest import read_manifest
 from svd_trt.engine.memory import MemoryPlan
-from svd_trt.engine.spec import NetworkName
+from svd_trt.engine.spec import SHALLOW, NetworkName
 from svd_trt.errors import BackendError, BundleError
 from svd_trt.runtime.closeable import Closeable
 from svd_trt.runtime.device import Device, Session
@@ -20,6 +20,7 @@ __all__ = ["CLOSED", "Engines"]
 CLOSED = "the pipeline is closed; open it again with VideoPipeline.open"
 
 _POLL_SECONDS = 0.1  # between two checks of whether to stop waiting
+_OF_STEPS: set[NetworkName] = {"denoiser", SHALLOW}  # steps take turns with them, so one stays for the other
 
 
 class Engines(Closeable):
@@ -45,6 +46,8 @@ class Engines(Closeable):
         with self._lock:
             if plan.streamed_bytes != self._streamed_bytes:
                 self._drop("denoiser")
+            if not plan.shallow_steps:  # the plan does not count it
+                self._drop(SHALLOW)
             if plan.resident != self._resident:
                 self._device.trim()
             self._resident, self._streamed_bytes = plan.resident, plan.streamed_bytes
@@ -115,7 +118,8 @@ class Engines(Closeable):
         if self._closed:
             raise BackendError(CLOSED)
         if not self._resident:
-            for other in [name for name in self._loaded if name != network]:
+            kept = _OF_STEPS if network in _OF_STEPS else {network}
+            for other in self._loaded.keys() - kept:
                 self._drop(other)
         if network not in self._loaded:
             self._loaded[network] = self._open(network)

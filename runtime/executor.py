@@ -12,8 +12,8 @@ from typing import Protocol, TypeVar, cast
 
 from svd_trt.engine.bundle import Bundle
 from svd_trt.engine.measured import with_measured
-from svd_trt.engine.memory import MemoryPlan, MemoryRequest, plan_memory
-from svd_trt.engine.spec import NETWORKS, NetworkName
+from svd_trt.engine.memory import MemoryPlan, MemoryRequest, networks_of, plan_memory
+from svd_trt.engine.spec import NetworkName
 from svd_trt.errors import ArgumentError, BackendError, BudgetError, DeviceMemoryError, SvdTrtError
 from svd_trt.runtime.cancellation import Cancellation
 from svd_trt.runtime.closeable import Closeable
@@ -98,7 +98,7 @@ class Executor(Closeable):
             DeviceMemoryError: an engine does not fit.
         """
         plan = self.plan(request)
-        unknown = [name for name in reversed(NETWORKS) if name not in self._measured]
+        unknown = [name for name in reversed(networks_of(request)) if name not in self._measured]
         if self.device.free_bytes() is None or not unknown:
             return plan
         with self._following(request, plan):

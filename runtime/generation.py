@@ -19,6 +19,7 @@ from svd_trt.progress import Progress
 from svd_trt.runtime.callback import OnStepEnd
 from svd_trt.runtime.cancellation import Cancellation
 from svd_trt.runtime.decode import Frames, decode
+from svd_trt.runtime.deep_steps import deep_steps
 from svd_trt.runtime.denoise import Conditions, Floats, denoise
 from svd_trt.runtime.executor import Executor
 from svd_trt.runtime.guidance import guidance_scales
@@ -190,6 +191,7 @@ def _denoise(executor: Executor, job: Job, latents: Floats, conditions: Conditio
         conditions,
         table,
         plan=job.plan,
+        deep=deep_steps(job.settings.deep_every, conditions.guided_steps),
         on_step_end=job.on_step_end,
         on_step=on_step,
         timings=job.timings,

@@ -37,6 +37,7 @@ __all__ = [
     "describe_arguments",
     "guided_steps_of",
     "memory_request",
+    "require_shallow",
     "resolve",
 ]
 
@@ -117,6 +118,13 @@ class Parameters:
         None,
         "Frames decoded together; fewer need less memory.  [default: all, or what bundle and memory take]",
         1,
+    )
+    deep_every: int = _option(
+        1,
+        "Run the deep levels of the denoiser in every Nth step alone, and reuse what they gave in the others; for "
+        "bundles that were built with --shallow-steps.",
+        1,
+        LARGEST_STEPS,
     )
     num_videos_per_prompt: int = _option(1, "Videos to make of each picture.", 1, 1000)
     seed: int | tuple[int, ...] | None = _option(
@@ -216,6 +224,7 @@ class ParameterArguments(TypedDict, total=False):
     motion_bucket_id: int
     noise_aug_strength: float
     decode_chunk_size: int | None
+    deep_every: int
     num_videos_per_prompt: int
     seed: int | Sequence[int] | None
     height: int | None
@@ -251,6 +260,7 @@ class Settings:
     motion_bucket_id: int
     noise_aug_strength: float
     decode_chunk_size: int
+    deep_every: int
     num_videos_per_prompt: int
     seed: int | tuple[int, ...] | None
     height: int
@@ -278,8 +288,10 @@ class Settings:
         return fields
 
 
-def describe_arguments(model: ModelInfo, ranges: Ranges, sampler: SamplerInfo) -> dict[str, ArgumentInfo]:
-    """The arguments of a generation with the defaults and limits of a bundle, for its manifest."""
+def describe_arguments(
+    model: ModelInfo, ranges: Ranges, sampler: SamplerInfo, *, shallow: bool
+) -> dict[str, ArgumentInfo]:
+    """The arguments of a generation with the defaults and limits of a bundle, ``shallow`` or not, for its manifest."""
     sizes = {"num_frames": ranges.frames, "height": ranges.height, "width": ranges.width}
     defaults = {
         "num_frames": ranges.frames.clamp(model.num_frames),
@@ -295,6 +307,8 @@ def describe_arguments(model: ModelInfo, ranges: Ranges, sampler: SamplerInfo) -
         low, high = spec.metadata.get("min"), spec.metadata.get("max")
         if name in sizes:
             low, high = sizes[name].min, sizes[name].max
+        if name == "deep_every" and not shallow:
+            high = 1
         default, help_text = defaults.get(name, spec.default), spec.metadata["help"]
         described[name] = ArgumentInfo(
             kind=_kind(spec),
@@ -323,7 +337,8 @@ def memory_request(parameters: Parameters, manifest: Manifest, pictures: int) ->
 
     Raises:
         ArgumentError: a size is outside the range that the bundle was built for; the message names the build option.
-            Or there are several seeds, and not one for each video. Or no step is in the interval of guidance.
+            Or there are several seeds, and not one for each video. Or no step is in the interval of guidance. Or the
+            bundle has no shallow denoiser.
     """
     ranges = manifest.ranges
     frames = parameters.num_frames or ranges.frames.clamp(manifest.model.num_frames)
@@ -331,9 +346,10 @@ def memory_request(parameters: Parameters, manifest: Manifest, pictures: int) ->
     ranges.frames.require(frames, "num_frames", "--frames")
     for name, size in (("height", height), ("width", width)):
         ranges.of(name).require(size, name, f"--{name}")
-        multiple = max(8, manifest.model.vae_scale_factor)
+        multiple = manifest.host.symbols[name].multiple
         if size % multiple:
             raise ArgumentError(f"{name} {size} is not a multiple of {multiple}")
+    require_shallow(manifest, parameters.deep_every)
     videos = pictures * parameters.num_videos_per_prompt
     if isinstance(parameters.seed, tuple) and len(parameters.seed) != videos:
         raise ArgumentError(
@@ -350,7 +366,21 @@ def memory_request(parameters: Parameters, manifest: Manifest, pictures: int) ->
         guided=True in guided,
         guided_in_part=len(guided) > 1,
         decode_chunk_size=parameters.decode_chunk_size,
+        shallow_steps=parameters.deep_every > 1 and parameters.num_inference_steps > 1,
     )
+
+
+def require_shallow(manifest: Manifest, deep_every: int) -> None:
+    """Check that a bundle can leave out the deep levels in all but every ``deep_every``-th step.
+
+    Raises:
+        ArgumentError: it has no shallow denoiser; the message names the build option.
+    """
+    if deep_every > 1 and manifest.graph.deep_channels is None:
+        raise ArgumentError(
+            f"deep_every {deep_every} needs a shallow denoiser, and this bundle has none; "
+            "build one with --shallow-steps, or leave deep_every out"
+        )
 
 
 def resolve(
@@ -383,6 +413,7 @@ def resolve(
         motion_bucket_id=parameters.motion_bucket_id,
         noise_aug_strength=parameters.noise_aug_strength,
         decode_chunk_size=plan.decode_chunk_size,
+        deep_every=parameters.deep_every,
         num_videos_per_prompt=parameters.num_videos_per_prompt,
         seed=seed,
         height=request.height,

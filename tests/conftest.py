@@ -44,7 +44,7 @@ SMALL = BuildOptions(height=32, width=32, frames="2:3:6", decode_chunk="1:3:6", 
 Once: TypeAlias = Callable[[str, Callable[[Path], object]], Path]
 
 # Tests that use one of these fixtures export networks and build engines.
-_BUNDLES = {"dynamic_bundle", "tiny_bundle", "small_bundle", "cache"}
+_BUNDLES = {"dynamic_bundle", "tiny_bundle", "shallow_bundle", "small_bundle", "cache"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -146,6 +146,12 @@ def build_tiny(once: Once, cache: Path, precision: Any) -> Path:
     return once(f"tiny-{precision}", lambda path: build_bundle(TINY / "checkpoint", path, options))
 
 
+def build_shallow(once: Once, cache: Path) -> Path:
+    """Build the trained miniature in fp16 with shallow steps; all but its denoisers are those of `build_tiny`."""
+    options = BuildOptions(height=32, width=32, frames="2:8:8", shallow_steps=True, backend=BACKEND, cache=cache)
+    return once("shallow", lambda path: build_bundle(TINY / "checkpoint", path, options))
+
+
 def build_small(once: Once, cache: Path, small_checkpoint: Path) -> Path:
     """Build the bundle that builds fastest: fp16, one size, dynamic frames and chunks."""
     return once("small", lambda path: build_bundle(small_checkpoint, path, replace(SMALL, cache=cache)))
@@ -161,6 +167,12 @@ def dynamic_bundle(once: Once, cache: Path, checkpoint: Path) -> Bundle:
 def tiny_bundle(once: Once, cache: Path) -> Bundle:
     """The trained miniature in fp16: 2 to 8 frames of 32x32. Its networks have all kinds of layers of SVD."""
     return Bundle.open(build_tiny(once, cache, "fp16"))
+
+
+@pytest.fixture(scope="session")
+def shallow_bundle(once: Once, cache: Path) -> Bundle:
+    """The trained miniature in fp16 with a shallow denoiser: 2 to 8 frames of 32x32."""
+    return Bundle.open(build_shallow(once, cache))
 
 
 @pytest.fixture(scope="session")
@@ -187,6 +199,7 @@ def _built_in_parallel(request: pytest.FixtureRequest, worker_id: str) -> None:
     builds = {
         "dynamic_bundle": lambda: build_dynamic(once, cache, request.getfixturevalue("checkpoint")),
         "tiny_bundle": lambda: build_tiny(once, cache, "fp16"),
+        "shallow_bundle": lambda: build_shallow(once, cache),
         "small_bundle": lambda: build_small(once, cache, request.getfixturevalue("small_checkpoint")),
     }
     # The first process starts with the last one, which is done first, because its tests come first.

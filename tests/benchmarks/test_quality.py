@@ -36,7 +36,7 @@ SIGMAS = (700.0, 100.0, 10.0, 1.0, 0.0)
 
 
 def settings(**changes: Any) -> Any:
-    fields = {"sigmas": SIGMAS, "guidance_interval": None, "guidance_shape": "linear"}
+    fields = {"sigmas": SIGMAS, "guidance_interval": None, "guidance_shape": "linear", "deep_every": 1}
     return SimpleNamespace(**fields | {"min_guidance_scale": 1.0, "max_guidance_scale": 3.0} | changes)
 
 
@@ -44,6 +44,8 @@ def test_a_step_with_guidance_is_two_evaluations() -> None:
     assert evaluations_of(settings()) == 8
     assert evaluations_of(settings(max_guidance_scale=1.0)) == 4
     assert evaluations_of(settings(guidance_interval=(0.0, 50.0))) == 6
+    assert evaluations_of(settings(deep_every=2), 0.25) == 2 * (1 + 0.25 + 1 + 0.25)
+    assert evaluations_of(settings(deep_every=2, max_guidance_scale=1.0), 0.25) == 1 + 0.25 + 1 + 0.25
 
 
 def point(evaluations: float, error: float, series: str = "s", label: str = "1", level: float = 40.0) -> Point:

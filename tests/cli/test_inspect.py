@@ -138,6 +138,7 @@ def test_plan_as_json(small_bundle: Path) -> None:
         "streamed_bytes": 0,
         "activation_bytes": plan.activation_bytes,
         "total_bytes": plan.total_bytes,
+        "shallow_steps": False,
         "budget": 2**30,
     }
     assert list(found["networks"]) == list(NETWORKS)
@@ -215,3 +216,43 @@ def test_sizes(text: str, size: int) -> None:
 def test_refused_sizes(text: str, words: str) -> None:
     with pytest.raises(click.BadParameter, match=words):
         ByteSize().convert(text, None, None)
+
+
+def test_a_bundle_with_a_shallow_denoiser(run: Run, shallow_bundle: Bundle, tiny_bundle: Bundle) -> None:
+    path = shallow_bundle.path
+    tables = invoke("inspect", path).stdout
+    assert "shallow_denoiser" in tables
+    assert "-> deep_features" in tables, "of the denoiser"
+    assert "   deep_features" in tables, "of the shallow one"
+    assert "float16" in tables
+    assert "(svd-trt infer --deep-every 3)" in tables
+    assert max(len(line) for line in tables.splitlines()[1:]) <= 80
+    found = json.loads(invoke("inspect", path, "--json").stdout)
+    assert list(found["networks"]) == ["image_encoder", "vae_encoder", "denoiser", "shallow_denoiser", "vae_decoder"]
+    assert found["graph"]["deep_channels"] == 64
+    assert invoke("inspect", path, "--trtexec", "shallow_denoiser").stdout.count("--loadEngine=") == 2
+    kernels = invoke("inspect", path, "--kernels", "shallow_denoiser", "--frames", "8")
+    assert kernels.returncode == 0, kernels.stderr
+    assert "shallow_denoiser" in kernels.stdout
+    assert "shallow_denoiser" in invoke("inspect", path, "--kernels").stdout
+    plans = {
+        n: json.loads(invoke("inspect", path, "--vram-budget", "1GB", "--deep-every", n, "--json").stdout)["plan"]
+        for n in ("1", "3")
+    }
+    assert (plans["1"]["shallow_steps"], plans["3"]["shallow_steps"]) == (False, True)
+    weights = found["networks"]["shallow_denoiser"]["weight_bytes"]
+    assert plans["3"]["total_bytes"] - plans["1"]["total_bytes"] == weights
+    for option, problem in {
+        (
+            "--vram-budget",
+            "1GB",
+            "--deep-every",
+            "3",
+        ): "deep_every 3 needs a shallow denoiser, and this bundle has none; build one with --shallow-steps",
+        ("--trtexec", "shallow_denoiser"): "has no shallow_denoiser; build one with --shallow-steps",
+        ("--kernels", "shallow_denoiser"): "there is no network 'shallow_denoiser'; choose one of: image_encoder, ",
+        ("--deep-every", "3"): "--deep-every is for --vram-budget; give both",
+    }.items():
+        refused = invoke("inspect", tiny_bundle.path, *option)
+        assert refused.returncode != 0
+        assert problem in refused.stderr

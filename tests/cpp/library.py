@@ -44,6 +44,7 @@ class Arguments(ct.Structure):
         ("quality", ct.c_char_p),
         ("seeds", ct.POINTER(ct.c_uint64)),
         ("seeds_count", ct.c_size_t),
+        ("deep_every", ct.c_int64),
     ]
 
 

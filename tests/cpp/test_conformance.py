@@ -42,6 +42,18 @@ def tiny(cpp: Path, tiny_bundle: Bundle) -> Iterator[Library]:
 
 
 @pytest.fixture(scope="module")
+def shallow(cpp: Path, shallow_bundle: Bundle) -> Iterator[Library]:
+    with opened(cpp / LIBRARY, shallow_bundle.path) as library:
+        yield library
+
+
+@pytest.fixture(scope="module")
+def shallow_pipe(shallow_bundle: Bundle) -> Iterator[VideoPipeline]:
+    with VideoPipeline.open(shallow_bundle) as pipe:
+        yield pipe
+
+
+@pytest.fixture(scope="module")
 def small_pipe(small_bundle: Path) -> Iterator[VideoPipeline]:
     with VideoPipeline.open(small_bundle) as pipe:
         yield pipe
@@ -137,6 +149,24 @@ def test_the_trained_miniature(
     compare(tiny, tiny_pipe, [draw_picture(60, 80)], FAST | arguments, record_property)
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {},
+        {"deep_every": 2},
+        {"deep_every": 3, "num_videos_per_prompt": 2},
+        {"deep_every": 9, "max_guidance_scale": 1.0},
+        {"deep_every": 2, "num_inference_steps": 8, "guidance_interval": (0.1, 300.0)},
+    ],
+    ids=str,
+)
+def test_shallow_steps(
+    shallow: Library, shallow_pipe: VideoPipeline, arguments: dict[str, Any], record_property: Any
+) -> None:
+    arguments = FAST | {"num_inference_steps": 5} | arguments
+    compare(shallow, shallow_pipe, [draw_picture(60, 80)], arguments, record_property)
+
+
 def test_several_pictures_and_videos(dynamic: Library, dynamic_pipe: VideoPipeline, record_property: Any) -> None:
     """Two pictures with two videos each, in groups of two."""
     pictures = [draw_picture(144, 192), draw_picture(80, 60)]
@@ -218,6 +248,9 @@ def compare(
         {"seed": []},
         {"seed": [1, 2], "num_videos_per_prompt": 3},
         {"fps": 0},
+        {"deep_every": -1},
+        {"deep_every": 1001},
+        {"deep_every": 3},
         {"sampler": "dpm_2"},
     ],
     ids=str,

@@ -83,17 +83,20 @@ class Host:
         guided = [(b["conditioned"], b["constant"] + b["factor"] * scale) for b in guidance["branches"]]
         low, high = args["guidance_interval"] or (0, np.inf)
         skip = host["coefficients"].index("c_skip")
-        previous = np.zeros_like(latents)
+        previous, since, before = np.zeros_like(latents), 0, -1
+        features: list[list[Array]] = []
         for s, n in zip(sigmas[:-1].astype(float), sigmas[1:].astype(float), strict=True):
             partial = np.zeros_like(latents)
             has_guidance = largest > guidance["off_up_to"] and np.float32(low) < s <= np.float32(high)
             branches = guided if has_guidance else [(True, np.ones_like(scale))]
+            since = 0 if len(branches) != before else since + 1
+            deep, before = since % args["deep_every"] == 0, len(branches)
             passes = [branches] if ranges["branches"]["max"] > 1 else [[branch] for branch in branches]
             for number, branch in enumerate(passes):
                 row = self.coefficients(s, n)
                 row[skip] *= number == len(passes) - 1
-                following, partial = self.run(
-                    "denoiser",
+                following, partial, *kept = self.run(
+                    "denoiser" if deep else "shallow_denoiser",
                     latents=latents,
                     previous_denoised=previous,
                     partial_denoised=partial,
@@ -102,7 +105,10 @@ class Host:
                     added_time_ids=times,
                     guidance=np.stack([weight for _, weight in branch]).astype(np.float32),
                     coefficients=row,
+                    **({} if deep else {"deep_features": features[number][0]}),
                 )
+                if deep:
+                    features[number:] = [kept]
             latents, previous = following, partial
         chunk = args["decode_chunk_size"]
         return np.concatenate(
@@ -138,3 +144,28 @@ def test_a_host_of_a_bundle_with_symbolic_sizes(dynamic_bundle: Bundle, picture:
     with VideoPipeline.open(dynamic_bundle) as pipe:
         wanted = pipe(picture, output_type="np", resize_mode="stretch", **arguments).frames[0]  # type: ignore[arg-type]
     assert np.abs(Host(dynamic_bundle.path).video(picture, **arguments).astype(int) - wanted).max() <= 1
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"deep_every": 2},
+        {"deep_every": 3, "max_guidance_scale": 1.0},
+        {"deep_every": 9, "num_inference_steps": 3},
+        {"deep_every": 2, "num_inference_steps": 8, "guidance_interval": (0.1, 300)},
+        {},
+    ],
+    ids=["every second", "unguided", "the first alone", "an interval", "all"],
+)
+def test_a_host_of_a_bundle_with_a_shallow_denoiser(
+    arguments: dict[str, Any], shallow_bundle: Bundle, picture: PIL.Image.Image
+) -> None:
+    arguments = {"num_frames": 4, "decode_chunk_size": 4, "num_inference_steps": 5, "seed": 6} | arguments
+    with VideoPipeline.open(shallow_bundle) as pipe:
+        wanted = pipe(picture, output_type="latent", resize_mode="stretch", **arguments).frames[0]
+        frames = pipe(picture, output_type="np", resize_mode="stretch", **arguments).frames[0]
+        whole = pipe(picture, output_type="latent", resize_mode="stretch", **(arguments | {"deep_every": 1})).frames[0]
+    host = Host(shallow_bundle.path)
+    assert np.abs(host.video(picture, **arguments).astype(int) - frames).max() <= 1
+    reused = np.abs(wanted - whole).max()
+    assert (reused > 1e-3) == (arguments.get("deep_every", 1) > 1)

@@ -30,7 +30,7 @@ from svd_trt.engine.memory import (
     plan_memory,
     smallest_budget,
 )
-from svd_trt.engine.spec import ModelInfo, NetworkName, Range, Ranges, network_specs
+from svd_trt.engine.spec import SHALLOW, ModelInfo, NetworkName, Range, Ranges, network_specs
 from svd_trt.errors import ArgumentError, BudgetError
 
 GB = 10**9
@@ -55,15 +55,17 @@ def full_size(
     chunk: Range = CHUNK,
     ff_chunks: int = 2,
     streaming: bool = False,
+    deep_channels: int | None = None,
 ) -> Manifest:
     model = ModelInfo(4, 8, 1024, 224, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), 25, 256)
     one = Range(1, 1, 1)
+    graph = GraphEntry(rewrites=True, ff_chunks=ff_chunks, deep_channels=deep_channels)
     ranges = Ranges(one, one, branches, Range(2, 25, 25), chunk, Range(576, 576, 576), Range(1024, 1024, 1024))
 
     def entry(name: NetworkName) -> NetworkEntry:
         weights, activations = figures[name]
         file = FileEntry(f"tensorrt-rtx/{name}.plan", 1, "")
-        spec = network_specs(model, ranges)[name]
+        spec = network_specs(model, ranges, graph.kept("fp16"))[name]
         profiles = (ProfileEntry(spec.ranges, activations),)
         plan = PlanEntry("", file, None, profiles, 1, weights, weight_streaming=streaming and name == "denoiser")
         return NetworkEntry(spec, OnnxEntry("", FileEntry("", 0, ""), (), 1, 1), plan, 1)
@@ -77,7 +79,7 @@ def full_size(
         model=model,
         sampler=SamplerInfo(0.002, 700.0, 7.0, "leading"),
         ranges=ranges,
-        graph=GraphEntry(rewrites=True, ff_chunks=ff_chunks),
+        graph=graph,
         tensorrt=TensorRtEntry("tensorrt-rtx", "1.7.1", ""),
         networks={name: entry(name) for name in figures},
         host=describe_host(model, half=True, adds_one=True, arguments={}),
@@ -404,3 +406,29 @@ def test_requests_outside_the_bundle(changes: dict[str, int]) -> None:
 def test_pictures_and_batches_are_counted_to_what_the_bundle_takes() -> None:
     many = replace(VIDEO, pictures=4, videos=4)
     assert plan_memory(default(), many, None).total_bytes == plan_memory(default(), VIDEO, None).total_bytes
+
+
+def test_a_shallow_denoiser_is_counted_if_it_runs() -> None:
+    """Its engine is loaded beside the denoiser's, and the features take 147 MB for both branches in any case."""
+    plain = default()
+    figures = DEFAULT | {SHALLOW: (121_000_000, 4_000_000_000)}
+    manifest = full_size(figures, deep_channels=640)
+    features = 2 * 25 * 640 * 36 * 64 * 2
+    assert features == 147_456_000
+    deep, shallow = (plan_memory(manifest, replace(VIDEO, shallow_steps=steps), None) for steps in (False, True))
+    without = plan_memory(plain, VIDEO, None)
+    assert deep.total_bytes == (without.total_bytes or 0) + features
+    assert shallow.total_bytes == deep.total_bytes + 121_000_000
+    assert (deep.shallow_steps, shallow.shallow_steps) == (False, True)
+    assert shallow.activation_bytes == DEFAULT["denoiser"][1]
+    large = full_size(figures | {SHALLOW: (121_000_000, 5_000_000_000)}, deep_channels=640)
+    most = plan_memory(large, replace(VIDEO, shallow_steps=True), None).activation_bytes
+    assert most == 5_000_000_000 // 256 * 256 + (256 if 5_000_000_000 % 256 else 0)
+    alone = plan_footprint(manifest, replace(VIDEO, shallow_steps=True), MemoryPlan(False, False, 1))
+    assert alone is not None
+    assert (alone.weights, alone.activations) == (DEFAULT["denoiser"][0] + 121_000_000, DEFAULT["denoiser"][1])
+    split = plan_footprint(manifest, VIDEO, MemoryPlan(True, True, 5))
+    plain_split = plan_footprint(plain, VIDEO, MemoryPlan(True, True, 5))
+    assert split is not None
+    assert plain_split is not None
+    assert split.buffers == plain_split.buffers + features, "each pass keeps the features of its branch"

@@ -59,6 +59,7 @@ def shared(one: dict[str, str], other: dict[str, str]) -> list[str]:
         ({"weight_streaming": True}, ALL, [*ENCODERS, "vae_decoder"]),
         ({"rewrites": False}, ["vae_encoder"], ["vae_encoder"]),
         ({"branches": 2}, [*ENCODERS, "vae_decoder"], [*ENCODERS, "vae_decoder"]),
+        ({"shallow_steps": True}, [*ENCODERS, "vae_decoder"], [*ENCODERS, "vae_decoder"]),
         ({"exact": False}, ALL, ENCODERS),
         ({"exact_frames": "4"}, ALL, ALL),
         ({"exact_frames": "4,6"}, ALL, ENCODERS),

@@ -12,7 +12,8 @@ import torch.nn.functional as F  # noqa: N812  (torch's own convention)
 from diffusers.models.attention import FeedForward
 from torch import Tensor, nn
 
-from svd_trt.export.networks import Denoiser, make_network
+from svd_trt.export.denoiser import Denoiser
+from svd_trt.export.networks import make_network
 from svd_trt.export.presets import PRESETS
 from svd_trt.export.random_checkpoint import random_model
 from svd_trt.export.rewrites import REWRITES, rewrite

@@ -7,7 +7,6 @@ import hashlib
 from typing import Any, Literal
 
 from svd_trt.engine.bundle import Bundle
-from svd_trt.engine.spec import NETWORKS
 from tests.standin.context import IExecutionContext, RtxExecutionContext
 from tests.standin.cuda import StandInCuda
 from tests.standin.engine import IRuntimeConfig, Module, Plan, Reporting, RtxRuntimeConfig
@@ -85,7 +84,7 @@ class Runtime(Reporting):
     def deserialize_cuda_engine(self, serialized_engine: Any) -> ICudaEngine | None:
         """The engine of a plan of the bundle. Other content gives None and an error."""
         digest = hashlib.sha256(memoryview(serialized_engine)).hexdigest()
-        for name in NETWORKS:
+        for name in self._trt.bundle.manifest.networks:
             entry = self._trt.bundle.network(name)
             if entry.plan is not None and entry.plan.file.sha256 == digest:
                 plan = Plan(self._trt, name)
@@ -105,7 +104,7 @@ class RtxRuntime(Runtime):
     def get_engine_validity(self, buffer: Any) -> tuple[Any, int]:
         """Whether a plan with this header runs here, and the bits of `EngineInvalidityDiagnostics`."""
         header = bytes(memoryview(buffer)[: self.engine_header_size])
-        for name in NETWORKS:
+        for name in self._trt.bundle.manifest.networks:
             path = self._trt.bundle.plan_path(name)
             if path is not None and len(header) == self.engine_header_size:
                 with path.open("rb") as file:

@@ -24,7 +24,7 @@ Makes a video from each picture, a binary PPM. OUT is a file, or - for standard 
   --height N
   --width N                     --sampler NAME                --resize-mode stretch|crop|pad
   --schedule karras|exponential|ays                           --quality best|standard|fast|draft
-  --background #RRGGBB
+  --background #RRGGBB          --deep-every N
   --provider cpu|cuda|tensorrt|tensorrt-rtx                   --provider-library FILE
   --device cpu|cuda|cuda:N      --threads N                   --no-verify
   --self-test                   compare with the bundle's golden values
@@ -160,6 +160,7 @@ std::map<std::string, Setter> setters(CliOptions &o, std::string &device) {
       {"--motion-bucket-id", integer(a.motion_bucket_id)},
       {"--noise-aug-strength", decimal(a.noise_aug_strength)},
       {"--decode-chunk-size", integer(a.decode_chunk_size)},
+      {"--deep-every", integer(a.deep_every)},
       {"--num-videos-per-prompt", integer(a.num_videos_per_prompt)},
       {"--seed", [&a](const std::string &name, const std::string &text) { set_seeds(a, name, text); }},
       {"--output-fps", [&o](const std::string &name, const std::string &text) { o.output_fps = rate(name, text); }},

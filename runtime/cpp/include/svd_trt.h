@@ -126,6 +126,7 @@ typedef struct svd_trt_arguments {
                                     * guidance_interval if they are not given; NULL: nothing */
   const uint64_t *seeds;           /* a seed for each video, instead of `seed`; NULL: one for all */
   size_t seeds_count;
+  int64_t deep_every; /* steps from one with all levels of the UNet to the next; 0: 1, so all steps are such */
 } svd_trt_arguments;
 
 SVD_TRT_API svd_trt_status svd_trt_arguments_init(svd_trt_pipeline *pipeline, svd_trt_arguments *arguments,

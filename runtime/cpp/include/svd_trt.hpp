@@ -81,6 +81,7 @@ struct Arguments {
   std::optional<int64_t> motion_bucket_id;
   std::optional<double> noise_aug_strength;
   std::optional<int64_t> decode_chunk_size;
+  std::optional<int64_t> deep_every;
   std::optional<int64_t> num_videos_per_prompt;
   std::optional<uint64_t> seed;
   std::optional<std::vector<uint64_t>> seeds; // a seed for each video, instead of `seed`
@@ -106,6 +107,7 @@ struct Settings {
   int64_t motion_bucket_id;
   double noise_aug_strength;
   int64_t decode_chunk_size;
+  int64_t deep_every;
   int64_t num_videos_per_prompt;
   std::vector<uint64_t> seeds; // one, or one for each video
   int64_t height;
@@ -196,6 +198,7 @@ public:
             s.motion_bucket_id,
             s.noise_aug_strength,
             s.decode_chunk_size,
+            s.deep_every,
             s.num_videos_per_prompt,
             s.seeds == nullptr ? std::vector<uint64_t>{s.seed}
                                : std::vector<uint64_t>(s.seeds, s.seeds + s.seeds_count),
@@ -351,6 +354,9 @@ private:
     if (a.decode_chunk_size == 0) // which in C is the default
       throw Error(SVD_TRT_ARGUMENT_ERROR, "decode_chunk_size must be at least 1, not 0");
     c.decode_chunk_size = a.decode_chunk_size.value_or(0);
+    if (a.deep_every == 0) // which in C is the default
+      throw Error(SVD_TRT_ARGUMENT_ERROR, "deep_every must be 1 to 1000, not 0");
+    c.deep_every = a.deep_every.value_or(0);
     c.num_videos_per_prompt = a.num_videos_per_prompt.value_or(c.num_videos_per_prompt);
     c.seed = a.seed.value_or(0);
     c.has_seed = a.seed.has_value();

@@ -112,6 +112,16 @@ std::array<uint8_t, 3> colour(const char *given) {
   return {static_cast<uint8_t>(rgb >> 16), static_cast<uint8_t>(rgb >> 8 & 255), static_cast<uint8_t>(rgb & 255)};
 }
 
+void check_deep_every(int64_t value, const Manifest &manifest) {
+  const double most = manifest.arguments.at("num_inference_steps").max.value_or(1000);
+  if (value < 0 || static_cast<double>(value) > most)
+    throw argument_error("deep_every must be 1 to " + to_text(most) + ", not " + shown(value));
+  if (value > 1 && !manifest.deep_channels)
+    throw argument_error("deep_every " + shown(value) +
+                         " needs a shallow denoiser, and this bundle has none; build one with --shallow-steps, or "
+                         "leave deep_every out");
+}
+
 // Cuts `count` videos or pictures into groups that a network takes together.
 std::vector<int64_t> groups_of(int64_t count, const Range &span) {
   std::vector<int64_t> groups(static_cast<size_t>(count / span.max), span.max);
@@ -194,6 +204,8 @@ Settings resolve(const svd_trt_arguments &given, const Manifest &manifest, size_
   s.min_guidance_scale = given.min_guidance_scale, s.max_guidance_scale = given.max_guidance_scale;
   s.guidance_shape = choice(given.guidance_shape, "guidance_shape", "linear", {"linear", "constant", "triangular"});
   s.fps = given.fps, s.motion_bucket_id = given.motion_bucket_id, s.noise_aug_strength = given.noise_aug_strength;
+  check_deep_every(given.deep_every, manifest);
+  s.deep_every = std::max<int64_t>(1, given.deep_every);
   s.num_videos_per_prompt = given.num_videos_per_prompt;
   s.resize_mode = choice(given.resize_mode, "resize_mode", "stretch", {"stretch", "crop", "pad"});
   s.resize = s.resize_mode == "crop"  ? ResizeMode::crop

@@ -23,7 +23,7 @@ struct Settings {
   std::optional<std::array<double, 2>> guidance_interval; // noise levels
   int64_t fps, motion_bucket_id;
   double noise_aug_strength;
-  int64_t decode_chunk_size, num_videos_per_prompt;
+  int64_t decode_chunk_size, deep_every, num_videos_per_prompt;
   std::vector<uint64_t> seeds; // one, or one for each video
   int64_t height, width;
   std::string schedule; // empty if the sigmas are the caller's or the checkpoint's own

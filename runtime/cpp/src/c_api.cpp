@@ -319,7 +319,8 @@ svd_trt_status svd_trt_stream_settings(svd_trt_stream *stream, svd_trt_arguments
     a.guidance_shape = s.guidance_shape.c_str();
     a.guidance_interval = s.guidance_interval ? s.guidance_interval->data() : nullptr;
     a.fps = s.fps, a.motion_bucket_id = s.motion_bucket_id, a.noise_aug_strength = s.noise_aug_strength;
-    a.decode_chunk_size = s.decode_chunk_size, a.num_videos_per_prompt = s.num_videos_per_prompt;
+    a.decode_chunk_size = s.decode_chunk_size, a.deep_every = s.deep_every;
+    a.num_videos_per_prompt = s.num_videos_per_prompt;
     if (s.seeds.size() == 1) {
       a.seed = s.seeds[0], a.has_seed = 1;
     } else {

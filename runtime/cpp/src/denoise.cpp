@@ -10,6 +10,8 @@
 namespace svd_trt::detail {
 namespace {
 
+constexpr const char *kDeepFeatures = "deep_features";
+
 using Views = std::vector<std::pair<std::string, Ort::Value>>;
 
 Views fixed_inputs(Pass &pass) {
@@ -25,16 +27,18 @@ Views fixed_inputs(Pass &pass) {
 }
 
 // Two pairs of buffers on the device swap roles, so a step is bound in three ways: the first one, which reads the
-// host's memory, and then odd and even ones; all with guidance, or without. A step allocates nothing.
+// host's memory, and then odd and even ones; all with guidance, or without, and of the denoiser and the shallow one. A
+// step allocates nothing.
 class Loop {
 public:
-  Loop(Session &denoiser, Kinds &kinds, HostTensor<float> &start) : denoiser_(denoiser), zeros_(start.shape) {
+  Loop(Session &denoiser, const ShallowSteps &shallow, Kinds &kinds, HostTensor<float> &start)
+      : denoiser_(denoiser), shallow_(shallow), zeros_(start.shape) {
     for (int i = 0; i < 2; ++i) {
-      latents_.push_back(denoiser.empty(start.shape, false));
-      denoised_.push_back(denoiser.empty(start.shape, false));
+      latents_.push_back(denoiser.empty(start.shape, Type::float32));
+      denoised_.push_back(denoiser.empty(start.shape, Type::float32));
     }
     for (size_t i = 0; i + 1 < std::max(kinds[0].size(), kinds[1].size()); ++i)
-      partial_.push_back(denoiser.empty(start.shape, false));
+      partial_.push_back(denoiser.empty(start.shape, Type::float32));
     zeros_view_ = view(zeros_.data.data(), zeros_.shape);
     start_view_ = view(start.data.data(), start.shape);
     for (size_t kind = 0; kind < kinds.size(); ++kind)
@@ -47,10 +51,11 @@ public:
       std::vector<float> &coefficients = pass.inputs.coefficients.data;
       std::copy(row.begin(), row.end(), coefficients.begin());
       if (!pass.inputs.last) coefficients[kSkip] = 0; // the latents themselves are added once, in the last pass
-      Ort::IoBinding &binding = pass.bindings[way];
+      const bool deep = shallow_.denoiser == nullptr || shallow_.deep[index];
+      Ort::IoBinding &binding = (deep ? pass.bindings : pass.shallow_bindings)[way];
       binding.BindInput("coefficients", pass.coefficients);
       if (last && pass.inputs.last) binding.BindOutput("next_latents", start_view_); // to the host
-      denoiser_.run(binding, cancellation);
+      (deep ? denoiser_ : *shallow_.denoiser).run(binding, cancellation);
     }
   }
 
@@ -59,26 +64,41 @@ private:
     Pass &inputs;
     Views fixed;
     Ort::Value coefficients{nullptr};
-    std::vector<Ort::IoBinding> bindings; // of the first step, of even ones and of odd ones
+    Ort::Value features{nullptr};                           // what a deep step leaves for shallow ones
+    std::vector<Ort::IoBinding> bindings, shallow_bindings; // of the first step, of even ones and of odd ones
   };
 
   Bound bind(Pass &pass, size_t index) {
-    Bound bound{pass, fixed_inputs(pass), view(pass.coefficients.data.data(), pass.coefficients.shape), {}};
+    Bound bound{pass, fixed_inputs(pass), view(pass.coefficients.data.data(), pass.coefficients.shape), {}, {}, {}};
+    const bool shallow = shallow_.denoiser != nullptr;
+    if (shallow) {
+      const std::vector<int64_t> &video = zeros_.shape; // [B, F, C, h, w]
+      bound.features = denoiser_.empty(
+          {pass.guidance.shape[0], video[0], video[1], shallow_.channels, video[3] / 2, video[4] / 2}, shallow_.type);
+    }
     for (size_t way = 0; way < 3; ++way) {
-      const size_t from = way == 2 ? 1 : 0, to = 1 - from;
-      Ort::IoBinding binding = denoiser_.binding();
-      binding.BindInput("latents", way == 0 ? start_view_ : latents_[from]);
-      binding.BindInput("previous_denoised", way == 0 ? zeros_view_ : denoised_[from]);
-      binding.BindInput("partial_denoised", index == 0 ? zeros_view_ : partial_[index - 1]);
-      for (const auto &[name, value] : bound.fixed) binding.BindInput(name.c_str(), value);
-      binding.BindOutput("next_latents", latents_[to]);
-      binding.BindOutput("denoised", pass.last ? denoised_[to] : partial_[index]);
-      bound.bindings.push_back(std::move(binding));
+      bound.bindings.push_back(bind(denoiser_, bound, index, way));
+      if (shallow) bound.bindings.back().BindOutput(kDeepFeatures, bound.features);
+      if (shallow) bound.shallow_bindings.push_back(bind(*shallow_.denoiser, bound, index, way));
+      if (shallow) bound.shallow_bindings.back().BindInput(kDeepFeatures, bound.features);
     }
     return bound;
   }
 
+  Ort::IoBinding bind(Session &network, const Bound &bound, size_t index, size_t way) {
+    const size_t from = way == 2 ? 1 : 0, to = 1 - from;
+    Ort::IoBinding binding = network.binding();
+    binding.BindInput("latents", way == 0 ? start_view_ : latents_[from]);
+    binding.BindInput("previous_denoised", way == 0 ? zeros_view_ : denoised_[from]);
+    binding.BindInput("partial_denoised", index == 0 ? zeros_view_ : partial_[index - 1]);
+    for (const auto &[name, value] : bound.fixed) binding.BindInput(name.c_str(), value);
+    binding.BindOutput("next_latents", latents_[to]);
+    binding.BindOutput("denoised", bound.inputs.last ? denoised_[to] : partial_[index]);
+    return binding;
+  }
+
   Session &denoiser_;
+  const ShallowSteps &shallow_;
   HostTensor<float> zeros_;
   std::vector<Ort::Value> latents_, denoised_, partial_;
   Ort::Value zeros_view_{nullptr}, start_view_{nullptr};
@@ -122,9 +142,20 @@ std::vector<Pass> make_passes(const Manifest &manifest, bool guided, const HostT
   return passes;
 }
 
-void denoise(Session &denoiser, Kinds &kinds, const std::vector<bool> &guided_steps, const std::vector<Row> &table,
-             HostTensor<float> &latents, const Cancellation &cancellation, const std::function<void()> &on_step) {
-  Loop loop(denoiser, kinds, latents);
+std::vector<bool> deep_steps(int64_t every, const std::vector<bool> &guided_steps) {
+  std::vector<bool> deep;
+  int64_t since = 0;
+  for (size_t i = 0; i < guided_steps.size(); ++i) {
+    since = i == 0 || guided_steps[i] != guided_steps[i - 1] ? 0 : since + 1;
+    deep.push_back(since % every == 0);
+  }
+  return deep;
+}
+
+void denoise(Session &denoiser, const ShallowSteps &shallow, Kinds &kinds, const std::vector<bool> &guided_steps,
+             const std::vector<Row> &table, HostTensor<float> &latents, const Cancellation &cancellation,
+             const std::function<void()> &on_step) {
+  Loop loop(denoiser, shallow, kinds, latents);
   for (size_t i = 0; i < table.size(); ++i) {
     loop.step(i, guided_steps[i], table[i], i + 1 == table.size(), cancellation);
     on_step();

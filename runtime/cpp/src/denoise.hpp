@@ -29,8 +29,21 @@ std::vector<Pass> make_passes(const Manifest &manifest, bool guided, const HostT
                               const HostTensor<float> &latents, const std::vector<float> &times,
                               const std::vector<float> &scales);
 
+// Whether each step runs all levels of the UNet: the first, every `every`-th after it, and each that has other branches
+// than the one before, from which counting starts again (arXiv:2312.00858).
+std::vector<bool> deep_steps(int64_t every, const std::vector<bool> &guided_steps);
+
+// The steps that leave out the deep levels: they take what the denoiser left in an earlier step.
+struct ShallowSteps {
+  Session *denoiser; // null: there are none
+  std::vector<bool> deep;
+  int64_t channels; // of the features
+  Type type;
+};
+
 // Steps `latents` [B, F, C, h, w] through the table, in place. Throws Failure (backend, cancelled).
-void denoise(Session &denoiser, Kinds &kinds, const std::vector<bool> &guided_steps, const std::vector<Row> &table,
-             HostTensor<float> &latents, const Cancellation &cancellation, const std::function<void()> &on_step);
+void denoise(Session &denoiser, const ShallowSteps &shallow, Kinds &kinds, const std::vector<bool> &guided_steps,
+             const std::vector<Row> &table, HostTensor<float> &latents, const Cancellation &cancellation,
+             const std::function<void()> &on_step);
 
 } // namespace svd_trt::detail

@@ -226,7 +226,15 @@ void Generation::denoise_group() {
     if (std::vector<Pass> &passes = kinds[guided ? 1 : 0]; passes.empty())
       passes = make_passes(manifest_, guided, embeds, images, times, scales);
   int64_t done = steps * static_cast<int64_t>(group_);
-  denoise(*denoiser, kinds, settings_.guided_steps, table_, latents, cancellation_,
+  ShallowSteps shallow{nullptr, deep_steps(settings_.deep_every, settings_.guided_steps), 0, Type::float32};
+  std::shared_ptr<Session> shallow_denoiser;
+  if (std::find(shallow.deep.begin(), shallow.deep.end(), false) != shallow.deep.end()) {
+    shallow_denoiser = shared_->networks->get("shallow_denoiser");
+    shallow.denoiser = shallow_denoiser.get();
+    shallow.channels = *manifest_.deep_channels;
+    shallow.type = shallow_denoiser->spec().inputs.back().type;
+  }
+  denoise(*denoiser, shallow, kinds, settings_.guided_steps, table_, latents, cancellation_,
           [&] { report("denoise", ++done, total); });
   latents_.insert(latents_.end(), latents.data.begin(), latents.data.end());
   videos_denoised_ += size;
@@ -249,7 +257,7 @@ void Generation::decode_chunk() {
   binding.BindInput(decoder_->spec().inputs.at(0).name.c_str(), view(latents_.data(), shape));
   frames_.shape = frame_shape;
   if (frames_on_device_) {
-    frames_device_ = decoder_->empty(frame_shape, true);
+    frames_device_ = decoder_->empty(frame_shape, Type::uint8);
     binding.BindOutput(decoder_->spec().outputs.at(0).name.c_str(), frames_device_);
   } else {
     frames_.data.resize(elements(frame_shape));

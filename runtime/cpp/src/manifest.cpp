@@ -16,6 +16,9 @@ constexpr const char *kRepair = "; run `svd-trt build` again to repair it";
 const std::array<std::string, 7> kCoefficientNames{
     "c_in", "c_noise", "c_skip", "c_out", "latents_weight", "denoised_weight", "previous_denoised_weight"};
 const std::array<std::string, 4> kNetworks{"image_encoder", "vae_encoder", "denoiser", "vae_decoder"};
+const std::string kShallow = "shallow_denoiser"; // if the bundle has deep_channels
+const std::map<std::string, Type> kTypes{
+    {"float32", Type::float32}, {"float16", Type::float16}, {"uint8", Type::uint8}};
 // Arguments that the loop uses; a bundle that lacks one is not usable.
 const std::array<std::string, 13> kArguments{"num_frames",
                                              "num_inference_steps",
@@ -53,8 +56,9 @@ std::vector<Tensor> tensors(const Json &json) {
   std::vector<Tensor> found;
   for (const Json &tensor : json) {
     const std::string type = tensor.at("dtype");
-    if (type != "float32" && type != "uint8") throw bundle_error("a tensor has the type " + echoed(type));
-    found.push_back({tensor.at("name"), type == "uint8", shape(tensor.at("shape"))});
+    const auto known = kTypes.find(type);
+    if (known == kTypes.end()) throw bundle_error("a tensor has the type " + echoed(type));
+    found.push_back({tensor.at("name"), known->second, shape(tensor.at("shape"))});
   }
   return found;
 }
@@ -149,13 +153,19 @@ Manifest parse(const Json &json) {
                     model.at("image_std")};
   manifest.sampler = sampler(json.at("sampler"));
   for (const auto &[name, value] : json.at("ranges").items()) manifest.ranges[name] = range(value);
-  for (const std::string &name : kNetworks) {
+  const Json &graph = json.at("graph");
+  std::vector<std::string> names(kNetworks.begin(), kNetworks.end());
+  if (const Json channels = graph.value("deep_channels", Json()); !channels.is_null()) {
+    manifest.deep_channels = channels.get<int64_t>();
+    names.push_back(kShallow);
+  }
+  for (const std::string &name : names) {
     const Json &network = json.at("networks").at(name);
     const Json &spec = network.at("spec");
     manifest.networks[name] = {tensors(spec.at("inputs")), tensors(spec.at("outputs")),
                                file(network.at("onnx").at("graph"))};
   }
-  manifest.only_onnxruntime = json.at("graph").value("operators", std::string("onnx")) == "onnxruntime";
+  manifest.only_onnxruntime = graph.value("operators", std::string("onnx")) == "onnxruntime";
   parse_host(json.at("host"), manifest);
   if (const Json &golden = json.at("golden"); golden.is_object()) {
     manifest.golden_picture = file(golden.at("picture")), manifest.golden_values = file(golden.at("values"));
@@ -180,6 +190,8 @@ void check_sizes(const Manifest &manifest) {
     if (multiple == manifest.multiples.end() || multiple->second < 1 || multiple->second % m.vae_scale_factor != 0)
       throw bundle_error(std::string("the multiples of its ") + side + " do not fit its VAE");
   }
+  if (const int64_t channels = manifest.deep_channels.value_or(1); channels < 1 || channels > 1 << 20)
+    throw bundle_error("deep_channels is " + std::to_string(channels));
   if (manifest.branches.empty()) throw bundle_error("it has no guidance branches");
 }
 

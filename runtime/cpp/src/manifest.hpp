@@ -33,9 +33,11 @@ struct Axis {
   bool operator==(const Axis &other) const { return symbol == other.symbol && number == other.number; }
 };
 
+enum class Type { float32, float16, uint8 };
+
 struct Tensor {
   std::string name;
-  bool bytes; // uint8, else float32
+  Type type;
   std::vector<Axis> shape;
 };
 
@@ -94,7 +96,8 @@ struct Manifest {
   std::map<std::string, Range> ranges;
   std::map<std::string, int64_t> multiples; // of symbols
   std::map<std::string, Network> networks;
-  bool only_onnxruntime; // the graphs have operators that other runtimes do not know
+  std::optional<int64_t> deep_channels; // of the features for shallow steps; empty: there is no shallow denoiser
+  bool only_onnxruntime;                // the graphs have operators that other runtimes do not know
   std::vector<Condition> conditions;
   std::vector<Draw> draws;
   std::string initial_scale;

@@ -84,12 +84,14 @@ Session::Session(const Bundle &bundle, const std::string &name, const DeviceOpti
   }
 }
 
-Ort::Value Session::empty(const std::vector<int64_t> &shape, bool bytes) {
-  const auto type = bytes ? ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8 : ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
+Ort::Value Session::empty(const std::vector<int64_t> &shape, Type type) {
+  const auto element = type == Type::uint8     ? ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8
+                       : type == Type::float16 ? ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16
+                                               : ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
   const std::lock_guard<std::mutex> lock(allocating_);
   OrtAllocator *allocator = allocator_ ? static_cast<OrtAllocator *>(*allocator_) : nullptr;
   if (allocator == nullptr) allocator = Ort::AllocatorWithDefaultOptions();
-  return Ort::Value::CreateTensor(allocator, shape.data(), shape.size(), type);
+  return Ort::Value::CreateTensor(allocator, shape.data(), shape.size(), element);
 }
 
 void Session::run(Ort::IoBinding &binding, const Cancellation &cancellation) {

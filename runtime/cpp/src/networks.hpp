@@ -1,4 +1,4 @@
-// The four networks in ONNX Runtime, loaded when they are first used.
+// The networks in ONNX Runtime, loaded when they are first used.
 #pragma once
 
 #include <atomic>
@@ -56,7 +56,7 @@ public:
   Ort::IoBinding binding() { return Ort::IoBinding(session_); }
 
   // Memory of the device that the network computes on, undefined content. It must not outlive the session.
-  Ort::Value empty(const std::vector<int64_t> &shape, bool bytes);
+  Ort::Value empty(const std::vector<int64_t> &shape, Type type);
 
   // Throws Failure (backend, cancelled).
   void run(Ort::IoBinding &binding, const Cancellation &cancellation);

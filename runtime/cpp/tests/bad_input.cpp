@@ -150,6 +150,9 @@ TEST_CASE("arguments outside their limits") {
   CHECK(with(&A::motion_bucket_id, -1) == "motion_bucket_id must be 0 to 10000, not -1");
   CHECK(with(&A::num_videos_per_prompt, 0) == "num_videos_per_prompt must be 1 to 1000, not 0");
   CHECK(with(&A::decode_chunk_size, -1) == "decode_chunk_size must be at least 1, not -1");
+  CHECK(with(&A::deep_every, -1) == "deep_every must be 1 to 1000, not -1");
+  CHECK(with(&A::deep_every, 2) == "deep_every 2 needs a shallow denoiser, and this bundle has none; build one with "
+                                   "--shallow-steps, or leave deep_every out");
   CHECK(contains(with(&A::height, 0), "height 0 is outside what this bundle was built for"));
   CHECK(contains(with(&A::width, 33), "width 33 is "));
   CHECK(with(&A::sampler, "dpm") == "sampler must be one of euler, unic, dpmpp-2m, ab2, not 'dpm'");

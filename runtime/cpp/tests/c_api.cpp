@@ -66,6 +66,7 @@ TEST_CASE("settings have every default decided") {
   CHECK(settings.height % 8 == 0);
   CHECK(settings.width % 8 == 0);
   CHECK(settings.decode_chunk_size >= 1);
+  CHECK(settings.deep_every == 1);
   CHECK(settings.num_videos_per_prompt == 1);
   CHECK(settings.sampler == "euler");
   CHECK(settings.schedule.empty());

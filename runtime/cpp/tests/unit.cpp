@@ -7,6 +7,7 @@
 #include <numeric>
 
 #include "chunks.hpp"
+#include "denoise.hpp"
 #include "error.hpp"
 #include "golden.hpp"
 #include "handles.hpp"
@@ -105,6 +106,16 @@ TEST_CASE("DPM-Solver++ uses the step before, except in the first and the last s
   CHECK(table[1][5] == doctest::Approx(0.75 + 0.75 * 2 / 2)); // ln(4) / ln(2) is 2
   CHECK(table[1][6] == doctest::Approx(-0.75));
   CHECK(table[2] == plain[2]);
+}
+
+TEST_CASE("deep steps are the first, every nth, and those with other branches") {
+  using Steps = std::vector<bool>;
+  const bool D = true, s = false;
+  CHECK(deep_steps(1, Steps(3, true)) == Steps{D, D, D});
+  CHECK(deep_steps(3, Steps(8, true)) == Steps{D, s, s, D, s, s, D, s});
+  CHECK(deep_steps(2, {false, true, true, true, true, false, false}) == Steps{D, D, s, D, s, D, s});
+  CHECK(deep_steps(3, {false, false, true, true, true, true}) == Steps{D, s, D, s, s, D});
+  CHECK(deep_steps(2, {}).empty());
 }
 
 TEST_CASE("noise levels of other schedules") {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 import msgspec
@@ -16,13 +16,16 @@ from svd_trt.cli.trtexec import trtexec_commands
 from svd_trt.engine.bundle import Bundle
 from svd_trt.engine.manifest import Manifest, NetworkEntry, precision_of
 from svd_trt.engine.memory import MemoryRequest, compare_plans, plan_memory
-from svd_trt.engine.spec import NETWORKS, NetworkName
-from svd_trt.errors import BackendError
+from svd_trt.engine.spec import LARGEST_STEPS, SHALLOW, NetworkName
+from svd_trt.errors import ArgumentError, BackendError
+from svd_trt.runtime.parameters import require_shallow
 
 __all__ = ["command"]
 
 
+_NETWORKS = get_args(NetworkName)
 _ALL = "all"  # the value of --kernels if no network is named
+_OF_BUDGET = {"num_frames", "deep_every"}
 _OF_BOTH = {"height", "width"}
 
 
@@ -34,6 +37,11 @@ _OF_BOTH = {"height", "width"}
     help="Show how a video is made within this much VRAM, such as 8GB, instead of the tables.",
 )
 @click.option("--num-frames", type=click.IntRange(1), help="Frames of that video.  [default: the checkpoint's]")
+@click.option(
+    "--deep-every",
+    type=click.IntRange(1, LARGEST_STEPS),
+    help="As for infer: more than 1 loads the shallow denoiser too.  [default: 1]",
+)
 @click.option(
     "--height",
     type=click.IntRange(8),
@@ -72,7 +80,7 @@ _OF_BOTH = {"height", "width"}
 )
 @click.option(
     "--trtexec",
-    type=click.Choice(NETWORKS),
+    type=click.Choice(_NETWORKS),
     help="Print the command that runs this network's plan in NVIDIA's benchmark tool, one for each profile, instead.",
 )
 @click.option(
@@ -128,6 +136,8 @@ def command(
     opened = Bundle.open(path, verify=False)
     manifest = opened.manifest
     if trtexec is not None:
+        if trtexec not in manifest.networks:
+            raise ArgumentError(f"{path} has no {SHALLOW}; build one with --shallow-steps, or name another network")
         click.echo("\n".join(trtexec_commands(opened, trtexec)))
         return
     if network is not None:
@@ -140,7 +150,7 @@ def command(
         else:
             show_kernels(stdout(), opened, wanted)
         return
-    request = _request(manifest, options["num_frames"], options["height"], options["width"])
+    request = _request(manifest, options["num_frames"], options["height"], options["width"], options["deep_every"] or 1)
     plan = None if vram_budget is None else plan_memory(manifest, request, vram_budget)
     if as_json:
         chosen = {} if plan is None else {"plan": {**plan.as_dict(), "budget": vram_budget}}
@@ -184,8 +194,8 @@ def _self_test(path: Path, *, as_json: bool) -> None:
 
 def _bundle_path(bundle: Path | None, network: str | None) -> Path:
     """The argument BUNDLE, which ``--kernels`` takes for its network if the option is before it."""
-    swapped = network is not None and network not in (_ALL, *NETWORKS)
-    if swapped and (bundle is None or str(bundle) in NETWORKS):
+    swapped = network is not None and network not in (_ALL, *_NETWORKS)
+    if swapped and (bundle is None or str(bundle) in _NETWORKS):
         right = f"inspect {network} --kernels {bundle or ''}".rstrip()
         raise click.UsageError(f"--kernels takes {network!r} for the name of a network; write: {right}")
     if bundle is not None:
@@ -200,11 +210,10 @@ def _check_options(given: set[str], *, budget: bool, kernels: bool) -> None:
         option = f"--{name.removesuffix('s') if name == 'gpus' else name.replace('_', '-')}"
         if name in _OF_BOTH and not (budget or kernels):
             raise click.UsageError(f"{option} is for --vram-budget or --kernels; give one of them too")
-        if name == "num_frames" and not budget:
-            raise click.UsageError(
-                f"{option} is for --vram-budget{', and --frames for --kernels' if kernels else '; give both'}"
-            )
-        if name not in {*_OF_BOTH, "num_frames"} and not kernels:
+        if name in _OF_BUDGET and not budget:
+            frames = ", and --frames for --kernels" if name == "num_frames" else ", which shows other things"
+            raise click.UsageError(f"{option} is for --vram-budget{frames if kernels else '; give both'}")
+        if name not in _OF_BOTH | _OF_BUDGET and not kernels:
             raise click.UsageError(f"{option} is for --kernels; give both")
 
 
@@ -216,11 +225,14 @@ def _check_comparison(given: set[str]) -> None:
         raise click.UsageError(f"{option} with --compare is for --json; leave it out, or leave --compare out")
 
 
-def _request(manifest: Manifest, num_frames: int | None, height: int | None, width: int | None) -> MemoryRequest:
+def _request(
+    manifest: Manifest, num_frames: int | None, height: int | None, width: int | None, deep_every: int
+) -> MemoryRequest:
     """One video, of the largest size unless the caller gives another."""
+    require_shallow(manifest, deep_every)
     ranges = manifest.ranges
     frames = num_frames or ranges.frames.clamp(manifest.model.num_frames)
-    return MemoryRequest(frames, height or ranges.height.max, width or ranges.width.max)
+    return MemoryRequest(frames, height or ranges.height.max, width or ranges.width.max, shallow_steps=deep_every > 1)
 
 
 def _as_dict(manifest: Manifest) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from rich.console import Console
 
@@ -23,7 +23,7 @@ from svd_trt.engine.bundle import Bundle
 from svd_trt.engine.gpu_table import GpuFigures, find_gpu
 from svd_trt.engine.kernels import KernelList
 from svd_trt.engine.manifest import Manifest
-from svd_trt.engine.spec import NETWORKS, SYMBOLS, NetworkName, Range, Ranges, network_specs
+from svd_trt.engine.spec import SYMBOLS, NetworkName, Range, Ranges, network_specs
 from svd_trt.errors import ArgumentError, MissingDependencyError, OutputError
 
 __all__ = ["KernelOptions", "add_kernels", "show_kernels"]
@@ -155,7 +155,7 @@ def _size_of(manifest: Manifest, one: ShownKernels, symbol: str) -> int:
 def _symbols(manifest: Manifest, network: NetworkName) -> tuple[str, ...]:
     """The symbols of a network, those included that are fixed in this bundle."""
     free = Ranges(**dict.fromkeys(SYMBOLS, _FREE))
-    return network_specs(manifest.model, free)[network].symbols
+    return network_specs(manifest.model, free, manifest.graph.kept(manifest.precision))[network].symbols
 
 
 def _check_plot(path: Path) -> None:
@@ -217,7 +217,7 @@ def _read(
         ArgumentError: there is no such network, no list of kernels, or no profile for the sizes.
         BundleError: a list is damaged.
     """
-    names = _network_names(network)
+    names = _network_names(bundle, network)
     _check_sizes(bundle, names, wanted)
     built = bundle.manifest.tensorrt
     if built is None:
@@ -241,21 +241,20 @@ def _check_sizes(bundle: Bundle, names: Sequence[NetworkName], wanted: Mapping[s
             bundle.manifest.ranges.of(symbol).require(size, symbol, _BUILD_OPTIONS.get(symbol, f"--{symbol}"))
         except ArgumentError as error:
             raise ArgumentError(f"{bundle.path}: {error}") from error
-        having = [name for name in NETWORKS if symbol in _symbols(bundle.manifest, name)]
+        having = [name for name in bundle.manifest.networks if symbol in _symbols(bundle.manifest, name)]
         if not set(having) & set(names):
             raise ArgumentError(f"{names[0]} has no size {symbol}; it is a size of {', '.join(having)}")
 
 
-def _network_names(network: str | None) -> Sequence[NetworkName]:
+def _network_names(bundle: Bundle, network: str | None) -> Sequence[NetworkName]:
+    there = tuple(bundle.manifest.networks)
     if network is None:
-        return NETWORKS
-    found = [name for name in get_args(NetworkName) if name == network]
+        return there
+    found = [name for name in there if name == network]
     if not found and "," in network:
-        raise ArgumentError(
-            f"--kernels {network} is a list; name one of {', '.join(NETWORKS)}, or none for all of them"
-        )
+        raise ArgumentError(f"--kernels {network} is a list; name one of {', '.join(there)}, or none for all of them")
     if not found:
-        raise ArgumentError(f"there is no network {network!r}; choose one of: {', '.join(NETWORKS)}")
+        raise ArgumentError(f"there is no network {network!r}; choose one of: {', '.join(there)}")
     return found
 
 

@@ -79,6 +79,8 @@ def print_head(console: Console, path: Path, manifest: Manifest) -> None:
         f"{'operators of ONNX Runtime, ' if graph.operators == 'onnxruntime' else ''}"
         f"guidance branches {'one at a time, two runs a step' if passes_per_step(manifest) == 2 else 'together'}",
     }
+    if graph.deep_channels is not None:
+        rows["steps"] = "deep ones, and shallow ones between them (svd-trt infer --deep-every 3)"
     for name, value in rows.items():
         console.print(f"{name:8} {value}")
     console.print()

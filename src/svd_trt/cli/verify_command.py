@@ -7,7 +7,7 @@ import importlib.util
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 from rich.console import Console
@@ -16,7 +16,7 @@ from rich.table import Table
 from svd_trt.cli.bundle_source import findable_source
 from svd_trt.cli.console import Bars, print_json, stderr, stdout
 from svd_trt.engine.bundle import Bundle
-from svd_trt.engine.spec import NETWORKS
+from svd_trt.engine.spec import NetworkName
 from svd_trt.errors import ArgumentError, MissingDependencyError
 from svd_trt.runtime.backends import PROVIDERS, RUN_BACKENDS, Provider, RunBackend
 from svd_trt.runtime.pipeline import VideoPipeline
@@ -58,7 +58,12 @@ class _Size(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.
     help="Frame count to compare; repeatable.",
 )
 @click.option("--size", "sides", type=_Size(), multiple=True, help="Frame size to compare; repeatable.")
-@click.option("--only", type=click.Choice([*NETWORKS, _VIDEO]), multiple=True, help="Compare nothing else; repeatable.")
+@click.option(
+    "--only",
+    type=click.Choice([*get_args(NetworkName), _VIDEO]),
+    multiple=True,
+    help="Compare nothing else; repeatable.",
+)
 @click.option("--steps", type=click.IntRange(1), default=3, show_default=True, help="Denoising steps of the video.")
 @click.option("--seed", type=click.IntRange(0), default=42, show_default=True, help="Seed of the video's noise.")
 @click.option("--tolerance", type=click.FloatRange(0), metavar="DB", help="Least PSNR of every output.")
@@ -139,7 +144,10 @@ def _compare(
         raise ArgumentError(f"{model} is another architecture than {pipe.bundle.path} was built from")
     if differing := differing_weights(pipe, checkpoint):
         console.print(f"{model} has other weights than the bundle was built from: {', '.join(differing)}")
-    networks = [name for name in NETWORKS if not only or name in only]
+    there = pipe.bundle.manifest.networks
+    if missing := [name for name in only if name not in (*there, _VIDEO)]:
+        raise ArgumentError(f"{pipe.bundle.path} has no {missing[0]}; name one of {', '.join(there)}, {_VIDEO}")
+    networks = [name for name in there if not only or name in only]
     with Bars(console) as bars:
         task = bars.add("verify", None)
 
