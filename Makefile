@@ -1,5 +1,5 @@
 # make setup | demo | test | test-fast | test-all | test-full | test-lowest | test-faults | test-fuzz | gpu-test | gpu-probe |
-#      gpu-pack | bench | bench-build | bench-kernels | cpp | cpp-tidy | docs | lint | clean
+#      gpu-pack | bench | bench-quality | bench-build | bench-kernels | cpp | cpp-tidy | docs | lint | clean
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -12,8 +12,8 @@ BACKEND ?= tensorrt-rtx
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: setup demo test test-fast test-all test-full test-lowest test-faults test-fuzz gpu-test gpu-probe gpu-pack bench bench-build \
-	bench-kernels cpp cpp-tidy docs lint clean
+.PHONY: setup demo test test-fast test-all test-full test-lowest test-faults test-fuzz gpu-test gpu-probe gpu-pack bench \
+	bench-quality bench-build bench-kernels cpp cpp-tidy docs lint clean
 
 setup: $(READY)
 
@@ -88,6 +88,19 @@ bench: $(READY)
 	$(BIN)/svd-trt bench --preset $(PRESET) --rounds $(ROUNDS) -o $(RESULT)
 	$(BIN)/svd-trt bench plot $(RESULT)
 	$(BIN)/python -m svd_trt.benchmarks.report docs/performance.md benchmarks/results/bench-*.json
+
+# Measures on the miniature what fewer evaluations cost in quality, with CLIPS held-out clips: takes half a minute for each on
+# two cores. Draws the chart and writes the figures into docs/quality.md.
+QUALITY := benchmarks/results/quality-tiny
+CLIPS ?= 8
+bench-quality: $(READY)
+	mkdir -p build/quality
+	$(BIN)/svd-trt build examples/tiny/checkpoint -o build/quality/tiny --height 32 --width 32 --frames 2:8:8 \
+		--precision fp32 --backend onnxruntime
+	$(BIN)/python examples/tiny/clips.py --clips $(CLIPS) -o build/quality/clips.npz
+	$(BIN)/svd-trt bench quality build/quality/tiny --clips build/quality/clips.npz --pictures $(CLIPS) \
+		-o $(QUALITY).json --plot $(QUALITY).png
+	$(BIN)/python -m svd_trt.benchmarks.quality_report docs/quality.md $(QUALITY).json
 
 # Measures full-size builds: makes three, in ten minutes, and needs 20 GB of disk while it runs.
 bench-build: $(READY)

@@ -25,6 +25,8 @@ from svd_trt.benchmarks.quality import (
     with_frontier,
 )
 from svd_trt.benchmarks.quality_plot import draw_quality
+from svd_trt.benchmarks.quality_report import BEGIN, END, quality_section
+from svd_trt.benchmarks.report import with_section
 from svd_trt.errors import ArgumentError, ImageError, ResultError
 from svd_trt.export.fidelity import psnr
 from svd_trt.runtime.parameters import Parameters
@@ -240,6 +242,13 @@ def test_wrong_use(arguments: list[str], words: str, small_bundle: Path) -> None
     assert done.returncode in (1, 2)
     assert words in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_the_quality_page_is_current() -> None:
+    """The figures of docs/quality.md are those of the committed result."""
+    page, path = ROOT / "docs" / "quality.md", ROOT / "benchmarks" / "results" / "quality-tiny.json"
+    text = page.read_text()
+    assert with_section(text, quality_section(path, read_quality(path), page), BEGIN, END) == text
 
 
 def test_other_results_are_refused(tmp_path: Path) -> None:
