@@ -241,9 +241,15 @@ def _parameters(model: ir.Model) -> int:
 
 
 def _latent_factor(spec: NetworkSpec) -> int:
-    """The largest divisor in the axes of inputs: the VAE's scale factor, or twice that; 1 if no axis is divided."""
-    axes = (axis for tensor in spec.inputs for axis in tensor.shape if isinstance(axis, Symbol))
-    return max((axis.divisor for axis in axes), default=1)
+    """The largest divisor in the axes of inputs: the VAE's scale factor, or twice that.
+
+    The inputs of the VAE's encoder are whole pictures, so its factor is that of its output. 1 if no axis is divided.
+    """
+    for tensors in (spec.inputs, spec.outputs):
+        axes = (axis for tensor in tensors for axis in tensor.shape if isinstance(axis, Symbol))
+        if (largest := max((axis.divisor for axis in axes), default=1)) > 1:
+            return largest
+    return 1
 
 
 def _traced_shape(tensor: TensorSpec, factor: int) -> tuple[int, ...]:
