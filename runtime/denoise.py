@@ -103,6 +103,7 @@ def denoise(
     conditions: Conditions,
     table: Floats,
     *,
+    noise: Floats | None = None,
     plan: MemoryPlan,
     deep: tuple[bool, ...],
     on_step_end: OnStepEnd | None,
@@ -117,6 +118,7 @@ def denoise(
         latents: noise at the first sigma, ``[B, F, C, h, w]``.
         conditions: of these videos.
         table: the sampler's coefficients, ``[S, 7]``.
+        noise: for the first steps, ``[n, B, F, C, h, w]``, in the place of the denoised latents of the step before.
         plan: says whether the guidance branches run one after the other.
         deep: whether each step runs all levels of the UNet, ``[S]``; the others run the shallow denoiser.
         on_step_end: see `svd_trt.runtime.callback`.
@@ -155,7 +157,7 @@ def denoise(
         denoiser, shallow = (partial(executor.session, name, cancellation.event) for name in ("denoiser", SHALLOW))
         steps_of = None if all(deep) else ShallowSteps(shallow, deep)
         guided = conditions.guided_steps
-        result = loop.run(denoiser, start, kinds, guided, table, on_step_end, on_step_done, steps_of)
+        result = loop.run(denoiser, start, kinds, guided, table, on_step_end, on_step_done, steps_of, noise)
     if not np.isfinite(result).all():
         raise BackendError(
             "denoising ended in values that are not finite: fp16 overflowed (build with --precision fp32), "
@@ -241,6 +243,7 @@ class Loop(Closeable):
             largest = kinds[max(kinds)] if kept else []
             self._features = [stack.enter_context(_empty_features(device, shape, p, kept)) for p in largest if kept]
             self._host = [host(shape, "latents") for _ in range(2)]
+            self._noise_host = [host(shape, "noise") for _ in range(2)]
             self._fetched = [stack.enter_context(device.event()) for _ in range(2)]
             # The ends of a step, of the one before it, and of the one after it, which may be in flight.
             self._ends = [stack.enter_context(device.event()) for _ in range(3)]
@@ -257,6 +260,7 @@ class Loop(Closeable):
         on_step_end: OnStepEnd | None,
         on_step: Callable[[float], object],
         shallow: ShallowSteps | None = None,
+        noise: Floats | None = None,
     ) -> Floats:
         """Step ``latents`` ``[B, F, C, h, w]`` through ``table`` ``[S, 7]`` of coefficients; return the last latents.
 
@@ -269,12 +273,14 @@ class Loop(Closeable):
             on_step_end: may replace the latents after a step.
             on_step: called with the seconds of each step.
             shallow: the steps that run the shallow denoiser; None runs none.
+            noise: of the first steps, ``[n, B, F, C, h, w]``, which they get as ``previous_denoised``.
         """
         self._shallow = shallow
         with synchronized_on_error(self._device):
             self._begin(latents, kinds, table)
             self._steps = [self._kinds[guided] for guided in guided_steps]
-            for step in self._finished_steps(denoiser, len(table), fetch=on_step_end is not None):
+            noise = latents[None][:0] if noise is None else noise
+            for step in self._finished_steps(denoiser, len(table), noise, fetch=on_step_end is not None):
                 on_step(self._ends[step % 3].seconds_since(self._ends[(step - 1) % 3]))
                 if on_step_end is not None:
                     self._fetched[step % 2].wait()
@@ -313,11 +319,15 @@ class Loop(Closeable):
         host.array[...] = array
         self._device.send(host, buffer)
 
-    def _finished_steps(self, denoiser: _Hold, steps: int, *, fetch: bool) -> Iterator[int]:
+    def _finished_steps(self, denoiser: _Hold, steps: int, noise: Floats, *, fetch: bool) -> Iterator[int]:
         """Enqueue every step, and yield each when it is done, while up to ``steps_in_flight`` are enqueued."""
         in_flight: deque[int] = deque()
         for step in range(steps):
             with traced(f"step {step}"):
+                if step < len(noise):
+                    # Over the denoised latents of the step before, which such a sampler does not use. The step that
+                    # had this host buffer before is two steps back and has ended.
+                    self._send(self._noise_host[step % 2], self._denoised[step % 2], noise[step])
                 self._enqueue(denoiser, step, fetch=fetch)
             in_flight.append(step)
             if len(in_flight) >= self._device.steps_in_flight:

@@ -26,7 +26,7 @@ from svd_trt.runtime.guidance import guidance_scales
 from svd_trt.runtime.noise import TorchGenerator, draw_rows
 from svd_trt.runtime.parameters import Settings, guided_steps_of
 from svd_trt.runtime.preprocess import clip_pixels, vae_image
-from svd_trt.runtime.samplers import SAMPLERS
+from svd_trt.runtime.samplers import SAMPLERS, noisy_steps
 from svd_trt.runtime.schedules import initial_std
 from svd_trt.runtime.timings import Timings, timed
 from svd_trt.runtime.tracing import traced
@@ -95,14 +95,14 @@ def generate(
         del pictures  # they may take more memory than all the rest
 
         # 2. Make the schedule, and the noise to start from.
-        table, start = schedule(executor.bundle.manifest, job)
+        table, start, noise = schedule(executor.bundle.manifest, job)
 
         # 3. Denoise and decode, so that videos are finished one group after the other.
         pending = start[:0, 0]  # latents of frames that wait for the rest of their chunk, [n, C, h, w]
         frames = 0  # that are decoded
         for group, chunks in zip(job.groups, chunks_of_groups(job), strict=True):
             with traced("denoise"):
-                latents = _denoise(executor, job, start[group], conditions.of(group), table)
+                latents = _denoise(executor, job, start[group], conditions.of(group), table, noise[:, group])
             if latents_only:
                 yield latents
                 continue
@@ -157,15 +157,21 @@ def encode(executor: Executor, job: Job, pictures: Sequence[PIL.Image.Image]) ->
     )
 
 
-def schedule(manifest: Manifest, job: Job) -> tuple[Floats, Floats]:
-    """The sampler's coefficients, ``[S, 7]``, and the latents of all videos at the first sigma, ``[B, F, C, h, w]``.
+def schedule(manifest: Manifest, job: Job) -> tuple[Floats, Floats, Floats]:
+    """The sampler's coefficients, the latents of all videos at the first sigma, and the noise of steps that take some.
 
-    The latents' noise is drawn after the pictures', as in diffusers.
+    The latents' noise is drawn after the pictures', as in diffusers, and then that of each step, for all videos.
+
+    Returns:
+        ``[S, 7]``, ``[B, F, C, h, w]`` and ``[n, B, F, C, h, w]`` for the first n steps.
     """
-    sigmas = np.asarray(job.settings.sigmas, np.float32)
-    start = draw_rows(job.noise, job.latent_shape, latents_dtype(manifest)) if job.start is None else job.start
+    sigmas, dtype = np.asarray(job.settings.sigmas, np.float32), latents_dtype(manifest)
+    start = draw_rows(job.noise, job.latent_shape, dtype) if job.start is None else job.start
     latents = start.astype(np.float32) * initial_std(manifest.sampler, sigmas)
-    return SAMPLERS[job.settings.sampler](sigmas), latents
+    noise = np.empty((noisy_steps(job.settings.sampler, job.settings.sigmas), *job.latent_shape), np.float32)
+    for step in range(len(noise)):
+        noise[step] = draw_rows(job.noise, job.latent_shape, dtype)
+    return SAMPLERS[job.settings.sampler](sigmas), latents, noise
 
 
 def latents_dtype(manifest: Manifest) -> npt.DTypeLike:
@@ -176,7 +182,9 @@ def latents_dtype(manifest: Manifest) -> npt.DTypeLike:
     return np.float16 if manifest.precision == "fp16" else np.float32
 
 
-def _denoise(executor: Executor, job: Job, latents: Floats, conditions: Conditions, table: Floats) -> Floats:
+def _denoise(
+    executor: Executor, job: Job, latents: Floats, conditions: Conditions, table: Floats, noise: Floats
+) -> Floats:
     """Denoise one group."""
     steps = job.timings.setdefault("steps", [])
     total = len(table) * len(job.groups)
@@ -190,6 +198,7 @@ def _denoise(executor: Executor, job: Job, latents: Floats, conditions: Conditio
         latents,
         conditions,
         table,
+        noise=noise,
         plan=job.plan,
         deep=deep_steps(job.settings.deep_every, conditions.guided_steps),
         on_step_end=job.on_step_end,

@@ -28,7 +28,7 @@ from svd_trt.runtime.guidance import (
 from svd_trt.runtime.picture_colours import ICC, Icc
 from svd_trt.runtime.quality_presets import QUALITIES
 from svd_trt.runtime.samplers import SAMPLERS
-from svd_trt.runtime.schedules import SCHEDULES, checkpoint_sigmas, custom_sigmas
+from svd_trt.runtime.schedules import LCM_LEVELS, SCHEDULES, checkpoint_sigmas, custom_sigmas, lcm_sigmas
 
 __all__ = [
     "ParameterArguments",
@@ -138,7 +138,8 @@ class Parameters:
     sampler: str | None = field(
         default=None,
         metadata={
-            "help": "Update rule of a denoising step.  [default: the checkpoint's, normally euler]",
+            "help": "Update rule of a denoising step; lcm is for few-step UNets, in 1 to 8 steps with guidance 1 to "
+            "1.5.  [default: the checkpoint's, normally euler]",
             "choices": tuple(SAMPLERS),
         },
     )
@@ -202,6 +203,8 @@ class Parameters:
         for name, value in {"num_inference_steps": _DEFAULT_STEPS, **preset}.items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
+        if self.sampler == "lcm" and self.num_inference_steps > LCM_LEVELS:
+            lcm_sigmas(self.num_inference_steps)  # refuses it, also with other noise levels
 
     @classmethod
     def fields(cls) -> Mapping[str, dataclasses.Field[Any]]:
@@ -435,5 +438,9 @@ def guided_steps_of(given: Parameters | Settings, sigmas: Sequence[float]) -> tu
 def _sigmas(parameters: Parameters, manifest: Manifest) -> tuple[float, ...]:
     if parameters.sigmas is not None:
         return parameters.sigmas
-    levels = checkpoint_sigmas if parameters.schedule is None else SCHEDULES[parameters.schedule]
-    return tuple(map(float, levels(manifest.sampler, parameters.num_inference_steps)))
+    steps, sampler = parameters.num_inference_steps, parameters.sampler or manifest.sampler.solver
+    if parameters.schedule is not None:
+        levels = SCHEDULES[parameters.schedule](manifest.sampler, steps)
+    else:
+        levels = lcm_sigmas(steps) if sampler == "lcm" else checkpoint_sigmas(manifest.sampler, steps)
+    return tuple(map(float, levels))

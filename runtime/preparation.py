@@ -22,11 +22,12 @@ from svd_trt.runtime.diffusers_call import check_names
 from svd_trt.runtime.executor import Executor
 from svd_trt.runtime.framing import framed
 from svd_trt.runtime.generation import Job, groups_of, latents_dtype
+from svd_trt.runtime.guidance import largest_scale
 from svd_trt.runtime.images import ImageInput, load_image, name_of, pictures_in
 from svd_trt.runtime.latents import checked_latents
 from svd_trt.runtime.noise import TorchGenerator
 from svd_trt.runtime.parameters import ParameterArguments, Parameters, memory_request, resolve
-from svd_trt.runtime.samplers import known_harm
+from svd_trt.runtime.samplers import few_step_notes, known_harm, noisy_steps
 from svd_trt.runtime.timings import Timings, timed
 from svd_trt.runtime.torch_state import TorchSources
 
@@ -87,11 +88,14 @@ def prepare(executor: Executor, given: Given) -> tuple[Job, list[PIL.Image.Image
     if harm := known_harm(settings.sampler, schedule, settings.num_inference_steps):
         notes.append(harm)
     chunks = chunk_sizes(request.videos * request.frames, settings.decode_chunk_size, manifest.ranges.chunk)
+    largest = largest_scale(settings.guidance_shape, settings.min_guidance_scale, settings.max_guidance_scale)
+    notes += few_step_notes(settings.sampler, settings.num_inference_steps, largest)
     for note in notes:  # now that nothing is refused any more
         _log.warning(note)
     if generators is not None:
-        draws = [((request.pictures, 3, request.height, request.width), np.float32)]
-        generators.advance(draws if start is not None else [*draws, (shape, latents_dtype(manifest))])
+        latents = (shape, latents_dtype(manifest))
+        count = (start is None) + noisy_steps(settings.sampler, settings.sigmas)
+        generators.advance([((request.pictures, 3, request.height, request.width), np.float32), *[latents] * count])
     job = Job(
         settings,
         request,

@@ -4,18 +4,32 @@ A sampler is a function from sigmas to coefficients: for each step, the precondi
 weights of a linear update ``x_next = a x + b denoised + c previous_denoised``. To add a sampler, write such a
 function and add it to `SAMPLERS`: ``--sampler`` and ``sampler=`` take its name, and no network changes. Notation
 follows Karras et al. 2022 (arXiv:2206.00364). The sigmas are from `svd_trt.runtime.schedules`.
+
+A sampler in `NOISY` gets fresh noise of unit variance in the place of the previous denoised latents.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from svd_trt.engine.spec import COEFFICIENTS
 
-__all__ = ["SAMPLERS", "ab2", "dpmpp_2m", "euler", "known_harm", "precondition", "unic"]
+__all__ = [
+    "NOISY",
+    "SAMPLERS",
+    "ab2",
+    "dpmpp_2m",
+    "euler",
+    "few_step_notes",
+    "known_harm",
+    "lcm",
+    "noisy_steps",
+    "precondition",
+    "unic",
+]
 
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
@@ -104,6 +118,30 @@ def _quotient(numerator: Doubles, denominator: Doubles) -> Doubles:
     return np.divide(numerator, denominator, out=np.zeros_like(numerator), where=denominator != 0)
 
 
+def lcm(sigmas: Floats) -> Floats:
+    """Sampling of consistency models in several steps (arXiv:2303.01469, algorithm 1), ``[steps, 7]``.
+
+    The next latents are the denoised ones with fresh noise of the next level, as AnimateLCM-SVD's scheduler makes them.
+    """
+    update = np.stack([np.zeros(len(sigmas) - 1), np.ones(len(sigmas) - 1), sigmas[1:]], axis=1)
+    return np.hstack([precondition(sigmas[:-1]), update]).astype(np.float32)
+
+
+def few_step_notes(sampler: str, steps: int, guidance: float) -> list[str]:
+    """What to say of arguments that a few-step UNet was not made for; ``guidance`` is the largest scale."""
+    if sampler != "lcm" or (steps <= 8 and guidance <= 1.5):
+        return []
+    return [
+        f"sampler lcm is for few-step UNets (svd-trt build --unet), in 1 to 8 steps with guidance 1 to 1.5; "
+        f"this video has {steps} steps and guidance up to {guidance:g}"
+    ]
+
+
+def noisy_steps(sampler: str, sigmas: Sequence[float]) -> int:
+    """Of how many steps, the first ones, ``sampler`` takes fresh noise; a step that ends at 0 takes none."""
+    return int(np.count_nonzero(sigmas[1:])) if sampler in NOISY else 0
+
+
 def _ratios(sigmas: Floats) -> Doubles:
     """``sigma_next / sigma`` of each step."""
     return np.asarray(sigmas[1:].astype(np.float64) / sigmas[:-1], np.float64)
@@ -122,7 +160,10 @@ SAMPLERS: Mapping[str, Callable[[Floats], Floats]] = {
     "unic": unic,
     "dpmpp-2m": dpmpp_2m,
     "ab2": ab2,
+    "lcm": lcm,
 }
+
+NOISY = ("lcm",)
 
 
 def known_harm(sampler: str, schedule: str | None, steps: int) -> str | None:

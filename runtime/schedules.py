@@ -16,6 +16,7 @@ from svd_trt.errors import ArgumentError
 from svd_trt.units import shorten
 
 __all__ = [
+    "LCM_LEVELS",
     "SCHEDULES",
     "adds_one",
     "ays_sigmas",
@@ -24,6 +25,7 @@ __all__ = [
     "exponential_sigmas",
     "initial_std",
     "karras_sigmas",
+    "lcm_sigmas",
 ]
 
 Floats = npt.NDArray[np.float32]
@@ -32,6 +34,9 @@ _LARGEST_SIGMA = 1e6
 
 # Align Your Steps' levels for SVD, for 10 steps.
 _AYS = (700.0, 54.5, 15.886, 7.977, 4.248, 1.789, 0.981, 0.403, 0.173, 0.034, 0.002)
+
+LCM_LEVELS = 40
+"""Levels that AnimateLCM-SVD was distilled on, which are the most steps of ``lcm``."""
 
 
 def checkpoint_sigmas(info: SamplerInfo, steps: int) -> Floats:
@@ -59,6 +64,24 @@ def karras_sigmas(low: float, high: float, rho: float, steps: int) -> npt.NDArra
     ramp = np.linspace(0, 1, steps)
     first, last = high ** (1 / rho), low ** (1 / rho)
     return np.asarray((first + ramp * (last - first)) ** rho, np.float64)
+
+
+def lcm_sigmas(steps: int) -> Floats:
+    """The noise levels ``[steps + 1]`` that AnimateLCM-SVD's scheduler takes; the last is 0.
+
+    They are every ``40 // steps``-th of the 40 levels of Karras et al. that the model was distilled on, so 1 step is at
+    the highest level, and the lowest of few steps is far above that of the whole schedule.
+
+    Raises:
+        ArgumentError: there are fewer levels than ``steps``.
+    """
+    if steps > LCM_LEVELS:
+        raise ArgumentError(
+            f"num_inference_steps must be at most {LCM_LEVELS} with the sampler lcm, not {steps}; "
+            "a few-step UNet needs 1 to 8"
+        )
+    levels = karras_sigmas(0.002, 700.0, 7.0, LCM_LEVELS)
+    return np.append(levels[:: LCM_LEVELS // steps][:steps], 0).astype(np.float32)
 
 
 def exponential_sigmas(low: float, high: float, steps: int) -> npt.NDArray[np.float64]:

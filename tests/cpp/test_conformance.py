@@ -117,6 +117,9 @@ FP32 = {
         {"quality": "fast", "schedule": "karras", "sampler": "euler", "guidance_interval": (0, 1000)},
     ),
     "sigmas and a preset": ((144, 192), {"quality": "standard", "sigmas": (300.0, 20.0, 2.0, 0.01)}),
+    "few steps": ((144, 192), {"sampler": "lcm", "num_inference_steps": 4}),
+    "one of few steps": ((144, 192), {"sampler": "lcm", "num_inference_steps": 1}),
+    "fresh noise at own sigmas": ((144, 192), {"sampler": "lcm", "sigmas": (300.0, 20.0, 0.5)}),
     "crop": ((200, 90), {"resize_mode": "crop"}),
     "pad": ((90, 200), {"resize_mode": "pad", "background": "#ff8000"}),
 }
@@ -134,6 +137,7 @@ FP16 = {
     "a seed over 32 bits": {"seed": 2**32 + 7},
     "a seed for each video": {"seed": [3, 2**40 + 1], "num_videos_per_prompt": 2},
     "no guidance": {"max_guidance_scale": 0.5},
+    "few steps of several videos": {"sampler": "lcm", "num_videos_per_prompt": 3},
 }
 
 
@@ -252,6 +256,7 @@ def compare(
         {"deep_every": 1001},
         {"deep_every": 3},
         {"sampler": "dpm_2"},
+        {"sampler": "lcm", "num_inference_steps": 41},
     ],
     ids=str,
 )

@@ -37,6 +37,7 @@ CASES: dict[str, dict[str, Any]] = {
     "odd-size": {"height": 40, "width": 136},
     "unguided": {"max_guidance_scale": 1.0},
     "guidance-in-the-middle": {"guidance_interval": (0.5, 200), "sampler": "dpmpp-2m", "num_videos_per_prompt": 3},
+    "fresh-noise": {"sampler": "lcm", "num_videos_per_prompt": 3},
     "videos-over-batches": {"num_frames": 3, "num_videos_per_prompt": 3, "decode_chunk_size": 4},
 }
 REQUEST = MemoryRequest(frames=4, height=72, width=96)
@@ -210,10 +211,12 @@ def test_a_callback_that_changes_latents_where_guidance_begins(
     assert largest_difference(ours, theirs) <= (0 if rig.cuda else 2)
 
 
+@pytest.mark.parametrize("sampler", ["euler", "lcm"])
 def test_a_callback_sees_and_changes_latents(
-    rig: Rig, dynamic_bundle: Bundle, dynamic_pipe: VideoPipeline, picture: PIL.Image.Image
+    sampler: str, rig: Rig, dynamic_bundle: Bundle, dynamic_pipe: VideoPipeline, picture: PIL.Image.Image
 ) -> None:
     """On a GPU, the next step is enqueued before the callback returns changed latents, and then repeated."""
+    options = FAST | {"sampler": sampler}
     seen: dict[str, list[Any]] = {"gpu": [], "cpu": []}
 
     def changing(where: str) -> Any:
@@ -224,8 +227,8 @@ def test_a_callback_sees_and_changes_latents(
         return call
 
     with rig.open(dynamic_bundle) as pipe:
-        ours = [pipe(picture, callback_on_step_end=changing("gpu"), **FAST).frames for _ in range(2)]
-    theirs = dynamic_pipe(picture, callback_on_step_end=changing("cpu"), **FAST).frames
+        ours = [pipe(picture, callback_on_step_end=changing("gpu"), **options).frames for _ in range(2)]
+    theirs = dynamic_pipe(picture, callback_on_step_end=changing("cpu"), **options).frames
     np.testing.assert_array_equal(ours[0], ours[1])
     assert largest_difference(ours[0], theirs) <= (0 if rig.cuda else 2)
     assert [entry[:2] for entry in seen["gpu"][:5]] == [entry[:2] for entry in seen["cpu"]]

@@ -83,14 +83,15 @@ void choose_steps(Settings &s, const svd_trt_arguments &given, const Manifest &m
   }
   const std::vector<std::string> schedules{"karras", "exponential", "ays"};
   if (given.schedule != nullptr) s.schedule = choice(given.schedule, "schedule", "", schedules);
-  s.sampler = choice(given.sampler, "sampler", preset.sampler, {"euler", "unic", "dpmpp-2m", "ab2"});
+  s.sampler = choice(given.sampler, "sampler", preset.sampler, {"euler", "unic", "dpmpp-2m", "ab2", "lcm"});
+  const bool few = s.sampler == "lcm";
   s.guidance_interval = preset.guidance_interval;
   if (given.guidance_interval != nullptr) s.guidance_interval = checked_interval(given.guidance_interval);
   if (given.sigmas == nullptr) {
     const int64_t count = given.num_inference_steps != 0 ? given.num_inference_steps : preset.num_inference_steps;
     check_limits("num_inference_steps", count, manifest);
     if (given.schedule == nullptr) s.schedule = preset.schedule;
-    s.sigmas = named_sigmas(s.schedule, manifest.sampler, count);
+    s.sigmas = few && s.schedule.empty() ? lcm_sigmas(count) : named_sigmas(s.schedule, manifest.sampler, count);
   } else {
     if (given.schedule != nullptr) throw argument_error("schedule and sigmas were both given; give one of them");
     // Before they are read, because the count is the caller's claim about memory.
@@ -100,6 +101,7 @@ void choose_steps(Settings &s, const svd_trt_arguments &given, const Manifest &m
     s.sigmas = custom_sigmas(given.sigmas, given.sigmas_count);
   }
   s.num_inference_steps = static_cast<int64_t>(s.sigmas.size()) - 1;
+  if (few) lcm_sigmas(s.num_inference_steps); // refuses too many, also with other levels
 }
 
 std::array<uint8_t, 3> colour(const char *given) {

@@ -45,7 +45,8 @@ public:
       for (size_t pass = 0; pass < kinds[kind].size(); ++pass) bound_[kind].push_back(bind(kinds[kind][pass], pass));
   }
 
-  void step(size_t index, bool guided, const Row &row, bool last, const Cancellation &cancellation) {
+  void step(size_t index, bool guided, const Row &row, HostTensor<float> *noise, bool last,
+            const Cancellation &cancellation) {
     const size_t way = index == 0 ? 0 : 1 + index % 2; // 2 is odd: it reads buffer 1
     for (Bound &pass : bound_[guided ? 1 : 0]) {
       std::vector<float> &coefficients = pass.inputs.coefficients.data;
@@ -54,6 +55,7 @@ public:
       const bool deep = shallow_.denoiser == nullptr || shallow_.deep[index];
       Ort::IoBinding &binding = (deep ? pass.bindings : pass.shallow_bindings)[way];
       binding.BindInput("coefficients", pass.coefficients);
+      if (noise != nullptr) binding.BindInput("previous_denoised", view(noise->data.data(), noise->shape));
       if (last && pass.inputs.last) binding.BindOutput("next_latents", start_view_); // to the host
       (deep ? denoiser_ : *shallow_.denoiser).run(binding, cancellation);
     }
@@ -153,11 +155,12 @@ std::vector<bool> deep_steps(int64_t every, const std::vector<bool> &guided_step
 }
 
 void denoise(Session &denoiser, const ShallowSteps &shallow, Kinds &kinds, const std::vector<bool> &guided_steps,
-             const std::vector<Row> &table, HostTensor<float> &latents, const Cancellation &cancellation,
-             const std::function<void()> &on_step) {
+             const std::vector<Row> &table, HostTensor<float> &latents, std::vector<HostTensor<float>> &noise,
+             const Cancellation &cancellation, const std::function<void()> &on_step) {
   Loop loop(denoiser, shallow, kinds, latents);
   for (size_t i = 0; i < table.size(); ++i) {
-    loop.step(i, guided_steps[i], table[i], i + 1 == table.size(), cancellation);
+    HostTensor<float> *fresh = i < noise.size() ? &noise[i] : nullptr;
+    loop.step(i, guided_steps[i], table[i], fresh, i + 1 == table.size(), cancellation);
     on_step();
   }
   if (!std::all_of(latents.data.begin(), latents.data.end(), [](float v) { return std::isfinite(v); }))

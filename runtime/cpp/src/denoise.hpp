@@ -41,9 +41,10 @@ struct ShallowSteps {
   Type type;
 };
 
-// Steps `latents` [B, F, C, h, w] through the table, in place. Throws Failure (backend, cancelled).
+// Steps `latents` [B, F, C, h, w] through the table, in place. The first steps get `noise`, one tensor of that shape
+// each, in the place of the denoised latents of the step before. Throws Failure (backend, cancelled).
 void denoise(Session &denoiser, const ShallowSteps &shallow, Kinds &kinds, const std::vector<bool> &guided_steps,
-             const std::vector<Row> &table, HostTensor<float> &latents, const Cancellation &cancellation,
-             const std::function<void()> &on_step);
+             const std::vector<Row> &table, HostTensor<float> &latents, std::vector<HostTensor<float>> &noise,
+             const Cancellation &cancellation, const std::function<void()> &on_step);
 
 } // namespace svd_trt::detail

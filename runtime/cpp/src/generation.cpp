@@ -125,7 +125,7 @@ void Generation::report(const char *stage, int64_t done, int64_t total) {
 
 void Generation::begin() {
   cancellation_.check();
-  // Noise of the pictures first, then of all latents, as diffusers draws it.
+  // Noise of the pictures first, then of all latents, as diffusers draws it, then of each step that takes some.
   Sizes all = sizes();
   all["pictures"] = static_cast<int64_t>(pictures_.size());
   std::vector<Generator> sources;
@@ -141,6 +141,8 @@ void Generation::begin() {
   const auto scale = static_cast<float>(initial_scale(manifest_.initial_scale, settings_.sigmas));
   for (float &value : start_) value *= scale;
   table_ = step_table(settings_.sampler, settings_.sigmas);
+  for (size_t i = noisy_steps(settings_.sampler, settings_.sigmas); i > 0; --i)
+    step_noise_.push_back(noise.normal(latents_count(), manifest_.draws[1].half));
   encode(image_noise);
   pictures_ = {};
   begun_ = true;
@@ -203,6 +205,12 @@ void Generation::denoise_group() {
   const size_t each = latents.data.size() / static_cast<size_t>(size);
   std::copy_n(&start_[static_cast<size_t>(videos_denoised_) * each], latents.data.size(), latents.data.begin());
 
+  std::vector<HostTensor<float>> noise;
+  for (const std::vector<float> &all : step_noise_) {
+    noise.emplace_back(shape);
+    std::copy_n(&all[static_cast<size_t>(videos_denoised_) * each], latents.data.size(), noise.back().data.begin());
+  }
+
   const auto of_videos = [&](const HostTensor<float> &all) { // the condition of each video's picture
     std::vector<int64_t> dimensions = all.shape;
     dimensions[0] = size;
@@ -234,7 +242,7 @@ void Generation::denoise_group() {
     shallow.channels = *manifest_.deep_channels;
     shallow.type = shallow_denoiser->spec().inputs.back().type;
   }
-  denoise(*denoiser, shallow, kinds, settings_.guided_steps, table_, latents, cancellation_,
+  denoise(*denoiser, shallow, kinds, settings_.guided_steps, table_, latents, noise, cancellation_,
           [&] { report("denoise", ++done, total); });
   latents_.insert(latents_.end(), latents.data.begin(), latents.data.end());
   videos_denoised_ += size;

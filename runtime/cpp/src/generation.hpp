@@ -82,6 +82,7 @@ private:
   std::vector<int64_t> latent_shape_; // [B, F, C, h, w]
   Conditions conditions_;
   std::vector<Row> table_;
+  std::vector<std::vector<float>> step_noise_;            // of all videos, for the first steps
   bool begun_ = false, ended_ = false, finished_ = false; // ended_: by an error
   size_t group_ = 0, chunk_ = 0;                          // that come next
   int64_t videos_denoised_ = 0, frames_decoded_ = 0;

@@ -105,6 +105,19 @@ std::vector<float> named_sigmas(const std::string &schedule, const Sampler &samp
   return checkpoint_sigmas(named, steps);
 }
 
+std::vector<float> lcm_sigmas(int64_t steps) {
+  constexpr int64_t levels = 40;
+  if (steps > levels)
+    throw argument_error("num_inference_steps must be at most " + std::to_string(levels) +
+                         " with the sampler lcm, not " + std::to_string(steps) + "; a few-step UNet needs 1 to 8");
+  const std::vector<double> roots = line(std::pow(700.0, 1 / 7.0), std::pow(0.002, 1 / 7.0), levels);
+  std::vector<float> sigmas;
+  for (int64_t i = 0; i < steps; ++i)
+    sigmas.push_back(static_cast<float>(std::pow(roots[static_cast<size_t>(i * (levels / steps))], 7.0)));
+  sigmas.push_back(0);
+  return sigmas;
+}
+
 std::vector<float> custom_sigmas(const double *values, size_t count) {
   constexpr double largest = 1e6;
   if (count < 2) throw argument_error("sigmas needs at least two numbers, such as 700, 10, 0");
@@ -134,13 +147,20 @@ std::vector<Row> step_table(const std::string &solver, const std::vector<float> 
     const double sigma = sigmas[i], next = sigmas[i + 1], ratio = next / sigma, root = std::sqrt(sigma * sigma + 1);
     const bool last_of_few = i + 1 == steps && steps < kStepsForAFullLastStep;
     const double second = i == 0 ? 0 : second_order(solver, sigmas[i - 1], sigma, next, last_of_few);
+    const bool fresh = solver == "lcm"; // the next latents are the denoised ones with noise of the next level
     const std::array<double, kCoefficients> row{
-        1 / root, 0.25 * std::log(sigma), 1 / (root * root), -sigma / root, ratio, 1 - ratio + second, -second};
+        1 / root,          0.25 * std::log(sigma),         1 / (root * root),     -sigma / root,
+        fresh ? 0 : ratio, fresh ? 1 : 1 - ratio + second, fresh ? next : -second};
     Row rounded;
     std::transform(row.begin(), row.end(), rounded.begin(), [](double v) { return static_cast<float>(v); });
     table.push_back(rounded);
   }
   return table;
+}
+
+size_t noisy_steps(const std::string &solver, const std::vector<float> &sigmas) {
+  if (solver != "lcm") return 0;
+  return static_cast<size_t>(std::count_if(sigmas.begin() + 1, sigmas.end(), [](float sigma) { return sigma != 0; }));
 }
 
 } // namespace svd_trt::detail

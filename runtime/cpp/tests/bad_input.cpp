@@ -155,7 +155,7 @@ TEST_CASE("arguments outside their limits") {
                                    "--shallow-steps, or leave deep_every out");
   CHECK(contains(with(&A::height, 0), "height 0 is outside what this bundle was built for"));
   CHECK(contains(with(&A::width, 33), "width 33 is "));
-  CHECK(with(&A::sampler, "dpm") == "sampler must be one of euler, unic, dpmpp-2m, ab2, not 'dpm'");
+  CHECK(with(&A::sampler, "dpm") == "sampler must be one of euler, unic, dpmpp-2m, ab2, lcm, not 'dpm'");
   CHECK(with(&A::schedule, "linear") == "schedule must be one of karras, exponential, ays, not 'linear'");
   CHECK(with(&A::quality, "ultra") == "quality must be one of best, standard, fast, draft, not 'ultra'");
   CHECK(with(&A::resize_mode, "zoom") == "resize_mode must be one of stretch, crop, pad, not 'zoom'");

@@ -118,6 +118,22 @@ TEST_CASE("deep steps are the first, every nth, and those with other branches") 
   CHECK(deep_steps(2, {}).empty());
 }
 
+TEST_CASE("few-step models take fresh noise in every step but the last") {
+  const std::vector<float> sigmas = lcm_sigmas(4);
+  const double known[] = {700, 128.56, 13.678, 0.49688, 0};
+  for (size_t i = 0; i < 5; ++i) CHECK(sigmas.at(i) == doctest::Approx(known[i]).epsilon(1e-4));
+  CHECK(noisy_steps("lcm", sigmas) == 3);
+  CHECK(noisy_steps("euler", sigmas) == 0);
+  const std::vector<Row> table = step_table("lcm", sigmas);
+  CHECK(table[0][4] == 0.0f);
+  CHECK(table[0][5] == 1.0f);
+  CHECK(table[0][6] == sigmas[1]);
+  CHECK(table[3][6] == 0.0f);
+  CHECK_THROWS_WITH(
+      lcm_sigmas(41),
+      "num_inference_steps must be at most 40 with the sampler lcm, not 41; a few-step UNet needs 1 to 8");
+}
+
 TEST_CASE("noise levels of other schedules") {
   Sampler sampler{0.01, 100.0, 7, "leading", "exponential", 0.0, "euler", 0, {}};
   std::vector<float> sigmas = checkpoint_sigmas(sampler, 3);
