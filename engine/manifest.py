@@ -25,6 +25,7 @@ __all__ = [
     "FileEntry",
     "GoldenEntry",
     "GraphEntry",
+    "LoraInfo",
     "Manifest",
     "NetworkEntry",
     "OnnxEntry",
@@ -38,6 +39,7 @@ __all__ = [
     "SourceInfo",
     "TensorRtEntry",
     "TensorRtName",
+    "UnetInfo",
     "precision_of",
     "read_manifest",
     "sha256_of",
@@ -93,6 +95,30 @@ class SamplerInfo(msgspec.Struct, frozen=True):
     """The levels of training, the least first; empty if the schedule does not need them."""
 
 
+class UnetInfo(msgspec.Struct, frozen=True):
+    """The UNet that took the place of the checkpoint's own (``svd-trt build --unet``)."""
+
+    model: str
+    """Hub id, or the name of the folder or file."""
+    commit: str | None
+    path: str | None
+    """Where a local folder or file was when the bundle was built; it does not identify the UNet."""
+    files: tuple[str, ...]
+    """Its files, relative to the folder or the repository."""
+
+
+class LoraInfo(msgspec.Struct, frozen=True):
+    """A LoRA that was merged into the UNet (``svd-trt build --lora``)."""
+
+    model: str
+    """The file's name."""
+    digest: str
+    """sha256 over the file and PEFT's settings of it."""
+    scale: float
+    path: str | None
+    """Where the file was when the bundle was built; it does not identify the LoRA."""
+
+
 class SourceInfo(msgspec.Struct, frozen=True):
     """The checkpoint that the weights are from."""
 
@@ -109,6 +135,10 @@ class SourceInfo(msgspec.Struct, frozen=True):
     """Of a folder or a hub id: the weight files of each component, relative to it."""
     config: str | None = None
     """Of a single file: the published architecture that it was taken for, or the folder of its configurations."""
+    unet: UnetInfo | None = None
+    """The UNet, if it is not the checkpoint's own."""
+    loras: tuple[LoraInfo, ...] = ()
+    """What was merged into the UNet; they add up."""
 
 
 class FileEntry(msgspec.Struct, frozen=True):

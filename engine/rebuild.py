@@ -26,6 +26,10 @@ def rebuild_command(manifest: Manifest, path: Path, *options: str) -> str:
         words += ["--variant", source.variant]
     if source.config is not None:
         words += ["--config", source.config]
+    if source.unet is not None:
+        words += ["--unet", source.unet.path or source.unet.model]
+    for lora in source.loras:
+        words += ["--lora", f"{lora.path or lora.model}:{lora.scale:g}"]
     if source.path is None and source.commit is not None:
         words += ["--revision", source.commit]
     others = "other options" if options else "options"

@@ -64,6 +64,8 @@ def make_job(model: str, options: BuildOptions, progress: Progress) -> Job:
         variant=options.variant,
         local_files_only=options.local_files_only,
         config=options.config,
+        unet=None if options.unet is None else os.fspath(options.unet),
+        loras=[os.fspath(lora) for lora in options.loras],
     )
     description = checkpoint.description
     ranges, graph = ranges_of(options, description.model), graph_of(options, description.deep_channels)

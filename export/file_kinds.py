@@ -40,13 +40,6 @@ _CONVERT = (
     "w = torch.load(sys.argv[1], 'cpu', weights_only=True); w = w.get('state_dict', w); "
     "save_file({k: v.clone().contiguous() for k, v in w.items() if torch.is_tensor(v)}, sys.argv[2])"
 )
-# The names of a UNet alone may begin with any of these, and those of the whole file begin with the last.
-_TRANSPLANT = (
-    "import sys; from safetensors.torch import load_file, save_file; p = 'diffusion_model.'; "
-    "new, whole = map(load_file, sys.argv[1:3]); "
-    "new = {'model.' + p + k.rpartition(p)[2]: v for k, v in new.items()}; "
-    "assert new.keys() <= whole.keys(), 'the UNet of another model'; save_file(whole | new, sys.argv[3])"
-)
 
 
 def is_pickle(path: Path) -> bool:
@@ -125,12 +118,6 @@ def _conversion(path: Path) -> str:
     return f'python -c "{_CONVERT}" {shlex.join([str(path), str(_free(path, "converted"))])}'
 
 
-def _transplant(path: Path) -> str:
-    """A command that puts the UNet at ``path`` into svd_xt.safetensors."""
-    target = _free(path.with_name(f"{path.stem}-whole.safetensors"), "new")
-    return f'python -c "{_TRANSPLANT}" {shlex.join([str(path), "svd_xt.safetensors", str(target)])}'
-
-
 def _free(path: Path, word: str) -> Path:
     """The name of a safetensors file beside ``path`` that does not exist yet: with its stem, or ``word`` after it."""
     names = (path.stem, f"{path.stem}-{word}", *(f"{path.stem}-{word}-{number}" for number in range(2, 1000)))
@@ -187,7 +174,10 @@ def refuse_parts_of_svd(path: Path, names: Collection[str]) -> None:
         return all(any(word in name for name in names) for word in words)
 
     if have("lora_") or have(".lora."):
-        raise CheckpointError(f"{path} is a LoRA and not a checkpoint; merge it into SVD, and build the merged weights")
+        raise CheckpointError(
+            f"{path} is a LoRA and not a checkpoint; build the checkpoint that it was trained on with --lora "
+            f"{shlex.quote(str(path))}"
+        )
     if not have("first_stage_model.") and (network := _network_alone(path, names)) is not None:
         raise CheckpointError(f"{path} is {network}")
     if have("diffusion_model.") and not have("time_stack"):
@@ -207,15 +197,12 @@ def _network_alone(path: Path, names: Collection[str]) -> str | None:
     """What a file is that has one of the networks, and what to do with it; None for anything else."""
     copy = "copy the folder of the checkpoint that it belongs to, put this file there as"
     if "conv_in.weight" in names and "time_embedding.linear_1.weight" in names:
-        return f"a UNet alone; {copy} unet/diffusion_pytorch_model.safetensors, and build the folder"
+        return f"a UNet alone; build the checkpoint that it was trained from with --unet {shlex.quote(str(path))}"
     if "encoder.conv_in.weight" in names and any(name.startswith("decoder.up_blocks.") for name in names):
         return f"a VAE alone; {copy} vae/diffusion_pytorch_model.safetensors, and build the folder"
     if any(name.startswith("vision_model.") for name in names):
         return f"an image encoder alone; {copy} image_encoder/model.safetensors, and build the folder"
     for prefix in ("", "diffusion_model.", "model.diffusion_model.", "model_ema.diffusion_model."):
         if f"{prefix}input_blocks.0.0.weight" in names:
-            return (
-                "a UNet alone, in stabilityai's names; put it into the whole file that it was trained from, such as "
-                f"svd_xt.safetensors, and build the result: `{_transplant(path)}`"
-            )
+            return f"a UNet alone; build the checkpoint that it was trained from with --unet {shlex.quote(str(path))}"
     return None

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 from svd_trt.errors import CheckpointError, first_line
 from svd_trt.export.weight_files import choose_weights
 
-__all__ = ["download"]
+__all__ = ["download", "download_files"]
 
 _log = logging.getLogger("svd_trt")
 
@@ -24,6 +25,21 @@ def download(model: str, revision: str | None, variant: str | None, local_files_
     Raises:
         CheckpointError: there is no such model, it may not be downloaded, or has no weights that can be used.
     """
+    return _download(model, revision, lambda names: _CONFIGURATIONS + _wanted(model, names, variant), local_files_only)
+
+
+def download_files(model: str, choose: Callable[[list[str]], list[str]], local_files_only: bool) -> tuple[Path, str]:
+    """As `download`, but the files that ``choose`` takes from the repository's list.
+
+    Raises:
+        CheckpointError: as `download`, or ``choose`` refuses the list.
+    """
+    return _download(model, None, choose, local_files_only)
+
+
+def _download(
+    model: str, revision: str | None, choose: Callable[[list[str]], list[str]], local_files_only: bool
+) -> tuple[Path, str]:
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import OfflineModeIsEnabled
 
@@ -34,11 +50,9 @@ def download(model: str, revision: str | None, variant: str | None, local_files_
         except Exception as error:  # of the hub, of its HTTP client, or of the system
             failure = error
     # Of a model in the cache, only some weights may ever have been downloaded, and asking for others would refuse it.
-    wanted = [] if names is None else _wanted(model, names, variant)
+    wanted = _CONFIGURATIONS if names is None else choose(names)
     try:
-        found = snapshot_download(
-            model, revision=revision, allow_patterns=_CONFIGURATIONS + wanted, local_files_only=names is None
-        )
+        found = snapshot_download(model, revision=revision, allow_patterns=wanted, local_files_only=names is None)
     except Exception as error:
         reason = failure or error
         raise CheckpointError(_explain(model, revision, reason)) from reason

@@ -84,6 +84,9 @@ class BuildOptions:
             not try them again; by default it is in the cache, if there is one.
         cache: a folder of finished networks and engines to reuse, and to add new ones to; by default the environment
             variable SVD_TRT_CACHE names it, and without that there is none. It only grows; remove it with ``rm -r``.
+        unet: another UNet of the same architecture for the checkpoint, such as a few-step model or a fine-tune: a
+            safetensors file, a folder or a hub id; see `svd_trt.export.other_unet.find_unet`.
+        loras: merged into the UNet in fp32; a file each, or ``FILE:SCALE``.
         revision, variant, local_files_only: as in diffusers' ``from_pretrained``.
         config: for a single file, ``svd`` or ``svd-xt``, the published architectures, or a folder in diffusers format
             with its configurations; by default words of its name tell, or its metadata.
@@ -112,6 +115,8 @@ class BuildOptions:
     targets: str | Iterable[str] = ()
     optimization_level: int | None = None
     timing_cache: str | os.PathLike[str] | None = None
+    unet: str | os.PathLike[str] | None = None
+    loras: Iterable[str | os.PathLike[str]] = ()
     revision: str | None = None
     variant: str | None = None
     local_files_only: bool = False
@@ -125,6 +130,8 @@ class BuildOptions:
         object.__setattr__(self, "exact_frames", _counts(self.exact_frames))
         object.__setattr__(self, "exact_sizes", _sizes(self.exact_sizes))
         targets = self.targets.split(",") if isinstance(self.targets, str) else self.targets
+        loras = [self.loras] if isinstance(self.loras, str | os.PathLike) else self.loras
+        object.__setattr__(self, "loras", tuple(os.fspath(lora) for lora in loras))
         object.__setattr__(self, "targets", tuple(dict.fromkeys(t.strip().lower() for t in targets if t.strip())))
         if self.branches not in (None, 1, 2):
             raise ArgumentError(f"branches must be 1 or 2, not {self.branches!r}")

@@ -12,7 +12,7 @@ import msgspec
 from svd_trt.errors import CheckpointError
 from svd_trt.export.checkpoint import Component
 
-__all__ = ["Weights", "choose_weights", "find_weights", "names_in"]
+__all__ = ["Weights", "choose_weights", "find_component", "find_weights", "names_in"]
 
 _STEMS: dict[Component, dict[str, str]] = {
     "image_encoder": {"safetensors": "model", "bin": "pytorch_model"},
@@ -56,6 +56,11 @@ def choose_weights(where: str, names: Collection[str], variant: str | None) -> d
         which = f"of {', '.join(there)} (see --variant)" if there else "without a variant; leave out --variant"
         raise CheckpointError(f"{where} has no {variant} weights; there are weights {which}")
     return {c: _choose(where, c, own[c], variant) for c in own}
+
+
+def find_component(where: str, component: Component, names: list[str], variant: str | None) -> Weights:
+    """The weight files of one component, as `choose_weights` chooses them, from the ``names`` in its folder."""
+    return _choose(where, component, names, variant)
 
 
 def find_weights(path: Path, variant: str | None) -> dict[Component, Weights]:

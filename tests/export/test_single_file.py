@@ -359,13 +359,13 @@ def unet_in_own_names(tensors: Tensors, prefix: str) -> Tensors:
     ("change", "words"),
     [
         (without_time, "decoder of pictures.*give the file without image_decoder in its name"),
-        (lambda _: weights_of("unet"), r"a UNet alone; .*there as unet/diffusion_pytorch_model\.safetensors"),
+        (lambda _: weights_of("unet"), r"a UNet alone; build the checkpoint .* --unet .*svd\.safetensors"),
         (lambda _: weights_of("vae"), r"a VAE alone; .*there as vae/diffusion_pytorch_model\.safetensors"),
         (lambda _: weights_of("image_encoder"), r"an image encoder alone; .*there as image_encoder/model\.safetensors"),
-        (lambda t: unet_in_own_names(t, ""), "a UNet alone, in stabilityai's names; put it into the whole file"),
-        (lambda t: unet_in_own_names(t, UNET), "a UNet alone, in stabilityai's names"),
+        (lambda t: unet_in_own_names(t, ""), "a UNet alone; build .* with --unet"),
+        (lambda t: unet_in_own_names(t, UNET), "a UNet alone; build .* with --unet"),
         (lambda t: {n: x for n, x in t.items() if "time_stack" not in n}, "a diffusion model for pictures"),
-        (lambda _: {"unet.down.lora_A.weight": torch.zeros(1)}, "is a LoRA"),
+        (lambda _: {"unet.down.lora_A.weight": torch.zeros(1)}, "is a LoRA and .* with --lora"),
         (lambda t: t | {"scaled_fp8": torch.zeros(1)}, r"is quantised \(it has scaled_fp8\)"),
     ],
 )

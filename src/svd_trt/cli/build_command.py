@@ -183,6 +183,19 @@ _DEFAULTS = BuildOptions()
     help="For a single file: the published architecture that it has (svd, 14 frames, or svd-xt, 25), or a folder with "
     "its configurations in diffusers format.  [default: what words of its name or its metadata tell]",
 )
+@click.option(
+    "--unet",
+    metavar="FILE|FOLDER|HUB_ID",
+    help="Put another UNet of the same architecture into the checkpoint: a few-step model such as AnimateLCM-SVD, or a "
+    "fine-tune. A safetensors file, a folder with unet/ or config.json, a hub id, or owner/name/file.safetensors.",
+)
+@click.option(
+    "--lora",
+    "loras",
+    metavar="FILE[:SCALE]",
+    multiple=True,
+    help="Merge a LoRA into the UNet, such as motion.safetensors:0.8 (names of diffusers, PEFT or kohya); repeatable.",
+)
 @click.option("--revision", help="Branch, tag or commit of a hub id.")
 @click.option(
     "--variant",
@@ -208,6 +221,7 @@ def command(model: str, output: Path, quiet: bool, as_json: bool, **options: Any
         svd-trt build stabilityai/stable-video-diffusion-img2vid-xt --variant fp16 -o svd-xt
         svd-trt build svd_xt.safetensors -o svd-xt
         svd-trt build ./svd -o svd --height 512 --width 512:768:1024 --frames 8:14:25
+        svd-trt build ./svd -o few-steps --unet AnimateLCM-SVD-xt.safetensors
         svd-trt build random:svd-xt -o light --split-guidance --ff-chunks 4
 
     `svd-trt inspect BUNDLE` shows what the engines will need on a GPU. A full-size build takes minutes, about 7 GB of

@@ -74,6 +74,7 @@ def print_head(console: Console, path: Path, manifest: Manifest) -> None:
     rows = {
         "bundle": f"{path}, by svd-trt {manifest.svd_trt_version}",
         "model": f"{manifest.source.model}, {manifest.model.num_frames} frames, precision {manifest.precision}",
+        **_changes(manifest),
         "engines": engines,
         "graph": f"{'rewritten' if graph.rewrites else 'plain'}, feed-forward in {_times(graph.ff_chunks)}, "
         f"{'operators of ONNX Runtime, ' if graph.operators == 'onnxruntime' else ''}"
@@ -84,6 +85,17 @@ def print_head(console: Console, path: Path, manifest: Manifest) -> None:
     for name, value in rows.items():
         console.print(f"{name:8} {value}")
     console.print()
+
+
+def _changes(manifest: Manifest) -> dict[str, str]:
+    """What the UNet has that is not the checkpoint's own."""
+    source = manifest.source
+    rows = {}
+    if source.unet is not None:
+        rows["unet"] = source.unet.path or f"{source.unet.model} ({source.unet.commit})"
+    if source.loras:
+        rows["loras"] = ", ".join(f"{lora.path or lora.model} at scale {lora.scale:g}" for lora in source.loras)
+    return rows
 
 
 def passes_per_step(manifest: Manifest) -> int:
