@@ -102,6 +102,7 @@ def check_lora(path: Path, shapes: Mapping[str, tuple[int, ...]], aliases: Mappi
                 f"{path}: {module.down} {list(down)} and {module.up} {list(up)} do not fit {name}.weight, which is "
                 f"{list(weight)}; the LoRA was trained on another model"
             )
+    _alphas(path)
     return harmless
 
 

@@ -6,7 +6,7 @@ import click
 
 from svd_trt.engine.bundle import Bundle
 
-__all__ = ["findable_source"]
+__all__ = ["findable_changes", "findable_source"]
 
 
 def findable_source(bundle: Bundle) -> str:
@@ -21,3 +21,10 @@ def findable_source(bundle: Bundle) -> str:
             f"give --model, the path of the checkpoint that {bundle.path} was built from ({source.model})"
         )
     return source.model
+
+
+def findable_changes(bundle: Bundle) -> tuple[str | None, list[str]]:
+    """The values of ``--unet`` and ``--lora`` that ``bundle`` was built with; files are where they were then."""
+    source = bundle.manifest.source
+    unet = None if source.unet is None else source.unet.path or source.unet.model
+    return unet, [f"{lora.path}:{lora.scale:g}" for lora in source.loras]

@@ -13,7 +13,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from svd_trt.cli.bundle_source import findable_source
+from svd_trt.cli.bundle_source import findable_changes, findable_source
 from svd_trt.cli.console import Bars, print_json, stderr, stdout
 from svd_trt.engine.bundle import Bundle
 from svd_trt.engine.spec import NetworkName
@@ -49,6 +49,14 @@ class _Size(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.
 @click.option("--model", help="Checkpoint to compare with.  [default: the hub id or preset it was built from]")
 @click.option("--config", metavar="svd|svd-xt|FOLDER", help="As for build, if the checkpoint is a single file.")
 @click.option("--variant", help="As for build.")
+@click.option("--unet", metavar="FILE|FOLDER|HUB_ID", help="As for build.  [default: what the bundle was built with]")
+@click.option(
+    "--lora",
+    "loras",
+    metavar="FILE[:SCALE]",
+    multiple=True,
+    help="As for build; repeatable.  [default: what the bundle was built with]",
+)
 @click.option(
     "--num-frames",
     "--frames",
@@ -131,6 +139,8 @@ def _compare(
     tolerance: float | None,
     config: str | None,
     variant: str | None,
+    unet: str | None,
+    loras: Sequence[str],
 ) -> list[Difference]:
     import torch
 
@@ -139,7 +149,10 @@ def _compare(
     from svd_trt.export.verify import differing_weights, sizes_to_try, verify_networks, verify_videos
 
     sizes = sizes_to_try(pipe, frames, sides)
-    checkpoint = open_checkpoint(model, config=config, variant=variant)
+    built_unet, built_loras = findable_changes(pipe.bundle)
+    checkpoint = open_checkpoint(
+        model, config=config, variant=variant, unet=unet or built_unet, loras=loras or built_loras
+    )
     if checkpoint.description.model != pipe.bundle.manifest.model:
         raise ArgumentError(f"{model} is another architecture than {pipe.bundle.path} was built from")
     if differing := differing_weights(pipe, checkpoint):
