@@ -21,6 +21,7 @@ from svd_trt.export.lora import check_lora, find_lora, merge_lora
 from svd_trt.export.other_unet import OtherUnet, find_unet, original_modules
 from svd_trt.export.random_source import RandomCheckpoint
 from svd_trt.export.single_file import SingleFileCheckpoint
+from svd_trt.export.tensor_files import to_weight
 
 __all__ = ["ChangedCheckpoint", "change_unet"]
 
@@ -43,6 +44,8 @@ class ChangedCheckpoint(Checkpoint, frozen=True, kw_only=True, tag="changed UNet
         """See `Checkpoint.load`; LoRAs are merged in fp32."""
         import torch
 
+        from svd_trt.export.random_checkpoint import parameters_of
+
         if component != "unet":
             return self.base.load(component, dtype)
         first = torch.float32 if self.loras else dtype
@@ -50,7 +53,9 @@ class ChangedCheckpoint(Checkpoint, frozen=True, kw_only=True, tag="changed UNet
         aliases = self._aliases(model) if self.loras else {}
         for lora in self.loras:
             merge_lora(model, lora, aliases)
-        return model.to(dtype)
+        for module, name, _ in list(parameters_of(model)):  # diffusers' own to() warns
+            setattr(module, name, to_weight(getattr(module, name), dtype, name))
+        return model
 
     def check_loras(self) -> None:
         """Compare the LoRAs' names and shapes with the UNet's, and log which tensors are left out.

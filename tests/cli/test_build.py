@@ -18,9 +18,12 @@ from typing import Any
 import msgspec
 import psutil
 import pytest
+import safetensors.torch
+import torch
 
 from svd_trt import Bundle, VideoPipeline
 from svd_trt.engine.manifest import read_manifest
+from svd_trt.engine.rebuild import rebuild_command
 from svd_trt.engine.staging import Staging
 from svd_trt.errors import BundleError, CheckpointError, ResourceError
 from svd_trt.export.checkpoint_kinds import open_checkpoint
@@ -129,6 +132,35 @@ def test_the_same_networks_are_taken_from_the_cache(
     for file in Bundle.open(tmp_path / "bundle").manifest.files:
         assert (tmp_path / "bundle" / file.path).stat().st_nlink == 1
     assert read_manifest(tmp_path / "bundle") == read_manifest(small_bundle)
+
+
+def test_another_unet_and_a_lora(small_checkpoint: Path, small_bundle: Path, cache: Path, tmp_path: Path) -> None:
+    """Only the denoiser is another one, and it is what diffusers makes of both; tables and messages name them."""
+    weights = safetensors.torch.load_file(small_checkpoint / "unet" / "diffusion_pytorch_model.safetensors")
+    unet, lora = tmp_path / "few-step.safetensors", tmp_path / "motion.safetensors"
+    safetensors.torch.save_file({name: weight * 0.9 for name, weight in weights.items()}, unet)
+    module, draw = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q", torch.Generator().manual_seed(0)
+    pair = {"lora_A": torch.randn((2, 32), generator=draw), "lora_B": torch.randn((32, 2), generator=draw)}
+    safetensors.torch.save_file({f"unet.{module}.{name}.weight": tensor for name, tensor in pair.items()}, lora)
+    bundle = tmp_path / "bundle"
+    options = (*RTX[:-1], "onnxruntime", "--cache", cache, "--unet", unet, "--lora", f"{lora}:0.5")
+    stages = stages_of(invoke("build", small_checkpoint, "-o", bundle, *options, "--json"))
+    assert {name for (name, _), how in stages.items() if how != "cache"} <= {"denoiser"}
+    source, plain = read_manifest(bundle).source, read_manifest(small_bundle).source
+    assert {name for name in plain.digests if source.digests[name] != plain.digests[name]} == {"unet"}
+    again = invoke("build", small_checkpoint, "-o", bundle, *options, "--json")
+    assert json.loads(again.stdout)["up_to_date"]
+    shown = " ".join(invoke("inspect", bundle).stdout.split())
+    assert f"unet {unet}" in shown
+    assert f"loras {lora} at scale 0.5" in shown
+    command = rebuild_command(read_manifest(bundle), bundle)
+    assert f"--unet {unet} --lora {lora}:0.5" in command
+    found = invoke("verify", bundle, "--model", small_checkpoint, "--frames", "3", "--json")
+    assert found.returncode == 0, found.stderr
+    assert "other weights" not in found.stderr
+    without = invoke("verify", bundle, "--model", small_checkpoint, "--unet", small_checkpoint, "--only", "denoiser")
+    assert without.returncode == 1, "the UNet of the checkpoint is another one"
+    assert "other weights than the bundle was built from: unet" in " ".join(without.stderr.split())
 
 
 def test_a_cache_that_cannot_be_written_is_refused(small_checkpoint: Path, tmp_path: Path) -> None:
