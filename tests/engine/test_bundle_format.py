@@ -107,7 +107,7 @@ def test_arguments_have_the_limits_of_the_bundle(small_bundle: Path) -> None:
     assert (arguments["height"]["min"], arguments["height"]["max"]) == (32, 32)
     assert arguments["max_guidance_scale"]["default"] == 3.0
     assert arguments["seed"]["default"] is None
-    assert arguments["sampler"]["choices"] == ["euler", "unic", "dpmpp-2m", "ab2"]
+    assert arguments["sampler"]["choices"] == ["euler", "unic", "dpmpp-2m", "ab2", "lcm"]
     assert arguments["sampler"]["default"] == "euler"
     assert arguments["num_inference_steps"]["default"] == 25
 
