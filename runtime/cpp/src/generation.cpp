@@ -111,6 +111,7 @@ void Generation::release() {
   pictures_ = {};
   start_ = latents_ = {};
   conditions_ = {};
+  step_noise_ = {};
   frames_ = {};
   frames_device_ = Ort::Value{nullptr};
   decoder_.reset();
@@ -142,7 +143,7 @@ void Generation::begin() {
   for (float &value : start_) value *= scale;
   table_ = step_table(settings_.sampler, settings_.sigmas);
   for (size_t i = noisy_steps(settings_.sampler, settings_.sigmas); i > 0; --i)
-    step_noise_.push_back(noise.normal(latents_count(), manifest_.draws[1].half));
+    step_noise_.push_back(draw(latent_shape_, manifest_.draws[1].half));
   encode(image_noise);
   pictures_ = {};
   begun_ = true;
