@@ -31,7 +31,17 @@ from svd_trt.runtime.schedules import initial_std
 from svd_trt.runtime.timings import Timings, timed
 from svd_trt.runtime.tracing import traced
 
-__all__ = ["Job", "encode", "generate", "groups_of", "latents_dtype"]
+__all__ = [
+    "Job",
+    "decode_frames",
+    "denoise_group",
+    "encode",
+    "generate",
+    "groups_of",
+    "latents_dtype",
+    "raising_reason",
+    "schedule",
+]
 
 
 @dataclass(frozen=True)
@@ -43,7 +53,7 @@ class Job:
         request: what the plan is for.
         plan: how device memory is used.
         latent_shape: of all videos, ``[B, F, C, h, w]``.
-        groups: videos that are denoised together.
+        groups: videos that are denoised together; of a longer video, the same one for each of its parts.
         chunks: frames that are decoded together; all frames of one video, then of the next.
         start: noise of unit variance to start from, ``[B, F, C, h, w]``; None draws it from ``noise``.
         noise: what random numbers are drawn from: one source, or one for each video.
@@ -85,7 +95,7 @@ def generate(
         BackendError: the device failed, or denoising ended in values that are not finite.
     """
     with (
-        _raising_reason(job.cancellation),
+        raising_reason(job.cancellation),
         executor.stopping(job.cancellation),
         executor.running(job.request, job.plan, job.latent_shape),
     ):
@@ -102,13 +112,13 @@ def generate(
         frames = 0  # that are decoded
         for group, chunks in zip(job.groups, chunks_of_groups(job), strict=True):
             with traced("denoise"):
-                latents = _denoise(executor, job, start[group], conditions.of(group), table, noise[:, group])
+                latents = denoise_group(executor, job, start[group], conditions.of(group), table, noise[:, group])
             if latents_only:
                 yield latents
                 continue
             pending = np.concatenate([pending, latents.reshape(-1, *latents.shape[2:])])
             if ready := sum(chunks):
-                yield from _decode(executor, job, pending[:ready], chunks, frames)
+                yield from decode_frames(executor, job, pending[:ready], chunks, frames)
                 pending, frames = pending[ready:], frames + ready
 
 
@@ -182,7 +192,7 @@ def latents_dtype(manifest: Manifest) -> npt.DTypeLike:
     return np.float16 if manifest.precision == "fp16" else np.float32
 
 
-def _denoise(
+def denoise_group(
     executor: Executor, job: Job, latents: Floats, conditions: Conditions, table: Floats, noise: Floats
 ) -> Floats:
     """Denoise one group."""
@@ -208,7 +218,7 @@ def _denoise(
     )
 
 
-def _decode(
+def decode_frames(
     executor: Executor, job: Job, latents: Floats, chunks: list[int], before: int
 ) -> Generator[Frames | list[Any]]:
     """Decode the latents of frames, ``[n, C, h, w]``, after ``before`` others."""
@@ -234,7 +244,7 @@ def _decode(
 
 
 @contextmanager
-def _raising_reason(cancellation: Cancellation) -> Iterator[None]:
+def raising_reason(cancellation: Cancellation) -> Iterator[None]:
     """Turn the failure of a run that was cancelled into the reason why it was."""
     try:
         yield

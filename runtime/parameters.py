@@ -14,7 +14,7 @@ from typing import Any, TypedDict
 from svd_trt.engine.host import ArgumentInfo, ArgumentKind
 from svd_trt.engine.manifest import Manifest, SamplerInfo
 from svd_trt.engine.memory import MemoryPlan, MemoryRequest
-from svd_trt.engine.spec import LARGEST_STEPS, ModelInfo, Ranges
+from svd_trt.engine.spec import LARGEST_STEPS, ModelInfo, Range, Ranges
 from svd_trt.errors import ArgumentError
 from svd_trt.runtime.argument_values import choice_of, colour_of, number_of, seeds_of
 from svd_trt.runtime.framing import RESIZE_MODES, ResizeMode
@@ -44,6 +44,9 @@ __all__ = [
 
 _DEFAULT_STEPS = 25
 
+LARGEST_EXTEND = 100_000
+"""Frames; an hour at 25 a second is 90,000."""
+
 
 def _option(default: Any, help_text: str, low: float | None = None, high: float | None = None) -> Any:
     return field(default=default, metadata={"help": help_text, "min": low, "max": high})
@@ -69,6 +72,9 @@ class Parameters:
     """
 
     num_frames: int | None = _option(None, "Frames to make.  [default: as the checkpoint was trained]", 1)
+    extend: int = _option(
+        0, "Frames to make after --num-frames, in parts that each go on from the one before.", 0, LARGEST_EXTEND
+    )
     num_inference_steps: int = _option(
         None, f"Denoising steps.  [default: {_DEFAULT_STEPS}, or those of --quality]", 1, LARGEST_STEPS
     )
@@ -216,6 +222,7 @@ class ParameterArguments(TypedDict, total=False):
     """`Parameters` as keyword arguments."""
 
     num_frames: int | None
+    extend: int
     num_inference_steps: int
     sigmas: Sequence[float] | None
     schedule: str | None
@@ -252,6 +259,7 @@ class Settings:
     """
 
     num_frames: int
+    extend: int
     num_inference_steps: int
     sigmas: tuple[float, ...]
     schedule: str | None
@@ -278,6 +286,11 @@ class Settings:
 
     def __post_init__(self, custom_sigmas: bool) -> None:
         object.__setattr__(self, "_custom_sigmas", custom_sigmas)
+
+    @property
+    def total_frames(self) -> int:
+        """Frames of a video: those of the first part, and the others."""
+        return self.num_frames + self.extend
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON. With ``seed`` and these arguments the video can be generated again.
@@ -346,7 +359,7 @@ def memory_request(parameters: Parameters, manifest: Manifest, pictures: int) ->
     ranges = manifest.ranges
     frames = parameters.num_frames or ranges.frames.clamp(manifest.model.num_frames)
     height, width = parameters.height or ranges.height.opt, parameters.width or ranges.width.opt
-    ranges.frames.require(frames, "num_frames", "--frames")
+    _check_frames(frames, parameters.extend, ranges.frames)
     for name, size in (("height", height), ("width", width)):
         ranges.of(name).require(size, name, f"--{name}")
         multiple = manifest.host.symbols[name].multiple
@@ -404,6 +417,7 @@ def resolve(
     """
     return Settings(
         num_frames=request.frames,
+        extend=parameters.extend,
         num_inference_steps=parameters.num_inference_steps,
         sigmas=_sigmas(parameters, manifest),
         custom_sigmas=parameters.sigmas is not None,
@@ -433,6 +447,17 @@ def guided_steps_of(given: Parameters | Settings, sigmas: Sequence[float]) -> tu
     """Whether each step of ``sigmas``, ``[S + 1]``, has guidance; see `svd_trt.runtime.guidance.guided_steps`."""
     largest = largest_scale(given.guidance_shape, given.min_guidance_scale, given.max_guidance_scale)
     return guided_steps(sigmas, largest, given.guidance_interval)
+
+
+def _check_frames(frames: int, extend: int, span: Range) -> None:
+    if frames > span.max > 1:
+        raise ArgumentError(
+            f"num_frames {frames} is outside what this bundle was built for ({span.words}); build one with another "
+            f"--frames, or go on after {span.max} frames with extend={frames - span.max} (--extend)"
+        )
+    span.require(frames, "num_frames", "--frames")
+    if extend and frames < 2:
+        raise ArgumentError("extend goes on from the motion of several frames; num_frames must be at least 2")
 
 
 def _sigmas(parameters: Parameters, manifest: Manifest) -> tuple[float, ...]:

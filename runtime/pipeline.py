@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from functools import partial
 from types import GeneratorType
 from typing import TYPE_CHECKING, Any, Self, Unpack, cast
 
 import numpy as np
+import PIL.Image
 
 from svd_trt.engine.bundle import Bundle
 from svd_trt.engine.memory import MemoryPlan, MemoryRequest
@@ -27,6 +28,7 @@ from svd_trt.runtime.diffusers_call import by_name, missing_attribute
 from svd_trt.runtime.executor import Executor
 from svd_trt.runtime.generation import Job, generate
 from svd_trt.runtime.images import ImageInput
+from svd_trt.runtime.longer import generate_longer
 from svd_trt.runtime.output import FrameType, OutputType, VideoOutput, VideoStream, converter, stays_on_device
 from svd_trt.runtime.parameters import ParameterArguments
 from svd_trt.runtime.preparation import Given, prepare
@@ -176,15 +178,17 @@ class VideoPipeline(Closeable):
         )
         with self.executor.turns.taken():
             job, pictures = prepare(self.executor, given)
-            generated = list(generate(self.executor, job, pictures, latents_only=output_type == "latent"))
+            if job.settings.extend and output_type == "latent":
+                raise ArgumentError("extend makes frames, not latents; choose another output_type")
+            generated = list(self._generate(job, pictures, latents_only=output_type == "latent"))
         frames: Any
         if output_type == "dlpack":
-            flat, count = [frame for chunk in generated for frame in chunk], job.settings.num_frames
+            flat, count = [frame for chunk in generated for frame in chunk], job.settings.total_frames
             frames = [flat[start : start + count] for start in range(0, len(flat), count)]
         else:
             frames = np.concatenate(generated)
             if output_type != "latent":
-                frames = frames.reshape(*job.latent_shape[:2], *frames.shape[1:])  # [B, F, H, W, 3]
+                frames = frames.reshape(-1, job.settings.total_frames, *frames.shape[1:])  # [B, F, H, W, 3]
             frames = convert(frames)
         if not return_dict:
             return frames  # type: ignore[no-any-return]  # as diffusers does
@@ -272,7 +276,7 @@ class VideoPipeline(Closeable):
         with self.executor.turns.taken():
             job, pictures = prepare(self.executor, given)
         return VideoStream(
-            cast("GeneratorType[Frames, None, None]", generate(self.executor, job, pictures)),
+            cast("GeneratorType[Frames, None, None]", self._generate(job, pictures)),
             turns=self.executor.turns,
             cancellation=job.cancellation,
             parameters=job.settings,
@@ -341,6 +345,11 @@ class VideoPipeline(Closeable):
             ArgumentError: called from a callback of a generation that is running.
         """
         self.executor.close()
+
+    def _generate(self, job: Job, pictures: list[PIL.Image.Image], *, latents_only: bool = False) -> Generator[Any]:
+        if job.settings.extend:
+            return generate_longer(self.executor, job, pictures[0])
+        return generate(self.executor, job, pictures, latents_only=latents_only)
 
     def _profiles(self, job: Job, *, latents_only: bool = False) -> dict[NetworkName, list[ChosenProfile]]:
         if not self.device.runs_engines:

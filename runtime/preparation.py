@@ -25,6 +25,7 @@ from svd_trt.runtime.generation import Job, groups_of, latents_dtype
 from svd_trt.runtime.guidance import largest_scale
 from svd_trt.runtime.images import ImageInput, load_image, name_of, pictures_in
 from svd_trt.runtime.latents import checked_latents
+from svd_trt.runtime.longer import parts_of
 from svd_trt.runtime.noise import TorchGenerator
 from svd_trt.runtime.parameters import ParameterArguments, Parameters, memory_request, resolve
 from svd_trt.runtime.samplers import few_step_notes, known_harm, noisy_steps
@@ -75,6 +76,8 @@ def prepare(executor: Executor, given: Given) -> tuple[Job, list[PIL.Image.Image
     latent_size = (request.height // factor, request.width // factor)
     shape = (request.videos, request.frames, manifest.model.latent_channels, *latent_size)  # [B, F, C, h, w]
     groups = groups_of(request.videos, manifest.ranges.batch)
+    if parameters.extend:
+        _check_extension(given, request)
     start = None if given.latents is None else checked_latents(given.latents, shape)
     generators = _generators(given.generator, parameters, request)
     notes: list[str] = []
@@ -87,9 +90,13 @@ def prepare(executor: Executor, given: Given) -> tuple[Job, list[PIL.Image.Image
     schedule = None if parameters.sigmas is not None else settings.schedule or manifest.sampler.schedule
     if harm := known_harm(settings.sampler, schedule, settings.num_inference_steps):
         notes.append(harm)
-    chunks = chunk_sizes(request.videos * request.frames, settings.decode_chunk_size, manifest.ranges.chunk)
     largest = largest_scale(settings.guidance_shape, settings.min_guidance_scale, settings.max_guidance_scale)
     notes += few_step_notes(settings.sampler, settings.num_inference_steps, largest)
+    if settings.extend:
+        parts = parts_of(request.frames, settings.extend, settings.decode_chunk_size, manifest.ranges.chunk)
+        groups, chunks = groups * len(parts), [chunk for part in parts for chunk in part.chunks]
+    else:
+        chunks = chunk_sizes(request.videos * request.frames, settings.decode_chunk_size, manifest.ranges.chunk)
     for note in notes:  # now that nothing is refused any more
         _log.warning(note)
     if generators is not None:
@@ -113,6 +120,14 @@ def prepare(executor: Executor, given: Given) -> tuple[Job, list[PIL.Image.Image
     )
     executor.watch(job.cancellation)
     return job, pictures
+
+
+def _check_extension(given: Given, request: MemoryRequest) -> None:
+    if request.videos > 1:
+        raise ArgumentError(f"extend makes one video at a time, not {request.videos}; make a call for each")
+    for name, value in (("latents", given.latents), ("callback_on_step_end", given.callback)):
+        if value is not None:
+            raise ArgumentError(f"{name} cannot be used with extend, which denoises part after part")
 
 
 def _generators(generator: Any, parameters: Parameters, request: MemoryRequest) -> TorchSources | None:

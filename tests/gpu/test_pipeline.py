@@ -38,6 +38,7 @@ CASES: dict[str, dict[str, Any]] = {
     "unguided": {"max_guidance_scale": 1.0},
     "guidance-in-the-middle": {"guidance_interval": (0.5, 200), "sampler": "dpmpp-2m", "num_videos_per_prompt": 3},
     "fresh-noise": {"sampler": "lcm", "num_videos_per_prompt": 3},
+    "longer": {"num_frames": 5, "extend": 3},
     "videos-over-batches": {"num_frames": 3, "num_videos_per_prompt": 3, "decode_chunk_size": 4},
 }
 REQUEST = MemoryRequest(frames=4, height=72, width=96)

@@ -233,7 +233,7 @@ def _write(stream: VideoStream, paths: list[str], rate: Fraction, stream_format:
                 stream=stream_format,
             )
             with BackgroundWriter(opened, maxsize=_FRAMES_QUEUED) as writer:
-                for _ in range(p.num_frames):
+                for _ in range(p.total_frames):
                     writer.write(next(stream)[np.newaxis])
             spent += writer.seconds
             finished += 1
@@ -259,7 +259,7 @@ def _names(paths: list[str]) -> str:
 def _report(console: Console, stream: VideoStream, paths: list[str], rate: Fraction, timings: dict[str, Any]) -> None:
     p = stream.parameters
     where = "standard output" if paths[0] == _STDOUT else _names(paths)
-    console.print(f"wrote {where}: {p.num_frames} frames of {p.width}x{p.height} at {rate} fps, {_seeds(p)}")
+    console.print(f"wrote {where}: {p.total_frames} frames of {p.width}x{p.height} at {rate} fps, {_seeds(p)}")
     stages = {k: v for k, v in timings.items() if k not in ("steps", "total")}
     listed = ", ".join(f"{stage} {format_seconds(value)}" for stage, value in stages.items())
     console.print(f"{format_seconds(timings['total'])} on {stream.backend}: {listed}", style="dim", soft_wrap=True)
