@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-NOTHING = "**Nothing here has run on a GPU yet**"
+NOTHING = "**No engine of this project has run on a GPU yet.**"
 
 
 def test_readme_names_the_gpus_of_the_records() -> None:

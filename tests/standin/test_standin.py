@@ -28,7 +28,7 @@ def test_functions_have_the_parameters_of_the_driver(name: str) -> None:
 
 
 def test_functions_that_are_not_modelled_raise_attribute_errors() -> None:
-    assert len(FUNCTIONS) == 40
+    assert len(FUNCTIONS) == 41
     assert StandInCuda().CUresult is driver.CUresult
     with pytest.raises(AttributeError, match="cuMemAllocAsync"):
         StandInCuda().cuMemAllocAsync  # noqa: B018
