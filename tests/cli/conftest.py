@@ -30,7 +30,7 @@ class _Main(click.Command):
 
 def invoke(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     """Run ``svd-trt`` with ``arguments`` in this process; an unexpected exception is raised."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)}
     hook = sys.unraisablehook
     try:
         found = CliRunner(env=ENVIRONMENT).invoke(_Main("svd-trt"), list(map(str, arguments)), catch_exceptions=False)

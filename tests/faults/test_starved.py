@@ -110,7 +110,10 @@ def test_processes_with_little_memory(megabytes: int, small_bundle: Path, pictur
     assert "Traceback" not in result.stderr
     if result.returncode:
         assert "memory" in result.stderr.lower() or "bad_alloc" in result.stderr
-        assert content_of(tmp_path) == {}
+        left = content_of(tmp_path)
+        if result.returncode == -signal.SIGABRT:  # of a library, as after a kill: the next run removes what is hidden
+            left = {name: content for name, content in left.items() if not name.startswith(".svd-trt-")}
+        assert left == {}
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from typing import NoReturn
 import click
 
 from svd_trt.cli.closed_streams import open_streams
-from svd_trt.cli.signals import end_by_exceptions
+from svd_trt.cli.signals import end_by_exceptions, received
 from svd_trt.errors import SvdTrtError, is_lack_of_memory
 from svd_trt.units import shorten
 from svd_trt.version import __version__
@@ -87,14 +87,25 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     except SvdTrtError as error:
         if isinstance(error.__cause__, BrokenPipeError):
             _end_without_reader()
+        _end_if_interrupted()
         click.echo(f"svd-trt: {_readable('; '.join([str(error), *_notes(error)]))}", err=True)
         sys.exit(1)
     except BrokenPipeError:
         _end_without_reader()
     except (OSError, MemoryError, ImportError, RuntimeError) as error:
+        _end_if_interrupted()
         click.echo(f"svd-trt: {_explain(error)}", err=True)
         sys.exit(1)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _end_if_interrupted() -> None:
+    """Exit as a signal asks if there was one: the failure is only what it led to."""
+    number = received()
+    if number == signal.SIGINT:
+        click.echo("interrupted", err=True)
+    if number is not None:
+        sys.exit(128 + number)
 
 
 def _explain(error: Exception) -> str:
