@@ -65,7 +65,7 @@ def test_what_is_given_wins_over_the_preset(
     [
         ({"schedule": "ays", "sigmas": (1.0, 0.0)}, "schedule and sigmas were both given; give one of them"),
         ({"schedule": "AYS"}, "schedule must be one of karras, exponential, ays, not 'AYS'"),
-        ({"sampler": "heun"}, "sampler must be one of euler, unic, dpmpp-2m, ab2, not 'heun'"),
+        ({"sampler": "heun"}, "sampler must be one of euler, unic, dpmpp-2m, ab2, lcm, not 'heun'"),
         ({"quality": "ultra"}, "quality must be one of best, standard, fast, draft, not 'ultra'"),
         ({"quality": ["best"]}, "quality must be one of"),
         ({"schedule": 7}, "schedule must be one of karras, exponential, ays, not 7"),

@@ -170,10 +170,14 @@ def test_unic_is_diffusers_but_for_its_approximate_weight(solver: str) -> None:
         latents, before = following, denoised
 
 
+SOLVERS = sorted(set(SAMPLERS) - {"lcm"})  # of the probability flow; lcm jumps to its end, and adds noise
+
+
 def test_orders_of_convergence() -> None:
     """Data of the variance 1/4 have a flow that is known: x is proportional to sqrt(1/4 + sigma^2)."""
     errors: dict[str, list[float]] = {}
-    for name, make in SAMPLERS.items():
+    for name in SOLVERS:
+        make = SAMPLERS[name]
         for steps in (64, 128):
             sigmas = checkpoint_sigmas(INFO, steps)[:-1]
             x, before = 1.0, 0.0
@@ -190,8 +194,8 @@ def test_orders_of_convergence() -> None:
 def test_equal_levels_change_nothing() -> None:
     """diffusers' plain sigmas at 1000 steps begin with the highest level twice, and then nothing has a slope."""
     sigmas = np.array([3, 3, 1, 0.5, 0.5], np.float32)
-    for make in SAMPLERS.values():
-        table = make(sigmas)
+    for name in SOLVERS:
+        table = SAMPLERS[name](sigmas)
         assert np.isfinite(table).all()
         np.testing.assert_array_equal(table[:2], euler(sigmas)[:2])
         assert table[3, 4] == 1
