@@ -331,7 +331,7 @@ def test_defaults_are_diffusers() -> None:
     # diffusers has a generator, 576x1024 (decided by the bundle here) and a scheduler object instead, and does what
     # stretch, ignore and None do
     ours = {"seed", "height", "width", "schedule", "sampler", "quality", "resize_mode", "icc", "background"}
-    ours |= {"guidance_shape", "guidance_interval", "deep_every"}
+    ours |= {"guidance_shape", "guidance_interval", "deep_every", "extend"}
     for name in Parameters.fields().keys() - ours:
         assert theirs[name].default == getattr(Parameters(), name), name
 
