@@ -126,6 +126,8 @@ NOT_IN_THE_DIGEST = {
     "checkpoint", "checkpoint_kinds", "preflight", "random_source", "recipe", "scheduler", "silence",
     # These find and check files. The digest of those that are used is in the key.
     "file_kinds", "hub", "published", "weight_files",
+    # `changed_checkpoint` puts a digest of these into that of the UNet's weights, if they are used.
+    "changed_checkpoint", "code_digest", "lora", "other_unet",
 }  # fmt: skip
 
 
