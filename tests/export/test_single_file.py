@@ -459,18 +459,6 @@ def test_the_advice_for_a_pickle_works(options: dict[str, Any], single_file: Pat
         result.write_bytes(b"precious")
 
 
-@pytest.mark.parametrize("prefix", ["", "diffusion_model.", UNET, "model_ema.diffusion_model."])
-def test_the_advice_for_a_unet_alone_works(prefix: str, single_file: Path, tmp_path: Path) -> None:
-    whole = safetensors.torch.load_file(single_file)
-    shutil.copy(single_file, tmp_path / "svd_xt.safetensors")
-    unet = {name: -tensor for name, tensor in unet_in_own_names(whole, prefix).items()}
-    safetensors.torch.save_file(unet, tmp_path / "tuned.safetensors")
-    run_advice(tmp_path / "tuned.safetensors", tmp_path)
-    found = safetensors.torch.load_file(tmp_path / "tuned-whole.safetensors")
-    assert found.keys() == whole.keys()
-    assert all(torch.equal(found[n], -x if n.startswith(UNET) else x) for n, x in whole.items())
-
-
 @pytest.mark.parametrize(
     ("name", "shape", "words"),
     [
