@@ -206,7 +206,8 @@ def test_a_bundle_for_both_branches_takes_an_interval_of_all_steps_alone(
             pipe.stream(picture, **FAST, guidance_interval=(0, 50))
         with pytest.raises(RefusedError) as found:
             library.frames([picture], **FAST, guidance_interval=(0, 50))
-    assert str(found.value) == str(expected.value)
+    words = str(expected.value).partition(", or go on after")[0]  # by extend, which is in Python only
+    assert str(found.value) == words
 
 
 def compare(
