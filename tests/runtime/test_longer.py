@@ -52,6 +52,24 @@ def test_the_flight_goes_on(seed: int, tiny_pipe: VideoPipeline, record_property
     assert abs(speed - 1) <= 0.1
 
 
+@pytest.mark.slow
+def test_figures_of_the_documents(tiny_pipe: VideoPipeline, record_property: Any) -> None:
+    """Those of docs/index.md: means over 12 pictures."""
+    errors, speeds = [], []
+    for seed in world.held_out_seeds(12):
+        scene = world.make_scene(seed, 15, fps=7, motion_bucket_id=127)
+        truth = world.draw_clip(scene, 15, 32, 32)
+        frames = tiny_pipe(PIL.Image.fromarray(truth[0]), extend=7, **FAST).frames[0]
+        errors.append([score.rms(frames[part], truth[part]) for part in (slice(8), slice(8, 15))])
+        speeds.append(np.hypot(*score.track(frames[8:], scene)) / np.hypot(*score.track(truth[8:], scene)))
+    first, rest = np.mean(errors, axis=0)
+    for name, value in (("first", first), ("rest", rest), ("speed", np.median(speeds))):
+        record_property(name, value)
+    assert first <= 0.03
+    assert rest <= 0.055
+    assert abs(np.median(speeds) - 1) <= 0.05
+
+
 def test_a_stream_has_the_frames_of_a_call_and_repeats(small_bundle: Path, picture: PIL.Image.Image) -> None:
     arguments: dict[str, Any] = {
         "num_frames": 4,
