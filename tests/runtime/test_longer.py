@@ -46,7 +46,7 @@ def test_the_flight_goes_on(seed: int, tiny_pipe: VideoPipeline, record_property
     seam = score.rms(frames[8], frames[7]) / score.rms(truth[8], truth[7])
     speed = np.hypot(*score.track(frames[8:], scene)) / np.hypot(*score.track(truth[8:], scene))
     for name, value in (("error", error), ("seam", seam), ("speed", speed)):
-        record_property(name, value)
+        record_property(name, float(value))
     assert error <= 0.07
     assert seam <= 1.2
     assert abs(speed - 1) <= 0.1
@@ -64,7 +64,7 @@ def test_figures_of_the_documents(tiny_pipe: VideoPipeline, record_property: Any
         speeds.append(np.hypot(*score.track(frames[8:], scene)) / np.hypot(*score.track(truth[8:], scene)))
     first, rest = np.mean(errors, axis=0)
     for name, value in (("first", first), ("rest", rest), ("speed", np.median(speeds))):
-        record_property(name, value)
+        record_property(name, float(value))
     assert first <= 0.03
     assert rest <= 0.055
     assert abs(np.median(speeds) - 1) <= 0.05
