@@ -206,8 +206,7 @@ def test_a_bundle_for_both_branches_takes_an_interval_of_all_steps_alone(
             pipe.stream(picture, **FAST, guidance_interval=(0, 50))
         with pytest.raises(RefusedError) as found:
             library.frames([picture], **FAST, guidance_interval=(0, 50))
-    words = str(expected.value).partition(", or go on after")[0]  # by extend, which is in Python only
-    assert str(found.value) == words
+    assert str(found.value) == str(expected.value)
 
 
 def compare(
@@ -269,4 +268,5 @@ def test_refusals_have_the_words_of_python(
         dynamic_pipe.stream(picture, **arguments)
     with pytest.raises(RefusedError) as found:
         dynamic.frames([picture], **arguments)
-    assert str(found.value) == str(expected.value)
+    words = str(expected.value).partition(", or go on after")[0]  # by extend, which is in Python only
+    assert str(found.value) == words
