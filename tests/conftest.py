@@ -141,8 +141,9 @@ def build_dynamic(once: Once, cache: Path, checkpoint: Path) -> Path:
 
 
 def build_tiny(once: Once, cache: Path, precision: Any) -> Path:
-    """Build the trained miniature of examples/tiny: 2 to 8 frames of 32x32."""
-    options = BuildOptions(height=32, width=32, frames="2:8:8", precision=precision, backend=BACKEND, cache=cache)
+    """Build the trained miniature of examples/tiny: 2 to 8 frames of 32x32. Only in fp16 it has engines."""
+    backend = BACKEND if precision == "fp16" else "onnxruntime"
+    options = BuildOptions(height=32, width=32, frames="2:8:8", precision=precision, backend=backend, cache=cache)
     return once(f"tiny-{precision}", lambda path: build_bundle(TINY / "checkpoint", path, options))
 
 
