@@ -140,17 +140,16 @@ def build_dynamic(once: Once, cache: Path, checkpoint: Path) -> Path:
     return once("dynamic", lambda path: build_bundle(checkpoint, path, replace(DYNAMIC, cache=cache)))
 
 
-def build_tiny(once: Once, cache: Path, precision: Any) -> Path:
-    """Build the trained miniature of examples/tiny: 2 to 8 frames of 32x32. Only in fp16 it has engines."""
-    backend = BACKEND if precision == "fp16" else "onnxruntime"
+def build_tiny(once: Once, cache: Path, precision: Any, backend: Any = "onnxruntime") -> Path:
+    """Build the trained miniature of examples/tiny: 2 to 8 frames of 32x32."""
     options = BuildOptions(height=32, width=32, frames="2:8:8", precision=precision, backend=backend, cache=cache)
-    return once(f"tiny-{precision}", lambda path: build_bundle(TINY / "checkpoint", path, options))
+    return once(f"tiny-{precision}-{backend}", lambda path: build_bundle(TINY / "checkpoint", path, options))
 
 
-def build_shallow(once: Once, cache: Path) -> Path:
-    """Build the trained miniature in fp16 with shallow steps; all but its denoisers are those of `build_tiny`."""
-    options = BuildOptions(height=32, width=32, frames="2:8:8", shallow_steps=True, backend=BACKEND, cache=cache)
-    return once("shallow", lambda path: build_bundle(TINY / "checkpoint", path, options))
+def build_shallow(once: Once, cache: Path, small_checkpoint: Path) -> Path:
+    """Build the small bundle with shallow steps; all but its denoisers are those of `build_small`."""
+    options = replace(SMALL, shallow_steps=True, cache=cache)
+    return once("shallow", lambda path: build_bundle(small_checkpoint, path, options))
 
 
 def build_small(once: Once, cache: Path, small_checkpoint: Path) -> Path:
@@ -166,14 +165,14 @@ def dynamic_bundle(once: Once, cache: Path, checkpoint: Path) -> Bundle:
 
 @pytest.fixture(scope="session")
 def tiny_bundle(once: Once, cache: Path) -> Bundle:
-    """The trained miniature in fp16: 2 to 8 frames of 32x32. Its networks have all kinds of layers of SVD."""
+    """The trained miniature in fp16, for a CPU: 2 to 8 frames of 32x32. It has all kinds of layers of SVD."""
     return Bundle.open(build_tiny(once, cache, "fp16"))
 
 
 @pytest.fixture(scope="session")
-def shallow_bundle(once: Once, cache: Path) -> Bundle:
-    """The trained miniature in fp16 with a shallow denoiser: 2 to 8 frames of 32x32."""
-    return Bundle.open(build_shallow(once, cache))
+def shallow_bundle(once: Once, cache: Path, small_checkpoint: Path) -> Bundle:
+    """The small bundle with a shallow denoiser: fp16, 2 to 6 frames of 32x32."""
+    return Bundle.open(build_shallow(once, cache, small_checkpoint))
 
 
 @pytest.fixture(scope="session")
@@ -200,7 +199,7 @@ def _built_in_parallel(request: pytest.FixtureRequest, worker_id: str) -> None:
     builds = {
         "dynamic_bundle": lambda: build_dynamic(once, cache, request.getfixturevalue("checkpoint")),
         "tiny_bundle": lambda: build_tiny(once, cache, "fp16"),
-        "shallow_bundle": lambda: build_shallow(once, cache),
+        "shallow_bundle": lambda: build_shallow(once, cache, request.getfixturevalue("small_checkpoint")),
         "small_bundle": lambda: build_small(once, cache, request.getfixturevalue("small_checkpoint")),
     }
     # The first process starts with the last one, which is done first, because its tests come first.

@@ -218,7 +218,7 @@ def test_refused_sizes(text: str, words: str) -> None:
         ByteSize().convert(text, None, None)
 
 
-def test_a_bundle_with_a_shallow_denoiser(run: Run, shallow_bundle: Bundle, tiny_bundle: Bundle) -> None:
+def test_a_bundle_with_a_shallow_denoiser(run: Run, shallow_bundle: Bundle, small_bundle: Path) -> None:
     path = shallow_bundle.path
     tables = invoke("inspect", path).stdout
     assert "shallow_denoiser" in tables
@@ -229,9 +229,9 @@ def test_a_bundle_with_a_shallow_denoiser(run: Run, shallow_bundle: Bundle, tiny
     assert max(len(line) for line in tables.splitlines()[1:]) <= 80
     found = json.loads(invoke("inspect", path, "--json").stdout)
     assert list(found["networks"]) == ["image_encoder", "vae_encoder", "denoiser", "shallow_denoiser", "vae_decoder"]
-    assert found["graph"]["deep_channels"] == 64
+    assert found["graph"]["deep_channels"] == 32
     assert invoke("inspect", path, "--trtexec", "shallow_denoiser").stdout.count("--loadEngine=") == 2
-    kernels = invoke("inspect", path, "--kernels", "shallow_denoiser", "--frames", "8")
+    kernels = invoke("inspect", path, "--kernels", "shallow_denoiser", "--frames", "6")
     assert kernels.returncode == 0, kernels.stderr
     assert "shallow_denoiser" in kernels.stdout
     assert "shallow_denoiser" in invoke("inspect", path, "--kernels").stdout
@@ -253,6 +253,6 @@ def test_a_bundle_with_a_shallow_denoiser(run: Run, shallow_bundle: Bundle, tiny
         ("--kernels", "shallow_denoiser"): "there is no network 'shallow_denoiser'; choose one of: image_encoder, ",
         ("--deep-every", "3"): "--deep-every is for --vram-budget; give both",
     }.items():
-        refused = invoke("inspect", tiny_bundle.path, *option)
+        refused = invoke("inspect", small_bundle, *option)
         assert refused.returncode != 0
         assert problem in refused.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,11 +13,11 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from svd_trt import VideoPipeline
+from svd_trt import BuildOptions, VideoPipeline, build_bundle
 from svd_trt.export.fidelity import psnr
 from svd_trt.runtime.quality_presets import QUALITIES
 from svd_trt.runtime.schedules import ays_sigmas
-from tests.conftest import build_tiny
+from tests.conftest import BACKEND, Once, build_tiny
 from tests.runtime.textbook import TEXTBOOK
 
 TINY = Path(__file__).parent.parent.parent / "examples" / "tiny"
@@ -39,7 +40,8 @@ def score() -> Any:
 
 @pytest.fixture(scope="module", params=["fp32", "fp16"])
 def bundle(request: pytest.FixtureRequest, once: Any, cache: Path) -> tuple[str, Path]:
-    return request.param, build_tiny(once, cache, request.param)
+    backend = BACKEND if request.param == "fp16" else "onnxruntime"  # the networks of each are others
+    return request.param, build_tiny(once, cache, request.param, backend)
 
 
 @pytest.fixture(scope="module")
@@ -168,3 +170,25 @@ def test_motion_grows_with_the_bucket(bundle: tuple[str, Path], score: Any, reco
     record_property(f"{precision}_pixels_per_frame", " ".join(f"{m:.2f}" for m in means))
     assert means == sorted(means)
     assert means[-1] > 2 * means[0]
+
+
+@pytest.fixture(scope="module")
+def shallow_pipe(once: Once, cache: Path) -> Iterator[VideoPipeline]:
+    options = BuildOptions(height=32, width=32, frames="2:8:8", shallow_steps=True, backend="onnxruntime", cache=cache)
+    path = once("tiny-shallow", lambda path: build_bundle(TINY / "checkpoint", path, options))
+    with VideoPipeline.open(path) as pipe:
+        yield pipe
+
+
+@pytest.mark.parametrize(("every", "least"), [(2, 50), (3, 50), (5, 45)])
+def test_shallow_steps_are_close_to_whole_ones(
+    every: int, least: float, shallow_pipe: VideoPipeline, record_property: Any
+) -> None:
+    """With 25 steps: what shallow steps cost in fidelity."""
+    rocket = PIL.Image.open(TINY / "picture.png")
+    arguments: dict[str, Any] = {"num_frames": 8, "seed": 1, "output_type": "np"}
+    whole = shallow_pipe(rocket, **arguments).frames
+    found = shallow_pipe(rocket, deep_every=every, **arguments).frames
+    value = psnr(found, whole)
+    record_property("psnr_db", value)
+    assert least <= value < 90

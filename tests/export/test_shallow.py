@@ -99,11 +99,13 @@ def test_the_kept_features_and_the_shallow_step_are_those_of_diffusers(
 
 @pytest.mark.parametrize("end", END)
 @pytest.mark.parametrize("name", ["denoiser", SHALLOW])
-def test_networks_of_a_bundle(name: NetworkName, end: str, shallow_bundle: Bundle, record_property: Any) -> None:
+def test_networks_of_a_bundle(
+    name: NetworkName, end: str, shallow_bundle: Bundle, small_checkpoint: Path, record_property: Any
+) -> None:
     bundle = shallow_bundle
     sizes = sizes_at(bundle.network(name).spec, end)
     with VideoPipeline.open(bundle, backend="onnxruntime") as pipe:
-        found = list(verify_networks(pipe, open_checkpoint(str(TINY / "checkpoint")), [sizes], [name]))
+        found = list(verify_networks(pipe, open_checkpoint(str(small_checkpoint)), [sizes], [name]))
     record_property("largest_difference", max(d.max_abs for d in found))
     assert [d.what.partition(".")[2] for d in found] == [t.name for t in bundle.network(name).spec.outputs]
     assert all(d.ok and d.max_abs <= TOLERANCE["fp16"]["denoiser"] and d.reference_std > 0.01 for d in found)
@@ -111,8 +113,8 @@ def test_networks_of_a_bundle(name: NetworkName, end: str, shallow_bundle: Bundl
 
 def test_a_shallow_denoiser_is_a_small_part(shallow_bundle: Bundle) -> None:
     whole, shallow = (shallow_bundle.network(name) for name in ("denoiser", SHALLOW))
-    assert shallow.flops < 0.8 * whole.flops  # all levels of the miniature are 64 wide; in SVD the deep ones are wider
-    assert shallow.onnx.parameters < 0.5 * whole.onnx.parameters
+    assert shallow.flops < 0.9 * whole.flops  # both levels of the small one are 32 wide; SVD has four, deep ones wider
+    assert shallow.onnx.parameters < 0.75 * whole.onnx.parameters
     assert whole.plan is not None
     assert shallow.plan is not None
     assert whole.spec.tensor(DEEP_FEATURES).dtype == "float16"

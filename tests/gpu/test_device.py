@@ -7,6 +7,7 @@ recorded.
 from __future__ import annotations
 
 import statistics
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ import pytest
 from svd_trt import Bundle
 from svd_trt.engine.memory import MemoryRequest, plan_memory
 from svd_trt.export.fidelity import psnr
-from tests.conftest import TINY
+from tests.conftest import BACKEND, TINY, Once, build_tiny
 from tests.gpu.conftest import Rig
 
 pytestmark = pytest.mark.slow
@@ -26,12 +27,17 @@ REQUEST = MemoryRequest(frames=8, height=32, width=32)
 
 
 @pytest.fixture(scope="module")
+def engines(once: Once, cache: Path) -> Bundle:
+    return Bundle.open(build_tiny(once, cache, "fp16", BACKEND))
+
+
+@pytest.fixture(scope="module")
 def rocket() -> PIL.Image.Image:
     return PIL.Image.open(TINY / "picture.png").convert("RGB")
 
 
 def test_fp16_frames_are_close_to_diffusers_in_fp16(
-    rig: Rig, tiny_bundle: Bundle, rocket: PIL.Image.Image, record_property: Any
+    rig: Rig, engines: Bundle, rocket: PIL.Image.Image, record_property: Any
 ) -> None:
     import torch
     from diffusers import StableVideoDiffusionPipeline
@@ -48,7 +54,7 @@ def test_fp16_frames_are_close_to_diffusers_in_fp16(
     reference = StableVideoDiffusionPipeline.from_pretrained(TINY / "checkpoint", dtype=torch.float16)
     reference.set_progress_bar_config(disable=True)
     theirs = reference(rocket, generator=torch.manual_seed(42), **arguments).frames
-    with rig.open(tiny_bundle) as pipe:
+    with rig.open(engines) as pipe:
         ours = pipe(rocket, seed=42, **arguments).frames
     worst = min(psnr(a, (b * 255).round().astype(np.uint8)) for a, b in zip(ours[0], theirs[0], strict=True))
     record_property("worst_frame_psnr_db", worst)
@@ -56,12 +62,12 @@ def test_fp16_frames_are_close_to_diffusers_in_fp16(
 
 
 def test_time_per_step_with_and_without_graphs(
-    rig: Rig, tiny_bundle: Bundle, rocket: PIL.Image.Image, record_property: Any
+    rig: Rig, engines: Bundle, rocket: PIL.Image.Image, record_property: Any
 ) -> None:
     """Seconds per step: call by call, with a graph per step (as the pipeline does), and with one graph of all steps."""
     steps = 10
     arguments: dict[str, Any] = {"num_inference_steps": steps, "seed": 1, "output_type": "latent"}
-    with rig.open(tiny_bundle) as pipe:
+    with rig.open(engines) as pipe:
         pipe(rocket, **arguments)
         device: Any = pipe.device
         assert pipe.executor._loop is not None
@@ -98,11 +104,9 @@ def test_time_per_step_with_and_without_graphs(
     assert all(value > 0 for values in seconds.values() for value in values)
 
 
-def test_memory_is_within_the_plan(
-    rig: Rig, tiny_bundle: Bundle, rocket: PIL.Image.Image, record_property: Any
-) -> None:
+def test_memory_is_within_the_plan(rig: Rig, engines: Bundle, rocket: PIL.Image.Image, record_property: Any) -> None:
     """Memory in use according to the driver against the plan. On a real GPU, engines take more than reported."""
-    bundle = tiny_bundle
+    bundle = engines
     with rig.open(bundle) as pipe:
         before = rig.used()
         plan = pipe(rocket, num_inference_steps=4, seed=1).memory
