@@ -26,9 +26,9 @@ from svd_trt.errors import ArgumentError, ImageError, ResultError
 from svd_trt.export.fidelity import psnr
 from svd_trt.progress import Progress
 from svd_trt.runtime.deep_steps import deep_steps
-from svd_trt.runtime.parameters import Settings, guided_steps_of
 from svd_trt.runtime.pipeline import VideoPipeline
 from svd_trt.runtime.quality_presets import QUALITIES
+from svd_trt.runtime.settings import Settings, guided_steps_of
 
 __all__ = [
     "REFERENCE",

@@ -11,7 +11,7 @@ from svd_trt.engine.memory import networks_of
 from svd_trt.engine.profiles import choose_profile
 from svd_trt.engine.spec import SHALLOW, NetworkName, Range
 from svd_trt.runtime.generation import Job, groups_of
-from svd_trt.runtime.parameters import guided_steps_of
+from svd_trt.runtime.settings import guided_steps_of
 
 __all__ = ["ChosenProfile", "chosen_profiles", "describe_profiles"]
 

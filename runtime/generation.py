@@ -24,10 +24,10 @@ from svd_trt.runtime.denoise import Conditions, Floats, denoise
 from svd_trt.runtime.executor import Executor
 from svd_trt.runtime.guidance import guidance_scales
 from svd_trt.runtime.noise import TorchGenerator, draw_rows
-from svd_trt.runtime.parameters import Settings, guided_steps_of
 from svd_trt.runtime.preprocess import clip_pixels, vae_image
 from svd_trt.runtime.samplers import SAMPLERS, noisy_steps
 from svd_trt.runtime.schedules import initial_std
+from svd_trt.runtime.settings import Settings, guided_steps_of
 from svd_trt.runtime.timings import Timings, timed
 from svd_trt.runtime.tracing import traced
 

@@ -20,7 +20,7 @@ from svd_trt.errors import ArgumentError, CancelledError, MissingDependencyError
 from svd_trt.runtime.cancellation import Cancellation
 from svd_trt.runtime.chosen_profiles import ChosenProfile
 from svd_trt.runtime.decode import Frames
-from svd_trt.runtime.parameters import Settings
+from svd_trt.runtime.settings import Settings
 from svd_trt.runtime.timings import Timings
 from svd_trt.runtime.turns import Turns
 from svd_trt.units import shorten

@@ -27,8 +27,9 @@ from svd_trt.runtime.images import ImageInput, load_image, name_of, pictures_in
 from svd_trt.runtime.latents import checked_latents
 from svd_trt.runtime.longer import parts_of
 from svd_trt.runtime.noise import TorchGenerator
-from svd_trt.runtime.parameters import ParameterArguments, Parameters, memory_request, resolve
+from svd_trt.runtime.parameters import ParameterArguments, Parameters
 from svd_trt.runtime.samplers import few_step_notes, known_harm, noisy_steps
+from svd_trt.runtime.settings import memory_request, resolve
 from svd_trt.runtime.timings import Timings, timed
 from svd_trt.runtime.torch_state import TorchSources
 

@@ -15,7 +15,7 @@ import pytest
 from svd_trt import Bundle, VideoPipeline
 from svd_trt.engine.memory import MemoryRequest, plan_memory, smallest_budget
 from svd_trt.errors import BackendError, BudgetError, DeviceMemoryError, SvdTrtError
-from svd_trt.runtime.parameters import guided_steps_of
+from svd_trt.runtime.settings import guided_steps_of
 from tests.gpu.conftest import Rig
 
 FAST: dict[str, Any] = {

@@ -17,7 +17,8 @@ from svd_trt import Bundle, VideoPipeline
 from svd_trt.errors import ArgumentError
 from svd_trt.export.fidelity import psnr
 from svd_trt.runtime.guidance import GuidanceShape, guidance_scales, guided_steps, largest_scale
-from svd_trt.runtime.parameters import Parameters, memory_request
+from svd_trt.runtime.parameters import Parameters
+from svd_trt.runtime.settings import memory_request
 
 OPTIONS: dict[str, Any] = {"num_frames": 5, "num_inference_steps": 6, "height": 48, "width": 64}
 

@@ -12,10 +12,11 @@ import torch
 
 from svd_trt import ArgumentError, VideoPipeline
 from svd_trt.export.fidelity import psnr
-from svd_trt.runtime.parameters import Parameters, Settings
+from svd_trt.runtime.parameters import Parameters
 from svd_trt.runtime.quality_presets import QUALITIES
 from svd_trt.runtime.samplers import known_harm
 from svd_trt.runtime.schedules import SCHEDULES, ays_sigmas
+from svd_trt.runtime.settings import Settings
 from tests.runtime.textbook import TEXTBOOK
 
 SIZE: dict[str, Any] = {"num_frames": 3, "height": 72, "width": 96, "seed": 42}

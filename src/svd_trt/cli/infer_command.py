@@ -24,9 +24,10 @@ from svd_trt.runtime.chosen_profiles import describe_profiles
 from svd_trt.runtime.images import ImageInput
 from svd_trt.runtime.layer_times import LayerTimes
 from svd_trt.runtime.output import VideoStream
-from svd_trt.runtime.parameters import Parameters, Settings
+from svd_trt.runtime.parameters import Parameters
 from svd_trt.runtime.picture_files import local_path
 from svd_trt.runtime.pipeline import VideoPipeline
+from svd_trt.runtime.settings import Settings
 from svd_trt.runtime.video import FORMATS, STREAMS, BackgroundWriter, check_output, exact_rate, numbered, open_writer
 from svd_trt.units import format_bytes, format_seconds
 

@@ -18,7 +18,7 @@ from svd_trt.engine.manifest import Manifest, NetworkEntry, precision_of
 from svd_trt.engine.memory import MemoryRequest, compare_plans, plan_memory
 from svd_trt.engine.spec import LARGEST_STEPS, SHALLOW, NetworkName
 from svd_trt.errors import ArgumentError, BackendError
-from svd_trt.runtime.parameters import require_shallow
+from svd_trt.runtime.settings import require_shallow
 
 __all__ = ["command"]
 
