@@ -20,7 +20,7 @@ setup: $(READY)
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c "import sys; sys.exit('svd-trt needs Python 3.11 or newer: make setup PYTHON=python3.12') if sys.version_info < (3, 11) else 0"
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --editable '.[export,rtx,bench,heic,profile,docs,dev]'
+	$(BIN)/pip install --quiet --editable '.[export,rtx,bench,heic,profile,serve,docs,dev]'
 	touch $(READY)
 
 demo: $(READY)

@@ -47,6 +47,8 @@ def test_wheel_holds_every_module_once(wheel: Path) -> None:
     expected = {f"svd_trt/{p.relative_to(ROOT).as_posix()}" for f in folders for p in (ROOT / f).rglob("*.py")}
     expected |= {f"svd_trt/{p.relative_to(ROOT / 'src/svd_trt')}" for p in (ROOT / "src/svd_trt").glob("*.py")}
     expected |= {f"svd_trt/cli/{p.name}" for p in (ROOT / "src/svd_trt/cli").glob("*.py")} | {"svd_trt/py.typed"}
+    served = ROOT / "src/svd_trt/serve"
+    expected |= {f"svd_trt/serve/{p.relative_to(served)}" for p in [*served.rglob("*.py"), *served.glob("page/*")]}
     assert sorted(names) == sorted(expected)
 
 

@@ -16,7 +16,7 @@ the whole new video or what it held before. Every failure that a user can correc
 from __future__ import annotations
 
 from svd_trt.runtime.video._background import BackgroundWriter
-from svd_trt.runtime.video._formats import FORMATS, STREAMS, Format, check_output, numbered, open_writer
+from svd_trt.runtime.video._formats import FORMATS, STREAMS, Format, check_output, numbered, open_stream, open_writer
 from svd_trt.runtime.video._metadata import read_metadata
 from svd_trt.runtime.video._timing import exact_rate
 from svd_trt.runtime.video._writer import VideoWriter
@@ -30,6 +30,7 @@ __all__ = [
     "check_output",
     "exact_rate",
     "numbered",
+    "open_stream",
     "open_writer",
     "read_metadata",
 ]

@@ -7,7 +7,7 @@ import stat
 from collections.abc import Mapping
 from fractions import Fraction
 from pathlib import Path, PurePath
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from svd_trt.engine.temporary_files import hidden_sibling
 from svd_trt.errors import ArgumentError, OutputError
@@ -138,6 +138,26 @@ def open_writer(
     check_output(path, stream)
     text = os.fspath(path)
     return _writer(_kind(text), stream)(text, spec)
+
+
+def open_stream(
+    sink: BinaryIO,
+    stream: str,
+    *,
+    height: int,
+    width: int,
+    fps: float | Fraction,
+    metadata: Mapping[str, object],
+) -> VideoWriter:
+    """A writer as `open_writer`'s of standard output that writes to ``sink``; ``stream`` is one of `STREAMS`.
+
+    Raises:
+        ArgumentError: a size or rate that the format cannot have, or metadata that is not JSON.
+    """
+    writer = _writer(STDOUT, stream)(STDOUT, VideoSpec(height, width, exact_rate(fps), encode(metadata)))
+    assert isinstance(writer, StdoutWriter)
+    writer.sink = sink
+    return writer
 
 
 _SLASHES = "".join({"/", os.sep})

@@ -46,13 +46,21 @@ class StdoutWriter(VideoWriter):
     """Packed RGB, ``H * W * 3`` bytes per frame, without any header.
 
     Frames that were read cannot be taken back, so the output can be incomplete after a failure, unlike a file.
+
+    Attributes:
+        sink: takes the bytes in the place of standard output, if it is set before the ``with``.
     """
 
+    sink: BinaryIO | None = None
+
     def _start(self) -> None:
+        if self.sink is not None:
+            self._stream: RawIOBase | BinaryIO = self.sink
+            return
         buffer = binary_stdout()
         sys.stdout.flush()
         # Without the buffer: bytes that it kept after a failure would fail again, with a traceback, when Python exits.
-        self._stream: RawIOBase | BinaryIO = getattr(buffer, "raw", buffer)
+        self._stream = getattr(buffer, "raw", buffer)
 
     def _append(self, frame: NDArray[np.uint8]) -> None:
         self._send(frame.data)

@@ -32,6 +32,7 @@ _COMMANDS = {
     "infer": "svd_trt.cli.infer_command",
     "inspect": "svd_trt.cli.inspect_command",
     "random-checkpoint": "svd_trt.cli.random_checkpoint_command",
+    "serve": "svd_trt.cli.serve_command",
     "verify": "svd_trt.cli.verify_command",
 }
 _INTERRUPTED = 130

@@ -1,0 +1,191 @@
+"""``svd-trt serve``."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import click
+import platformdirs
+
+from svd_trt.cli.console import log_to, stderr
+from svd_trt.cli.sizes import ByteSize
+from svd_trt.errors import ArgumentError, MissingDependencyError
+from svd_trt.runtime.backends import PROVIDERS, RUN_BACKENDS, Provider, RunBackend
+from svd_trt.runtime.pipeline import VideoPipeline
+
+__all__ = ["command"]
+
+_KEY = "SVD_TRT_API_KEY"
+_UNITS = {"m": 60, "h": 3600, "d": 86400}
+_LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+
+
+class _Keep(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.5 on
+    """An age, bytes, or both: ``7d``, ``20GB``, ``7d,20GB``; ``forever`` is neither."""
+
+    name = "keep"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not isinstance(value, str):
+            return value
+        seconds: float | None = None
+        nbytes: int | None = None
+        for part in (piece.strip() for piece in value.split(",")):
+            if part == "forever":
+                continue
+            if found := re.fullmatch(r"(\d{1,6})([mhd])", part):
+                seconds = float(int(found[1]) * _UNITS[found[2]])
+            elif re.fullmatch(r"[\d.]+\s*[kKMGT]i?B?", part):
+                nbytes = ByteSize().convert(part, param, ctx)
+            else:
+                self.fail(f"{value!r} is not an age, a size or both, such as 7d, 12h, 20GB or 7d,20GB", param, ctx)
+        return seconds, nbytes
+
+
+@click.command(
+    "serve",
+    short_help="Serve bundles over HTTP, with a page to try them on.",
+    help="""Serve each bundle BUNDLE over HTTP: a queue of videos, progress, and a page to try it on.
+
+    \b
+    Examples:
+        svd-trt serve svd-xt                         then open http://localhost:8000
+        svd-trt serve svd-xt svd --port 9000 --data /srv/videos --keep 2d,100GB
+        SVD_TRT_API_KEY=... svd-trt serve svd-xt --host 0.0.0.0
+
+    \b
+        curl -F image=@picture.png -F seed=42 localhost:8000/v1/videos
+        curl localhost:8000/v1/videos/ID
+        curl -o video.mp4 localhost:8000/v1/videos/ID/content
+
+    The name of a bundle's folder is the name of its model; the first one is the default. Jobs are kept in the folder of
+    --data, and what was accepted is finished after a restart.
+    """,
+)
+@click.argument("bundles", metavar="BUNDLE...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to serve at; 0.0.0.0 is all of them.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 takes a free one.")
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder for jobs and videos; one server at a time uses it.  [default: a folder of this user]",
+)
+@click.option(
+    "--keep", type=_Keep(), default="7d,20GB", show_default=True, help="Age and size from which videos are removed."
+)
+@click.option("--queue", type=click.IntRange(1, 10_000), default=32, show_default=True, help="Jobs that may wait.")
+@click.option("--max-upload", type=ByteSize(), default="20MB", show_default=True, help="Bytes of a request.")
+@click.option(
+    "--max-pixels", type=click.IntRange(1), default=40_000_000, show_default=True, help="Pixels of a picture."
+)
+@click.option("--max-steps", type=click.IntRange(1), default=100, show_default=True, help="Steps of a video.")
+@click.option("--max-frames", type=click.IntRange(1), default=250, show_default=True, help="Frames of a video.")
+@click.option("--max-seconds", type=click.FloatRange(1), default=3600, show_default=True, help="Time of a video.")
+@click.option(
+    "--api-key-file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help=f"File with a key that requests must show; so does the variable {_KEY}.  [default: no key]",
+)
+@click.option("--backend", type=click.Choice(RUN_BACKENDS), default="auto", show_default=True, help="As of infer.")
+@click.option("--device", metavar="DEVICE", help="cpu, cuda, or cuda:1 for the second GPU.  [default: a GPU if any]")
+@click.option("--provider", type=click.Choice(PROVIDERS), help="Provider of ONNX Runtime.  [default: cpu]")
+@click.option("--vram-budget", type=ByteSize(), help="Most device memory of each bundle, such as 8GB.")
+@click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
+def command(
+    bundles: tuple[Path, ...],
+    host: str,
+    port: int,
+    data: Path | None,
+    keep: tuple[float | None, int | None],
+    queue: int,
+    max_upload: int,
+    max_pixels: int,
+    max_steps: int,
+    max_frames: int,
+    max_seconds: float,
+    api_key_file: Path | None,
+    backend: RunBackend,
+    device: str | None,
+    provider: Provider | None,
+    vram_budget: int | None,
+    quiet: bool,
+) -> None:
+    """Serve until a signal; the help text is in the decorator."""
+    try:
+        from svd_trt.serve.application import build_application
+        from svd_trt.serve.limits import Limits
+        from svd_trt.serve.models import named_bundles, open_models
+        from svd_trt.serve.server import Ended, bind, run_server
+        from svd_trt.serve.service import Keep, open_service
+        from svd_trt.serve.store import Store
+    except ImportError as error:
+        raise MissingDependencyError("svd-trt serve", "serve") from error
+
+    def open_bundle(path: Path) -> VideoPipeline:
+        return VideoPipeline.open(path, backend=backend, device=device, provider=provider, vram_budget=vram_budget)
+
+    console = stderr(quiet=quiet)
+    key, named = _api_key(api_key_file), named_bundles(bundles)
+    limits = Limits(queue, max_upload, max_pixels, max_steps, max_frames, max_seconds)
+    folder = data or platformdirs.user_data_path("svd-trt") / "serve"
+    ended = Ended()
+    with bind(host, port) as opened, log_to(console, style="dim"):
+        store = Store(folder)
+        try:
+            service = open_service(
+                store,
+                open_models(named, open_bundle),
+                named,
+                open_bundle,
+                limits=limits,
+                keep=Keep(*keep),
+                api_key=key,
+                names=_LOOPBACK if host in _LOOPBACK else frozenset(),
+                on_failure=ended.say,
+            )
+            if host not in _LOOPBACK and key is None:
+                console.print(_warning(host), style="bold yellow")
+            address = _address(host, opened.getsockname()[1])
+
+            def ready() -> None:
+                console.print(f"serving {', '.join(named)} at {address}; jobs are kept in {folder}")
+
+            run_server(build_application(service), service.hub, opened, ended, ready)
+        finally:
+            store.close()
+
+
+def _api_key(file: Path | None) -> str | None:
+    """The key of the file, or of the environment.
+
+    Raises:
+        ArgumentError: it cannot be read, or is empty.
+    """
+    if file is None:
+        key = os.environ.get(_KEY)
+        where = f"the variable {_KEY}"
+    else:
+        where = str(file)
+        try:
+            key = file.read_text("utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or "it is not text"
+            raise ArgumentError(f"the key in {file} cannot be read: {reason}; check --api-key-file") from error
+    if key is not None and not key.strip():
+        raise ArgumentError(f"{where} is empty; write a key there, such as that of `openssl rand -hex 32`")
+    return key
+
+
+def _warning(host: str) -> str:
+    return (
+        f"warning: everybody who reaches {host} can make videos and see those of others; set {_KEY} or --api-key-file, "
+        "and let a proxy with TLS stand before the server"
+    )
+
+
+def _address(host: str, port: int) -> str:
+    name = "localhost" if host in ("0.0.0.0", "::", *_LOOPBACK) else host  # noqa: S104
+    return f"http://{f'[{name}]' if ':' in name else name}:{port}"

@@ -1,0 +1,86 @@
+"""What every request passes first: host name, origin and key; and headers that every answer gets."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from svd_trt.serve.refusals import RequestError
+from svd_trt.serve.service import Service
+
+__all__ = ["Guard", "error_response"]
+
+_HEADERS: Mapping[str, str] = {
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "X-Frame-Options": "DENY",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
+_OPEN = ("/", "/healthz", "/readyz")  # without a key: the page asks for it, and a supervisor has none
+_API_POLICY = "default-src 'none'; frame-ancestors 'none'"
+
+
+class Guard:
+    """ASGI middleware; refuses what may not reach the routes."""
+
+    def __init__(self, app: ASGIApp, service: Service) -> None:
+        self._app = app
+        self._service = service
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+
+        async def sending(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                for name, value in _HEADERS.items():
+                    headers.setdefault(name, value)
+                headers.setdefault("Content-Security-Policy", _API_POLICY)
+                headers.setdefault("Cache-Control", "no-store")
+            await send(message)
+
+        error = _refusal(self._service, scope)
+        if error is not None:
+            self._service.metrics.refused(error.error["type"])
+            await error_response(error)(scope, receive, sending)
+            return
+        await self._app(scope, receive, sending)
+
+
+def error_response(error: RequestError) -> JSONResponse:
+    """The answer to a request that is refused."""
+    return JSONResponse({"error": error.error}, error.status, error.headers)
+
+
+def _refusal(service: Service, scope: Scope) -> RequestError | None:
+    headers = Headers(scope=scope)
+    if service.names and _name(headers.get("host", "")) not in service.names:
+        # A page of another site could give its own name this address (DNS rebinding).
+        return RequestError(
+            403, "unauthorized", "this server answers only to the names of its own machine; open it as localhost"
+        )
+    if headers.get("sec-fetch-site", "none") == "cross-site" and scope["path"] != "/":
+        return RequestError(403, "unauthorized", "pages of other sites may not use this server")
+    if service.api_key is None or scope["path"] in _OPEN:
+        return None
+    scheme, _, key = headers.get("authorization", "").partition(" ")
+    if scheme.lower() == "bearer" and secrets.compare_digest(key.strip().encode(), service.api_key.encode()):
+        return None
+    return RequestError(
+        401,
+        "unauthorized",
+        "this server needs a key; send it as Authorization: Bearer KEY",
+        headers={"WWW-Authenticate": "Bearer"},
+    )
+
+
+def _name(host: str) -> str:
+    """The name in a header ``Host``, without its port."""
+    return host.lower().rpartition("]")[0].strip("[") if host.startswith("[") else host.lower().partition(":")[0]

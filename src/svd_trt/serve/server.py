@@ -1,0 +1,101 @@
+"""The process: a socket, uvicorn, and an end by signals or because no more videos can be made."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI
+
+from svd_trt.errors import OutputError, SvdTrtError
+from svd_trt.serve.events import Hub
+
+__all__ = ["Ended", "bind", "run_server"]
+
+_CONNECTIONS = 500
+_GRACE = 10  # seconds for answers that are being sent
+
+
+class Ended:
+    """Why the server should end by itself, which any thread may say."""
+
+    def __init__(self) -> None:
+        self.error: SvdTrtError | None = None
+        self.call: Callable[[], object] | None = None
+
+    def say(self, error: SvdTrtError) -> None:
+        """End the server with ``error``."""
+        self.error = self.error or error
+        if self.call is not None:
+            self.call()
+
+
+class _Server(uvicorn.Server):
+    """Ends streams of events before it waits for open connections."""
+
+    hub: Hub
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self.hub.close()
+        await super().shutdown(sockets)
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A socket at an address, which does not listen yet.
+
+    Raises:
+        OutputError: there is no such address, or another program has it.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    opened = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        opened.bind((host, port))
+    except OSError as error:
+        opened.close()
+        reason = error.strerror or error
+        raise OutputError(f"cannot serve at {host}, port {port}: {reason}; choose another --host or --port") from error
+    return opened
+
+
+def run_server(
+    application: FastAPI, hub: Hub, opened: socket.socket, ended: Ended, ready: Callable[[], object]
+) -> None:
+    """Serve until a signal, or until ``ended`` says so.
+
+    Raises:
+        SvdTrtError: no more videos can be made.
+    """
+    config = uvicorn.Config(
+        application,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        limit_concurrency=_CONNECTIONS,
+        timeout_graceful_shutdown=_GRACE,
+        timeout_keep_alive=30,
+        lifespan="on",
+    )
+    server = _Server(config)
+    server.hub = hub
+
+    async def serve() -> None:
+        loop = asyncio.get_running_loop()
+
+        def end() -> None:
+            server.should_exit = True
+
+        ended.call = lambda: loop.call_soon_threadsafe(end)
+        task: asyncio.Task[Any] = loop.create_task(server.serve(sockets=[opened]))
+        while not server.started and not task.done():
+            await asyncio.sleep(0.01)
+        if server.started:
+            ready()
+        await task
+
+    asyncio.run(serve())
+    if ended.error is not None:
+        raise ended.error
