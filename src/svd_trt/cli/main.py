@@ -33,6 +33,7 @@ _COMMANDS = {
     "inspect": "svd_trt.cli.inspect_command",
     "random-checkpoint": "svd_trt.cli.random_checkpoint_command",
     "serve": "svd_trt.cli.serve_command",
+    "triton": "svd_trt.cli.triton_command",
     "verify": "svd_trt.cli.verify_command",
 }
 _INTERRUPTED = 130
