@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -35,6 +36,8 @@ class Served:
     process: subprocess.Popen[str]
     client: httpx.Client
     data: Path
+    said: list[str]
+    reader: threading.Thread
 
     def post(self, picture: bytes, **fields: Any) -> httpx.Response:
         """Send a picture; fields are text."""
@@ -76,8 +79,7 @@ class Served:
         self.client.close()
         self.process.send_signal(number)
         code = self.process.wait(60)
-        assert self.process.stderr is not None
-        self.process.stderr.close()
+        self.reader.join()
         return code
 
 
@@ -86,15 +88,24 @@ def start_server(bundle: Path, data: Path, *options: str, **environment: str) ->
     command = [sys.executable, "-m", "svd_trt.cli", "serve", str(bundle), "--port", "0", "--data", str(data), *options]
     env = os.environ | {"COLUMNS": "200"} | environment
     process = subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True)
-    assert process.stderr is not None
-    said = ""
-    for line in process.stderr:
-        said += line
-        if line.startswith("serving "):
-            address = line.split(" at ")[1].split(";")[0]
-            return Served(process, httpx.Client(base_url=address, timeout=120), data)
-    process.wait()
-    raise AssertionError(said)
+    said: list[str] = []
+    begun = threading.Event()
+
+    def read() -> None:
+        assert process.stderr is not None
+        with process.stderr:
+            for line in process.stderr:
+                said.append(line)
+                if line.startswith("serving "):
+                    begun.set()
+        begun.set()
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    begun.wait(120)
+    where = [line.split(" at ")[1].split(";")[0] for line in said if line.startswith("serving ")]
+    assert where, "".join(said)
+    return Served(process, httpx.Client(base_url=where[0], timeout=120), data, said, reader)
 
 
 Start = Callable[..., Served]
@@ -113,10 +124,21 @@ def start(tiny_bundle: Bundle, tmp_path: Path) -> Iterator[Start]:
         yield call
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def served(tiny_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """A server that the tests of a module share."""
+    """A server that tests share."""
     server = start_server(tiny_bundle.path, tmp_path_factory.mktemp("serve") / "data")
+    yield server
+    _end(server)
+
+
+@pytest.fixture(scope="session")
+def strict(tiny_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """A server with a key and tight limits, where two jobs may wait."""
+    data = tmp_path_factory.mktemp("serve") / "data"
+    limits = ("--queue", "2", "--max-upload", "100kB", "--max-upload-seconds", "1")
+    server = start_server(tiny_bundle.path, data, *limits, SVD_TRT_API_KEY="secret")
+    server.client.headers["Authorization"] = "Bearer secret"
     yield server
     _end(server)
 
@@ -134,7 +156,7 @@ def png(picture: PIL.Image.Image) -> bytes:
     return file.getvalue()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def alone(tiny_bundle: Bundle, png: bytes) -> Iterator[Callable[..., npt.NDArray[np.uint8]]]:
     """``alone(seed=1, ...)``: the frames that the pipeline makes of the picture without a server."""
     with VideoPipeline.open(tiny_bundle) as pipe:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from pathlib import Path
@@ -81,6 +82,7 @@ class _Keep(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.
 @click.option(
     "--max-pixels", type=click.IntRange(1), default=40_000_000, show_default=True, help="Pixels of a picture."
 )
+@click.option("--max-upload-seconds", type=click.FloatRange(1), default=60, show_default=True, help="Time to send it.")
 @click.option("--max-steps", type=click.IntRange(1), default=100, show_default=True, help="Steps of a video.")
 @click.option("--max-frames", type=click.IntRange(1), default=250, show_default=True, help="Frames of a video.")
 @click.option("--max-seconds", type=click.FloatRange(1), default=3600, show_default=True, help="Time of a video.")
@@ -88,6 +90,12 @@ class _Keep(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.
     "--api-key-file",
     type=click.Path(path_type=Path, dir_okay=False),
     help=f"File with a key that requests must show; so does the variable {_KEY}.  [default: no key]",
+)
+@click.option(
+    "--allow-host",
+    multiple=True,
+    metavar="NAME",
+    help="Name in requests that a server of this machine alone answers, as of a proxy.  [default: localhost]",
 )
 @click.option("--backend", type=click.Choice(RUN_BACKENDS), default="auto", show_default=True, help="As of infer.")
 @click.option("--device", metavar="DEVICE", help="cpu, cuda, or cuda:1 for the second GPU.  [default: a GPU if any]")
@@ -103,10 +111,12 @@ def command(
     queue: int,
     max_upload: int,
     max_pixels: int,
+    max_upload_seconds: float,
     max_steps: int,
     max_frames: int,
     max_seconds: float,
     api_key_file: Path | None,
+    allow_host: tuple[str, ...],
     backend: RunBackend,
     device: str | None,
     provider: Provider | None,
@@ -129,10 +139,11 @@ def command(
 
     console = stderr(quiet=quiet)
     key, named = _api_key(api_key_file), named_bundles(bundles)
-    limits = Limits(queue, max_upload, max_pixels, max_steps, max_frames, max_seconds)
+    limits = Limits(queue, max_upload, max_pixels, max_steps, max_frames, max_seconds, max_upload_seconds)
     folder = data or platformdirs.user_data_path("svd-trt") / "serve"
     ended = Ended()
     with bind(host, port) as opened, log_to(console, style="dim"):
+        logging.getLogger("svd_trt").setLevel(logging.INFO)
         store = Store(folder)
         try:
             service = open_service(
@@ -143,7 +154,7 @@ def command(
                 limits=limits,
                 keep=Keep(*keep),
                 api_key=key,
-                names=_LOOPBACK if host in _LOOPBACK else frozenset(),
+                names=_LOOPBACK | set(map(str.lower, allow_host)) if host in _LOOPBACK else frozenset(),
                 on_failure=ended.say,
             )
             if host not in _LOOPBACK and key is None:

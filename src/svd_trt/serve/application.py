@@ -13,6 +13,7 @@ from fastapi import FastAPI, Path, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
+from starlette.types import Receive, Scope, Send
 
 from svd_trt.errors import SvdTrtError
 from svd_trt.serve.content import CONTENT_TYPES, converted, preferred
@@ -145,7 +146,7 @@ def _add_videos(application: FastAPI, service: Service) -> None:
     def removed(job_id: _Id) -> Response:
         job = _job(service, job_id)
         if job.status in ENDED or not cancel(service, job):
-            service.store.remove(job)
+            service.store.remove(job.id)
             return JSONResponse(describe(service, job))
         return JSONResponse(describe(service, _job(service, job_id)))
 
@@ -198,7 +199,7 @@ def _add_results(application: FastAPI, service: Service) -> None:
                 raise _not_found() from None
             raise RequestError(500, "server_error", str(error)) from error
         headers = {"Content-Disposition": f'inline; filename="{job.id}.{kind}"', "Cache-Control": "private, no-cache"}
-        return FileResponse(path, media_type=CONTENT_TYPES[kind], headers=headers)
+        return _Content(path, media_type=CONTENT_TYPES[kind], headers=headers)
 
 
 def _add_others(application: FastAPI, service: Service) -> None:
@@ -232,6 +233,18 @@ def _add_others(application: FastAPI, service: Service) -> None:
         if found is None:
             raise RequestError(404, "not_found", "this installation has no page; the API is at /v1/videos")
         return found
+
+
+class _Content(FileResponse):
+    """A file that may be removed before it is opened."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        except RuntimeError:  # what FileResponse makes of a file that does not exist, before it sends anything
+            if await anyio.Path(self.path).exists():
+                raise
+            await error_response(_not_found())(scope, receive, send)
 
 
 async def _described(service: Service, job: Job) -> dict[str, Any]:

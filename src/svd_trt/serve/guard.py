@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping
+from contextlib import suppress
+from http import HTTPStatus
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
@@ -11,6 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from svd_trt.serve.refusals import RequestError
 from svd_trt.serve.service import Service
+from svd_trt.serve.streaming import BrokenStream
 
 __all__ = ["Guard", "error_response"]
 
@@ -37,9 +40,20 @@ class Guard:
             await self._app(scope, receive, send)
             return
 
+        replaced = False
+
         async def sending(message: Message) -> None:
+            nonlocal replaced
+            if replaced:
+                return
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
+                if message["status"] >= 400 and headers.get("content-type") != "application/json":
+                    # Of a library, such as a range that cannot be met.
+                    kept = {"Content-Range": headers["content-range"]} if "content-range" in headers else {}
+                    await error_response(_plain(message["status"], kept))(scope, receive, sending)
+                    replaced = True
+                    return
                 for name, value in _HEADERS.items():
                     headers.setdefault(name, value)
                 headers.setdefault("Content-Security-Policy", _API_POLICY)
@@ -51,7 +65,8 @@ class Guard:
             self._service.metrics.refused(error.error["type"])
             await error_response(error)(scope, receive, sending)
             return
-        await self._app(scope, receive, sending)
+        with suppress(BrokenStream):  # a response that is not complete ends its connection
+            await self._app(scope, receive, sending)
 
 
 def error_response(error: RequestError) -> JSONResponse:
@@ -59,14 +74,22 @@ def error_response(error: RequestError) -> JSONResponse:
     return JSONResponse({"error": error.error}, error.status, error.headers)
 
 
+def _plain(status: int, headers: Mapping[str, str]) -> RequestError:
+    if status == 416:
+        return RequestError(status, "invalid_request", "the video has no bytes in this range", headers=headers)
+    return RequestError(status, "invalid_request", f"{HTTPStatus(status).phrase}: check the request", headers=headers)
+
+
 def _refusal(service: Service, scope: Scope) -> RequestError | None:
     headers = Headers(scope=scope)
     if service.names and _name(headers.get("host", "")) not in service.names:
         # A page of another site could give its own name this address (DNS rebinding).
         return RequestError(
-            403, "unauthorized", "this server answers only to the names of its own machine; open it as localhost"
+            403,
+            "unauthorized",
+            "this server answers only to its own names; open it as localhost, or allow the name with --allow-host",
         )
-    if headers.get("sec-fetch-site", "none") == "cross-site" and scope["path"] != "/":
+    if headers.get("sec-fetch-site", "none") in ("cross-site", "same-site") and scope["path"] != "/":
         return RequestError(403, "unauthorized", "pages of other sites may not use this server")
     if service.api_key is None or scope["path"] in _OPEN:
         return None

@@ -18,11 +18,12 @@ from svd_trt.serve.limits import Limits, argument_limits
 from svd_trt.serve.metrics import Metrics
 from svd_trt.serve.refusals import error_object, refused
 from svd_trt.serve.store import Job, Store
+from svd_trt.units import format_seconds
 
 __all__ = ["Renderer"]
 
 _log = logging.getLogger("svd_trt")
-_IDLE = 60.0  # seconds; then old videos are looked for
+_IDLE = 60.0  # seconds between two looks for old videos
 _STAGES = ("encode", "denoise", "decode")
 
 
@@ -65,6 +66,7 @@ class Renderer:
         self._running: tuple[str, VideoStream | None] | None = None
         self._stopped: SvdTrtError | None = None  # why the running job should end
         self._shares: Mapping[str, float] = SHARES
+        self._looked = 0.0  # when old videos were looked for
         self.seconds = 0.0  # of a video, on average
         self._thread = threading.Thread(target=self._run, name=f"svd-trt render {name}", daemon=True)
 
@@ -107,13 +109,14 @@ class Renderer:
         while not self._ending:
             self._work.clear()
             try:
+                if time.monotonic() >= self._looked + _IDLE:
+                    self._looked = time.monotonic()
+                    self._keep()
                 job = self._store.claim(self.name)
                 if job is None:
-                    self._keep()
                     self._work.wait(_IDLE)
-                    continue
-                self._make(job)
-                self._keep()
+                else:
+                    self._make(job)
             except Exception as error:
                 _log.exception("the queue of %s ended", self.name)
                 self._on_failure(SvdTrtError(f"the queue of {self.name} ended: {error}; see the log"))
@@ -126,10 +129,12 @@ class Renderer:
         with self._lock:
             self._running, self._stopped = (job.id, None), None
         self._hub.notify()
+        started = time.perf_counter()
         try:
             metadata = self._video(job, live)
             if self._store.complete(job, metadata):
                 self._metrics.ended(self.name, "completed")
+                _log.info("%s: made in %s", job.id, format_seconds(time.perf_counter() - started))
         except Exception as error:
             self._end(job, self._stopped or error)
         finally:
@@ -204,6 +209,7 @@ class Renderer:
             return
         if isinstance(error, CancelledError):
             if self._store.cancel(job, str(error)):
+                _log.info("%s: %s", job.id, error)
                 self._metrics.ended(self.name, "cancelled")
             return
         if isinstance(error, FileNotFoundError) and (now := self._store.get(job.id)) and now.status == "cancelled":
@@ -214,6 +220,7 @@ class Renderer:
         if isinstance(error, MemoryError):
             told = error_object("server_error", "memory ran out; ask for fewer or smaller frames")
         if self._store.fail(job, told):
+            _log.info("%s: failed: %s", job.id, told["message"])
             self._metrics.ended(self.name, "failed")
         if isinstance(error, BackendError) and not self._ending:
             self._open_again()

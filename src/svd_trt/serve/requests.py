@@ -20,7 +20,7 @@ from svd_trt.runtime.guidance import largest_scale
 from svd_trt.runtime.images import load_image
 from svd_trt.runtime.longer import parts_of
 from svd_trt.runtime.parameters import Parameters
-from svd_trt.runtime.picture_files import readable
+from svd_trt.runtime.picture_files import most_pixels, readable
 from svd_trt.runtime.pipeline import VideoPipeline
 from svd_trt.runtime.samplers import few_step_notes, known_harm
 from svd_trt.runtime.settings import Settings, memory_request, resolve
@@ -118,18 +118,20 @@ def _require_pixels(picture: bytes, most: int) -> None:
         raise RequestError(400, "invalid_request", f"{_NAME} is empty; send a file", field="image")
     try:
         with readable(_NAME), PIL.Image.open(io.BytesIO(picture)) as image:
-            width, height = image.size
-    except SvdTrtError:
-        return
-    if width * height > most:
-        raise RequestError(
-            413,
-            "too_large",
-            f"{_NAME} has {width:,}x{height:,} pixels, and this server takes at most {format_count(most)}; "
-            "scale it down",
-            field="image",
-            limit=most,
-        )
+            if image.width * image.height <= most:
+                return
+            size = f"{image.width:,}x{image.height:,}"
+    except SvdTrtError as error:
+        if not isinstance(error.__cause__, PIL.Image.DecompressionBombError):
+            return
+        size = f"more than {format_count(max(most_pixels() or 0, most))}"
+    raise RequestError(
+        413,
+        "too_large",
+        f"{_NAME} has {size} pixels, and this server takes at most {format_count(most)}; scale it down",
+        field="image",
+        limit=most,
+    )
 
 
 def _value(name: str, kind: str, text: str) -> Any:

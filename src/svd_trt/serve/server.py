@@ -12,10 +12,10 @@ from fastapi import FastAPI
 
 from svd_trt.errors import OutputError, SvdTrtError
 from svd_trt.serve.events import Hub
+from svd_trt.serve.protocol import Protocol
 
 __all__ = ["Ended", "bind", "run_server"]
 
-_CONNECTIONS = 500
 _GRACE = 10  # seconds for answers that are being sent
 
 
@@ -74,7 +74,7 @@ def run_server(
         log_config=None,
         access_log=False,
         server_header=False,
-        limit_concurrency=_CONNECTIONS,
+        http=Protocol,
         timeout_graceful_shutdown=_GRACE,
         timeout_keep_alive=30,
         lifespan="on",

@@ -13,6 +13,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -22,9 +23,12 @@ from svd_trt.engine.temporary_files import create_file, remove_leftovers
 from svd_trt.errors import LockedError, OutputError
 from svd_trt.serve.refusals import error_object
 
-__all__ = ["ENDED", "Job", "Status", "Store", "new_id"]
+__all__ = ["ENDED", "SUFFIXES", "Job", "Status", "Store"]
 
 Status: TypeAlias = Literal["queued", "in_progress", "completed", "failed", "cancelled"]
+SUFFIXES = (".mkv", ".mp4", ".webm", ".webp")
+"""Of the files that a video may have."""
+
 ENDED: Collection[str] = ("completed", "failed", "cancelled")
 
 _ATTEMPTS = 5  # a job at which the server ended so often would end it again
@@ -82,7 +86,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     error: dict[str, Any] | None = None
 
 
-def new_id() -> str:
+def _new_id() -> str:
     """An id with 128 random bits."""
     return f"vid_{secrets.token_hex(16)}"
 
@@ -156,10 +160,9 @@ class Store:
         warnings: Sequence[str],
         streamed: bool,
         most: int,
-        job_id: str | None = None,
     ) -> Job | None:
         """Accept a job; None if ``most`` jobs wait already."""
-        job_id = job_id or new_id()
+        job_id = _new_id()
         target = self.folder / "pictures" / job_id
         _write_whole(target, picture)
         with self._lock:
@@ -207,7 +210,7 @@ class Store:
         """Say that the video of ``job`` is in place; False if the job was cancelled before that."""
         done = self._end(job, "completed", None, metadata)
         if not done:
-            self._remove_files(job)
+            self._remove_files(job.id)
         return done
 
     def fail(self, job: Job, error: Mapping[str, Any], status: Status = "failed") -> bool:
@@ -226,11 +229,11 @@ class Store:
             job.id,
         )
 
-    def remove(self, job: Job) -> None:
+    def remove(self, job_id: str) -> None:
         """Forget a job that has ended, and its files."""
         with self._lock:
-            self._rows.execute("DELETE FROM jobs WHERE id = ?", (job.id,))
-        self._remove_files(job)
+            self._rows.execute("DELETE FROM jobs WHERE id = ?", (job_id,))
+        self._remove_files(job_id)
 
     def recover(self, models: Collection[str]) -> None:
         """After a start: let what was begun wait again, and end what nobody will make, with the reason.
@@ -250,19 +253,32 @@ class Store:
 
         Returns how many jobs were removed.
         """
-        ended = self._all(
-            "SELECT * FROM jobs WHERE status IN ('completed', 'failed', 'cancelled') ORDER BY number DESC"
-        )
+        with self._lock:
+            ended = self._rows.execute(
+                "SELECT id, completed_at FROM jobs WHERE status IN ('completed', 'failed', 'cancelled') "
+                "ORDER BY number DESC"
+            ).fetchall()
+        sizes = self._sizes()
         kept, total, removed = 0, 0, 0
-        for job in ended:
-            total += sum(path.stat().st_size for path in self._files(job))
-            old = seconds is not None and (job.completed_at or 0) < time.time() - seconds
+        for job_id, completed_at in ended:
+            total += sizes.get(job_id, 0)
+            old = seconds is not None and completed_at < time.time() - seconds
             if old or (nbytes is not None and total > nbytes) or kept >= _MOST_ROWS:
-                self.remove(job)
+                self.remove(job_id)
                 removed += 1
             else:
                 kept += 1
         return removed
+
+    def _sizes(self) -> dict[str, int]:
+        """Bytes of all files of each video."""
+        sizes: dict[str, int] = {}
+        with os.scandir(self.folder / "videos") as entries:
+            for entry in entries:
+                with suppress(FileNotFoundError):
+                    name = entry.name.partition(".")[0]
+                    sizes[name] = sizes.get(name, 0) + entry.stat().st_size
+        return sizes
 
     def _end(
         self, job: Job, status: Status, error: Mapping[str, Any] | None, metadata: Mapping[str, Any] | None
@@ -280,12 +296,10 @@ class Store:
             self.picture(job).unlink(missing_ok=True)
         return bool(ended)
 
-    def _files(self, job: Job) -> list[Path]:
-        return list((self.folder / "videos").glob(f"{job.id}.*"))
-
-    def _remove_files(self, job: Job) -> None:
-        for path in [self.picture(job), *self._files(job)]:
-            path.unlink(missing_ok=True)
+    def _remove_files(self, job_id: str) -> None:
+        (self.folder / "pictures" / job_id).unlink(missing_ok=True)
+        for suffix in SUFFIXES:
+            (self.folder / "videos" / f"{job_id}{suffix}").unlink(missing_ok=True)
 
     def _remove_strangers(self) -> None:
         """Remove the files of jobs that are not in the table, or that no longer need them: a crash left them."""

@@ -14,12 +14,16 @@ from svd_trt.serve.refusals import RequestError
 from svd_trt.serve.service import Service, cancel
 from svd_trt.serve.store import ENDED, Job
 
-__all__ = ["STREAM_TYPES", "first_frame", "video_stream"]
+__all__ = ["STREAM_TYPES", "BrokenStream", "first_frame", "video_stream"]
 
 STREAM_TYPES: Mapping[str, str] = {"y4m": "video/x-yuv4mpeg", "mp4": "video/mp4", "mkv": "video/x-matroska"}
 """Formats, the default first, and their types."""
 
 _LOOK = 0.5  # seconds between two looks at whether the client has left, while its job waits
+
+
+class BrokenStream(Exception):  # noqa: N818  (no error of the server)
+    """The video of a stream ended before its last frame; the connection must end without the end of the body."""
 
 
 async def first_frame(service: Service, job: Job, live: Live, left: Callable[[], Any]) -> None:
@@ -77,7 +81,7 @@ async def _more(hub: Hub, service: Service, job: Job, live: Live, sent: int, new
     if len(live.frames) > sent:
         return
     if now is None or now.status in ENDED or hub.closed:
-        raise ConnectionAbortedError("the video ended before its last frame")
+        raise BrokenStream("the video ended before its last frame")
     await wait(news, _LOOK)
 
 

@@ -1,0 +1,117 @@
+"""Servers that are killed under load: no accepted job is lost, and no half file is served."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+
+from tests.serve.conftest import FAST, Served, Start, frames_of
+
+
+class Load:
+    """A client that sends pictures and fetches videos until the server is gone; it remembers what was accepted."""
+
+    def __init__(self, png: bytes) -> None:
+        self.png = png
+        self.accepted: dict[str, int] = {}  # ids to seeds
+        self.fetched: dict[str, Any] = {}  # ids to frames
+
+    def run(self, server: Served) -> None:
+        with contextlib.suppress(httpx.TransportError):
+            while True:
+                seed = len(self.accepted)
+                answer = server.post(self.png, **FAST, seed=seed)
+                if answer.status_code == 202:
+                    self.accepted[answer.json()["id"]] = seed
+                else:
+                    assert answer.status_code == 429, answer.text
+                    time.sleep(0.05)
+                for job in server.client.get("/v1/videos", params={"limit": 5}).json()["data"]:
+                    if job["status"] == "completed" and job["id"] not in self.fetched:
+                        self.fetched[job["id"]] = frames_of(server.content(job["id"], "mkv"))
+
+
+def kill_under_load(start: Start, png: bytes, alone: Callable[..., Any], kills: int, record: Any) -> Load:
+    """Kill a server ``kills`` times at random moments, then check every job that it accepted."""
+    chosen = int(os.environ.get("SVD_TRT_TEST_SEED") or random.randrange(1 << 32))
+    record("seed", chosen)  # the variable repeats a run
+    moments, load = random.Random(chosen), Load(png)
+    for _ in range(kills):
+        server = start("--queue", "4")
+        client = threading.Thread(target=load.run, args=(server,))
+        client.start()
+        time.sleep(moments.uniform(0.05, 1.5))
+        server.stop(signal.SIGKILL)
+        client.join()
+    last = start("--queue", "4")
+    for job_id, seed in load.accepted.items():
+        job = last.wait(job_id)
+        if job["status"] == "failed":
+            assert "the server ended 5 times while it made this video" in job["error"]["message"]
+            continue
+        assert job["status"] == "completed"
+        expected = alone(seed=seed, num_frames=2, num_inference_steps=1)
+        np.testing.assert_array_equal(frames_of(last.content(job_id, "mkv")), expected)
+        assert len(frames_of(last.content(job_id, "mp4"))) == 2
+        if job_id in load.fetched:
+            np.testing.assert_array_equal(load.fetched[job_id], expected)
+    assert {path.name[0] for path in last.data.glob("videos/*")} <= {"v"}, "a file that was not complete is left"
+    assert list(last.data.glob("pictures/*")) == []
+    assert last.client.get("/v1/videos", params={"limit": 100}).json()["data"] != []
+    last.stop()
+    return load
+
+
+def test_a_killed_server_loses_no_job(
+    start: Start, png: bytes, alone: Callable[..., Any], record_property: Any
+) -> None:
+    load = kill_under_load(start, png, alone, 2, record_property)
+    assert load.accepted
+
+
+@pytest.mark.slow
+def test_a_server_that_is_killed_twenty_times_loses_no_job(
+    start: Start, png: bytes, alone: Callable[..., Any], record_property: Any
+) -> None:
+    load = kill_under_load(start, png, alone, 20, record_property)
+    record_property("accepted", len(load.accepted))
+    record_property("fetched_under_load", len(load.fetched))
+    assert len(load.accepted) > 40
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+def test_a_signal_ends_the_server_and_jobs_go_on_after_the_start(
+    start: Start, png: bytes, alone: Callable[..., Any], number: int
+) -> None:
+    server = start()
+    arguments = {"num_inference_steps": 30, "num_frames": 2}
+    jobs = [server.accepted(png, seed=seed, **arguments) for seed in (1, 2)]
+    server.wait(jobs[0]["id"], "in_progress")
+    watched = threading.Event()
+
+    def watch() -> None:
+        with httpx.stream("GET", f"{server.client.base_url}/v1/videos/{jobs[1]['id']}/events", timeout=60) as answer:
+            for _ in answer.iter_lines():
+                watched.set()
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    watched.wait(30)
+    assert server.stop(number) == 128 + number
+    watcher.join(30)
+    assert not watcher.is_alive()
+    assert "Traceback" not in "".join(server.said)
+    again = start()
+    for job, seed in zip(jobs, (1, 2), strict=True):
+        assert again.wait(job["id"])["status"] == "completed"
+        np.testing.assert_array_equal(frames_of(again.content(job["id"], "mkv")), alone(seed=seed, **arguments))
