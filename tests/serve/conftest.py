@@ -66,7 +66,7 @@ class Served:
         while (job := self.job(job_id))["status"] not in (statuses or ENDED):
             assert time.monotonic() < until, job
             assert not statuses or job["status"] not in ENDED, job
-            time.sleep(0.02)
+            time.sleep(0.1)
         return job
 
     def content(self, job_id: str, kind: str) -> bytes:

@@ -94,8 +94,8 @@ def test_a_signal_ends_the_server_and_jobs_go_on_after_the_start(
     start: Start, png: bytes, alone: Callable[..., Any], number: int
 ) -> None:
     server = start()
-    arguments = {"num_inference_steps": 30, "num_frames": 2}
-    jobs = [server.accepted(png, seed=seed, **arguments) for seed in (1, 2)]
+    arguments = [{"seed": 1, "num_frames": 2, "num_inference_steps": steps} for steps in (30, 1)]
+    jobs = [server.accepted(png, **one) for one in arguments]
     server.wait(jobs[0]["id"], "in_progress")
     watched = threading.Event()
 
@@ -112,6 +112,6 @@ def test_a_signal_ends_the_server_and_jobs_go_on_after_the_start(
     assert not watcher.is_alive()
     assert "Traceback" not in "".join(server.said)
     again = start()
-    for job, seed in zip(jobs, (1, 2), strict=True):
+    for job, one in zip(jobs, arguments, strict=True):
         assert again.wait(job["id"])["status"] == "completed"
-        np.testing.assert_array_equal(frames_of(again.content(job["id"], "mkv")), alone(seed=seed, **arguments))
+        np.testing.assert_array_equal(frames_of(again.content(job["id"], "mkv")), alone(**one))
