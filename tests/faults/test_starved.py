@@ -111,7 +111,8 @@ def test_processes_with_little_memory(megabytes: int, small_bundle: Path, pictur
     if result.returncode:
         assert "memory" in result.stderr.lower() or "bad_alloc" in result.stderr
         left = content_of(tmp_path)
-        if result.returncode == -signal.SIGABRT:  # of a library, as after a kill: the next run removes what is hidden
+        if not result.stderr.strip().splitlines()[-1].startswith("svd-trt: "):
+            # A library, such as OpenBLAS, ended the process, as a kill does: the next run removes what is hidden.
             left = {name: content for name, content in left.items() if not name.startswith(".svd-trt-")}
         assert left == {}
 
