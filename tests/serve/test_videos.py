@@ -55,6 +55,10 @@ def test_events_tell_steps_and_frames_and_the_end(served: Served, png: bytes, al
     assert events[0][0] == "status"
     assert events[-1][0] == "end"
     assert events[-1][1] == served.job(job["id"])
+    steps = [data for name, data in events if name == "step"]
+    shares = [step["progress"] for step in steps]
+    assert shares == sorted(shares)
+    assert 0 < shares[-1] <= 100
     frames = [data for name, data in events if name == "frame"]
     assert [(frame["index"], frame["total"]) for frame in frames] == [(0, 3), (1, 3), (2, 3)]
     head, _, data = frames[-1]["image"].partition(",")
@@ -134,6 +138,9 @@ def test_models_tell_the_limits_of_the_bundle_and_of_the_server(served: Served, 
     assert limits["num_inference_steps"]["default"] == 25
     assert limits["height"]["multiple"] == tiny_bundle.manifest.host.symbols["height"].multiple
     assert limits["resize_mode"]["choices"] == ["stretch", "crop", "pad"]
+    presets = models[0]["presets"]
+    assert list(presets) == limits["quality"]["choices"]
+    assert presets["draft"] == {"schedule": "ays", "num_inference_steps": 5, "sampler": "euler"}
 
 
 def test_metrics_count_what_happened(served: Served, png: bytes, tiny_bundle: Bundle) -> None:

@@ -166,9 +166,8 @@ async def job_events(hub: Hub, job_id: str, describe: Callable[[], dict[str, Any
             if live.step is not None and live.step != step:
                 step = live.step
                 stage, done, total = step
-                yield _event(
-                    "step", {"stage": stage, "done": done, "total": total, "seconds_left": job["seconds_left"]}
-                )
+                told_of = {name: job[name] for name in ("progress", "seconds_left")}
+                yield _event("step", {"stage": stage, "done": done, "total": total, **told_of})
             if sent > len(live.frames):  # it was begun again
                 sent = 0
             while sent < len(live.frames):

@@ -9,6 +9,7 @@ from typing import Any
 
 from svd_trt.errors import ArgumentError
 from svd_trt.runtime.pipeline import VideoPipeline
+from svd_trt.runtime.quality_presets import QUALITIES
 from svd_trt.serve.limits import Limits, argument_limits
 
 __all__ = ["Open", "model_object", "named_bundles", "open_models"]
@@ -54,4 +55,5 @@ def model_object(name: str, pipe: VideoPipeline, limits: Limits, *, default: boo
         "precision": manifest.precision,
         "backend": pipe.device.name,
         "limits": argument_limits(manifest, limits),
+        "presets": QUALITIES,
     }

@@ -57,7 +57,7 @@ class VideoList(BaseModel):
 
 
 class Model(BaseModel):
-    """A bundle, with the defaults and limits of its arguments by name."""
+    """A bundle, with the defaults and limits of its arguments by name, and the arguments that each ``quality`` sets."""
 
     id: str
     object: Literal["model"]
@@ -66,6 +66,7 @@ class Model(BaseModel):
     precision: str
     backend: str
     limits: dict[str, dict[str, Any]]
+    presets: dict[str, dict[str, Any]]
 
 
 class ModelList(BaseModel):
