@@ -1,5 +1,6 @@
-# make setup | demo | test | test-fast | test-all | test-full | test-lowest | test-faults | test-fuzz | gpu-test | gpu-probe |
-#      gpu-pack | bench | bench-quality | bench-build | bench-kernels | cpp | cpp-tidy | docs | lint | clean
+# make setup | demo | test | test-fast | test-all | test-full | test-lowest | test-faults | test-fuzz | test-browser |
+#      gpu-test | gpu-probe | gpu-pack | bench | bench-quality | bench-build | bench-kernels | cpp | cpp-tidy | docs |
+#      lint | clean
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -12,7 +13,7 @@ BACKEND ?= tensorrt-rtx
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: setup demo test test-fast test-all test-full test-lowest test-faults test-fuzz gpu-test gpu-probe gpu-pack bench \
+.PHONY: setup demo test test-fast test-all test-full test-lowest test-faults test-fuzz test-browser gpu-test gpu-probe gpu-pack bench \
 	bench-quality bench-build bench-kernels cpp cpp-tidy docs lint clean
 
 setup: $(READY)
@@ -41,8 +42,8 @@ test-fast: $(READY)
 	$(call WITH_LINT,$(PYTEST) -m 'not bundles and not slow and not faults and not fuzz')
 
 # Also runs what is slow, with full-size networks: needs 16 GB of memory.
-test-all: test test-full test-faults test-fuzz
-	$(PYTEST) -m slow --ignore tests/full
+test-all: test test-full test-faults test-fuzz test-browser
+	$(PYTEST) -m 'slow and not browser' --ignore tests/full
 
 # Runs the runtime with the lowest versions of its dependencies, in an environment that is kept for the next run.
 test-lowest: $(READY)
@@ -61,6 +62,12 @@ test-faults: $(READY)
 # Tries ten thousand damaged inputs. Writes their numbers. SVD_TRT_TEST_SEED=N repeats a run.
 test-fuzz: $(READY)
 	$(BIN)/pytest -m fuzz tests/fuzz --record benchmarks/results/fuzz.json
+
+# Uses the page of svd-trt serve in Debian's Chromium, which it installs if this user may.
+test-browser: $(READY)
+	@command -v chromium >/dev/null || { test $$(id -u) = 0 && apt-get update -qq && \
+		apt-get install -qq --no-install-recommends chromium >/dev/null; } || { echo 'apt-get install chromium'; exit 1; }
+	$(BIN)/pytest -m browser tests/browser
 
 # Runs the tests of the runtime on this machine's GPU, with engines of BACKEND (tensorrt-rtx or tensorrt). Writes the
 # tests that passed and their figures.

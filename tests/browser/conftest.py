@@ -1,84 +1,28 @@
-"""The page of `svd-trt serve` in a real Chromium, served by the real command."""
+"""The page of `svd-trt serve` in a real Chromium, from the real command."""
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
-import signal
-import socket
-import subprocess
-import sys
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, TypeAlias
 
 import pytest
 
-from svd_trt import Bundle
+from tests.serve.conftest import Served, served, start
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-_READY = 60  # seconds for the server to start
+__all__ = ["OpenPage", "Served", "address", "served", "start", "until"]
 
-
-class Server(NamedTuple):
-    """A server that runs."""
-
-    port: int
-    process: subprocess.Popen[bytes]
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}/"
-
-    def get(self, path: str) -> Any:
-        """The JSON of an answer."""
-        with urllib.request.urlopen(self.url + path) as answer:
-            return json.loads(answer.read())
+OpenPage: TypeAlias = Callable[..., Any]
 
 
-@contextmanager
-def serve(bundle: Path, data: Path, port: int | None = None, **environment: str) -> Iterator[Server]:
-    """Run `svd-trt serve` until the end of the block, on a free port if none is given."""
-    if port is None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-    command = [sys.executable, "-m", "svd_trt", "serve", str(bundle), "--port", str(port), "--data", str(data)]
-    log = data.with_suffix(".log")
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            command, stdout=output, stderr=subprocess.STDOUT, env={**os.environ, "OMP_NUM_THREADS": "1", **environment}
-        )
-    server = Server(port, process)
-    try:
-        _wait(server, log)
-        yield server
-    finally:
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(20)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+def address(server: Served) -> str:
+    """Of the page."""
+    return str(server.client.base_url)
 
 
-def _wait(server: Server, log: Path) -> None:
-    for _ in range(_READY * 10):
-        assert server.process.poll() is None, log.read_text()
-        try:
-            with urllib.request.urlopen(server.url + "readyz"):
-                return
-        except OSError:
-            time.sleep(0.1)
-    raise AssertionError(f"the server is not ready after {_READY} s: {log.read_text()}")
-
-
-def until(page: Any, expression: str, seconds: float = 30) -> None:
-    """Wait until an expression of the page is true. Playwright's own function needs eval, which the page's policy forbids."""
+def until(page: Any, expression: str, seconds: float = 60) -> None:
+    """Wait until an expression is true in the page, whose policy forbids the eval of Playwright's own function."""
     end = time.monotonic() + seconds
     while not page.evaluate(expression):
         assert time.monotonic() < end, f"not true within {seconds} s: {expression}"
@@ -86,35 +30,30 @@ def until(page: Any, expression: str, seconds: float = 30) -> None:
 
 
 @pytest.fixture(scope="session")
-def server(tiny_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with serve(tiny_bundle.path, tmp_path_factory.mktemp("served") / "data") as running:
-        yield running
-
-
-@pytest.fixture(scope="session")
 def browser() -> Iterator[Any]:
-    """Debian's Chromium. Playwright's own one would be a download."""
-    if CHROMIUM is None:
+    """Debian's Chromium, because Playwright's own one is no package."""
+    chromium = shutil.which("chromium")
+    if chromium is None:
         pytest.skip("there is no chromium; run make test-browser")
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
+        running = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield running
+        running.close()
 
 
 @pytest.fixture
-def open_page(browser: Any, server: Server) -> Iterator[Callable[..., Any]]:
-    """``open_page(url, **options)``: the page in a context of its own. A message of the console fails the test."""
+def open_page(browser: Any, served: Served) -> Iterator[OpenPage]:
+    """``open_page(url, **options)``: a tab of a browser without a past. What its console says fails the test."""
     contexts: list[Any] = []
     troubles: list[str] = []
 
-    def get(url: str = server.url, *, expected: tuple[str, ...] = (), **options: Any) -> Any:
+    def get(url: str = address(served), *, expected: tuple[str, ...] = (), **options: Any) -> Any:
         context = browser.new_context(**{"viewport": {"width": 1280, "height": 860}, **options})
         contexts.append(context)
         page = context.new_page()
-        page.set_default_timeout(30_000)
+        page.set_default_timeout(60_000)
         page.on("pageerror", lambda error: troubles.append(str(error)))
         # Chromium reports every answer of 400 and more, which tests of errors ask for.
         fine = ("Failed to load resource", *expected)
@@ -129,7 +68,7 @@ def open_page(browser: Any, server: Server) -> Iterator[Callable[..., Any]]:
 
 
 @pytest.fixture
-def page(open_page: Callable[..., Any]) -> Any:
+def page(open_page: OpenPage) -> Any:
     """The page, with its form."""
     page = open_page()
     page.wait_for_selector("#argument-num_frames")

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.browser.conftest import Server, until
+from tests.browser.conftest import OpenPage, Served, address, until
 from tests.browser.test_page import DONE, choose, make
 
 pytestmark = [pytest.mark.slow, pytest.mark.browser]
@@ -52,7 +51,7 @@ def test_the_keyboard_makes_a_video(page: Any, picture_file: Path) -> None:
     assert page.inner_text("#state b") == "picture.png"
 
 
-def test_a_phone_shows_everything_in_its_width(open_page: Callable[..., Any], picture_file: Path) -> None:
+def test_a_phone_shows_everything_in_its_width(open_page: OpenPage, picture_file: Path) -> None:
     page = open_page(viewport={"width": 375, "height": 720}, has_touch=True, is_mobile=True)
     page.wait_for_selector("#argument-num_frames")
 
@@ -65,7 +64,8 @@ def test_a_phone_shows_everything_in_its_width(open_page: Callable[..., Any], pi
         }).map((node) => node.outerHTML.slice(0, 80))"""
         assert page.evaluate(outside) == []
         small = """[...document.querySelectorAll('button, select, summary, input[type=text], input[type=range]')]
-          .filter((node) => node.checkVisibility({ visibilityProperty: true }) && node.getBoundingClientRect().height < 28)
+          .filter((node) => node.checkVisibility({ visibilityProperty: true }))
+          .filter((node) => node.getBoundingClientRect().height < 28)
           .map((node) => node.outerHTML)"""
         assert page.evaluate(small) == []
 
@@ -103,7 +103,11 @@ def test_everything_has_a_name(page: Any, picture_file: Path) -> None:
     ]
     names = {node["name"]["value"] for node in focusable}
     assert {"num_frames", "num_frames, slider", "Roll a seed", "Make the video", "Download as MP4", "Frames"} <= names
-    nameless = [node["role"]["value"] for node in focusable if not node["name"]["value"] and node["role"]["value"] != "paragraph"]
+    nameless = [
+        node["role"]["value"]
+        for node in focusable
+        if not node["name"]["value"] and node["role"]["value"] != "paragraph"
+    ]
     assert nameless == []
 
 
@@ -125,11 +129,12 @@ def test_what_changes_is_said(page: Any, picture_file: Path) -> None:
     assert len(heard) < 9, "not every step is read out"
 
 
-def test_colours_follow_the_system_and_can_be_read(open_page: Callable[..., Any], picture_file: Path) -> None:
+def test_colours_follow_the_system_and_can_be_read(open_page: OpenPage, picture_file: Path) -> None:
     """Text has the contrast of WCAG AA, 4.5 to 1, in both schemes."""
     contrast = """() => {
       const parts = (colour) => colour.match(/[\\d.]+/g).map(Number);
-      const light = (c) => c.slice(0, 3).map((v) => v / 255).map((v) => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
+      const light = (c) => c.slice(0, 3).map((v) => v / 255)
+        .map((v) => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
         .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
       const under = (node) => {
         for (; node; node = node.parentElement) {
@@ -138,7 +143,8 @@ def test_colours_follow_the_system_and_can_be_read(open_page: Callable[..., Any]
         }
       };
       return [...document.querySelectorAll("main *, header *")]
-        .filter((n) => n.checkVisibility() && !n.closest(":disabled, canvas, .hidden") && [...n.childNodes].some((c) => c.nodeType === 3 && c.data.trim()))
+        .filter((n) => n.checkVisibility() && !n.closest(":disabled, canvas, .hidden"))
+        .filter((n) => [...n.childNodes].some((c) => c.nodeType === 3 && c.data.trim()))
         .map((n) => [light(parts(getComputedStyle(n).color)), light(under(n)), n.textContent.slice(0, 40)])
         .map(([a, b, text]) => [(Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05), text]);
     }"""
@@ -156,17 +162,17 @@ def test_colours_follow_the_system_and_can_be_read(open_page: Callable[..., Any]
     assert len(backgrounds) == 2
 
 
-def test_nothing_comes_from_elsewhere(open_page: Callable[..., Any], server: Server, picture_file: Path) -> None:
-    """Every request of a whole session goes to the server; its policy forbids others, and scripts but the page's own."""
+def test_nothing_comes_from_elsewhere(open_page: OpenPage, served: Served, picture_file: Path) -> None:
+    """Every request of a whole session goes to the server, and its policy forbids others."""
     page = open_page("about:blank", expected=("Connecting to 'https://example.com/'", "Fetch API cannot load"))
     asked: list[str] = []
     page.on("request", lambda request: asked.append(request.url))
-    answer = page.goto(server.url)
+    answer = page.goto(address(served))
     page.wait_for_selector("#argument-num_frames")
     choose(page, picture_file)
     make(page, num_inference_steps=1, num_frames=2)
     page.wait_for_selector(DONE)
-    assert {url.split("/")[0] for url in asked if not url.startswith(server.url)} <= {"data:image", "blob:http:"}
+    assert {url.split("/")[0] for url in asked if not url.startswith(address(served))} <= {"data:image", "blob:http:"}
     policy = answer.headers["content-security-policy"]
     assert "default-src 'none'" in policy
     assert "unsafe" not in policy
@@ -179,7 +185,7 @@ def test_nothing_comes_from_elsewhere(open_page: Callable[..., Any], server: Ser
     assert refused == "connect-src"
 
 
-def test_nothing_moves_for_those_who_asked_for_that(open_page: Callable[..., Any], picture_file: Path) -> None:
+def test_nothing_moves_for_those_who_asked_for_that(open_page: OpenPage, picture_file: Path) -> None:
     page = open_page(reduced_motion="reduce")
     page.wait_for_selector("#argument-num_frames")
     choose(page, picture_file)
