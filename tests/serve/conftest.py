@@ -126,15 +126,7 @@ def start(tiny_bundle: Bundle, tmp_path: Path) -> Iterator[Start]:
 
 @pytest.fixture(scope="session")
 def served(tiny_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """A server that tests share."""
-    server = start_server(tiny_bundle.path, tmp_path_factory.mktemp("serve") / "data")
-    yield server
-    _end(server)
-
-
-@pytest.fixture(scope="session")
-def strict(tiny_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """A server with a key and tight limits, where two jobs may wait."""
+    """A server that tests share: with a key and tight limits, where two jobs may wait."""
     data = tmp_path_factory.mktemp("serve") / "data"
     limits = ("--queue", "2", "--max-upload", "100kB", "--max-upload-seconds", "1")
     server = start_server(tiny_bundle.path, data, *limits, SVD_TRT_API_KEY="secret")

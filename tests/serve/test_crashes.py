@@ -8,7 +8,7 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import httpx
@@ -41,18 +41,19 @@ class Load:
                         self.fetched[job["id"]] = frames_of(server.content(job["id"], "mkv"))
 
 
-def kill_under_load(start: Start, png: bytes, alone: Callable[..., Any], kills: int, record: Any) -> Load:
-    """Kill a server ``kills`` times at random moments, then check every job that it accepted."""
+def end_under_load(start: Start, png: bytes, alone: Callable[..., Any], signals: Sequence[int], record: Any) -> Load:
+    """End a server by each of ``signals`` at random moments, then check every job that it accepted."""
     chosen = int(os.environ.get("SVD_TRT_TEST_SEED") or random.randrange(1 << 32))
     record("seed", chosen)  # the variable repeats a run
     moments, load = random.Random(chosen), Load(png)
-    for _ in range(kills):
+    for number in signals:
         server = start("--queue", "4")
         client = threading.Thread(target=load.run, args=(server,))
         client.start()
         time.sleep(moments.uniform(0.05, 1.5))
-        server.stop(signal.SIGKILL)
+        assert server.stop(number) == (-number if number == signal.SIGKILL else 128 + number)
         client.join()
+        assert "Traceback" not in "".join(server.said)
     last = start("--queue", "4")
     for job_id, seed in load.accepted.items():
         job = last.wait(job_id)
@@ -72,10 +73,10 @@ def kill_under_load(start: Start, png: bytes, alone: Callable[..., Any], kills: 
     return load
 
 
-def test_a_killed_server_loses_no_job(
+def test_a_server_that_is_killed_or_ended_loses_no_job(
     start: Start, png: bytes, alone: Callable[..., Any], record_property: Any
 ) -> None:
-    load = kill_under_load(start, png, alone, 2, record_property)
+    load = end_under_load(start, png, alone, [signal.SIGKILL, signal.SIGTERM], record_property)
     assert load.accepted
 
 
@@ -83,13 +84,14 @@ def test_a_killed_server_loses_no_job(
 def test_a_server_that_is_killed_twenty_times_loses_no_job(
     start: Start, png: bytes, alone: Callable[..., Any], record_property: Any
 ) -> None:
-    load = kill_under_load(start, png, alone, 20, record_property)
+    load = end_under_load(start, png, alone, [signal.SIGKILL] * 20, record_property)
     record_property("accepted", len(load.accepted))
     record_property("fetched_under_load", len(load.fetched))
     assert len(load.accepted) > 40
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_the_server_and_jobs_go_on_after_the_start(
     start: Start, png: bytes, alone: Callable[..., Any], number: int
 ) -> None:

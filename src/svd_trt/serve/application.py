@@ -26,7 +26,7 @@ from svd_trt.serve.schemas import ErrorBody, Health, ModelList, Video, VideoList
 from svd_trt.serve.service import Service, accept, cancel, close, describe, require_room, start
 from svd_trt.serve.store import ENDED, Job
 from svd_trt.serve.streaming import STREAM_TYPES, first_frame, video_stream
-from svd_trt.serve.uploads import read_form
+from svd_trt.serve.uploads import Body, read_form
 from svd_trt.version import __version__
 
 __all__ = ["build_application"]
@@ -114,8 +114,14 @@ def _add_videos(application: FastAPI, service: Service) -> None:
         stream: Annotated[bool, Query(description="Answer with the video while it is decoded.")] = False,
         form: Annotated[Literal["y4m", "mp4", "mkv"], Query(alias="format", description="Of the stream.")] = "y4m",
     ) -> Response:
-        await anyio.to_thread.run_sync(require_room, service)
-        picture, fields = await read_form(request, service.limits)
+        body = Body(request.receive, service.limits)
+        try:
+            await anyio.to_thread.run_sync(require_room, service)
+            picture, fields = await read_form(request, body, service.limits)
+        except RequestError as error:
+            if error.status != 408:
+                await body.discard()
+            raise
         model = fields.pop("model", "") or service.default
 
         def add() -> Job:

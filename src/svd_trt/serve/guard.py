@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from svd_trt.serve.refusals import RequestError
 from svd_trt.serve.service import Service
 from svd_trt.serve.streaming import BrokenStream
+from svd_trt.serve.uploads import discard
 
 __all__ = ["Guard", "error_response"]
 
@@ -63,6 +64,7 @@ class Guard:
         error = _refusal(self._service, scope)
         if error is not None:
             self._service.metrics.refused(error.error["type"])
+            await discard(receive)
             await error_response(error)(scope, receive, sending)
             return
         with suppress(BrokenStream):  # a response that is not complete ends its connection

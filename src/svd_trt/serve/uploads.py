@@ -4,25 +4,27 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from contextlib import suppress
 
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
-from starlette.types import Message
+from starlette.types import Message, Receive
 
 from svd_trt.serve.limits import Limits
 from svd_trt.serve.refusals import RequestError
 from svd_trt.units import format_bytes
 
-__all__ = ["read_form"]
+__all__ = ["Body", "discard", "read_form"]
 
 _FIELDS = 60
+_DISCARD_SECONDS = 2.0
 _FIELD_BYTES = 65_536
 _PICTURE = ("image", "input_reference")
 
 
-async def read_form(request: Request, limits: Limits) -> tuple[bytes, dict[str, str]]:
-    """Read a multipart form: the bytes of its picture, and its other fields.
+async def read_form(request: Request, body: Body, limits: Limits) -> tuple[bytes, dict[str, str]]:
+    """Read a multipart form, which ``body`` receives: the bytes of its picture, and its other fields.
 
     Raises:
         RequestError: it is too large, too slow, cut short, no form, or without a picture.
@@ -34,7 +36,7 @@ async def read_form(request: Request, limits: Limits) -> tuple[bytes, dict[str, 
     declared = request.headers.get("content-length", "0")
     if declared.isdigit() and int(declared) > limits.upload_bytes:
         raise _too_large(limits)
-    bounded = Request(request.scope, _Bounded(request, limits))
+    bounded = Request(request.scope, body)
     try:
         async with asyncio.timeout(limits.upload_seconds):
             async with bounded.form(max_files=1, max_fields=_FIELDS, max_part_size=_FIELD_BYTES) as form:
@@ -90,20 +92,35 @@ async def _picture(name: str, value: UploadFile) -> bytes:
     return await value.read()
 
 
-class _Bounded:
+class Body:
     """Receives the body of a request, and refuses it when it grows beyond the limit."""
 
-    def __init__(self, request: Request, limits: Limits) -> None:
-        self._receive = request.receive
+    def __init__(self, receive: Receive, limits: Limits) -> None:
+        self._receive = receive
         self._limits = limits
         self._count = 0
+        self._complete = False
 
     async def __call__(self) -> Message:
         message = await self._receive()
+        self._complete = not message.get("more_body", False)
         self._count += len(message.get("body", b""))
         if self._count > self._limits.upload_bytes:
             raise _too_large(self._limits)
         return message
+
+    async def discard(self) -> None:
+        """Read the rest, so that the client reads why it was refused."""
+        if not self._complete:
+            await discard(self._receive)
+
+
+async def discard(receive: Receive) -> None:
+    """Read a body that nobody wants, for a while: a connection that is closed before that loses its answer."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_DISCARD_SECONDS):
+            while (await receive()).get("more_body", False):
+                pass
 
 
 def _too_large(limits: Limits) -> RequestError:

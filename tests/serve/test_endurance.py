@@ -1,0 +1,87 @@
+"""Many requests: a thousand videos, and a thousand malformed requests, without an error or growth of the server."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+
+from tests.serve.conftest import FAST, Served, Start, error_of, frames_of
+
+pytestmark = pytest.mark.slow
+
+VIDEOS = 1000
+WARM = 200  # videos after which memory, files and threads are compared
+GROWTH = (
+    25_000_000  # bytes; a frame that leaked with each video would be 800 x 3 kB, a picture of 48 x 48 as much again
+)
+
+
+def used(server: Served) -> dict[str, int]:
+    """Memory, open files and threads of a server that has nothing to do."""
+    process = psutil.Process(server.process.pid)
+    return {"bytes": process.memory_info().rss, "files": process.num_fds(), "threads": process.num_threads()}
+
+
+def require_no_growth(before: dict[str, int], after: dict[str, int], record: Any) -> None:
+    for name, value in after.items():
+        record(f"{name}_before", before[name])
+        record(f"{name}_after", value)
+    assert after["bytes"] - before["bytes"] < GROWTH
+    assert after["files"] <= before["files"] + 2
+    assert after["threads"] <= before["threads"] + 2
+
+
+def test_a_thousand_videos_leave_nothing_behind(start: Start, png: bytes, alone: Any, record_property: Any) -> None:
+    """Some are watched, some streamed, some fetched in every format and some cancelled, as clients do."""
+    server = start("--queue", "8", "--keep", "1MB")
+    before = {}
+    for number in range(VIDEOS):
+        if number == WARM:
+            before = used(server)
+        if number % 10 == 3:
+            assert server.post(png, **FAST, seed=number, stream="true", format="mkv").status_code == 200
+            continue
+        job = server.accepted(png, **FAST, seed=number)["id"]
+        if number % 10 == 5:
+            server.client.delete(f"/v1/videos/{job}")
+            continue
+        if number % 10 == 7:
+            with server.client.stream("GET", f"/v1/videos/{job}/events") as answer:
+                answer.read()
+        assert server.wait(job)["status"] == "completed"
+        if number % 50 == 0:
+            expected = alone(seed=number, num_frames=2, num_inference_steps=1)
+            np.testing.assert_array_equal(frames_of(server.content(job, "mkv")), expected)
+            server.content(job, "webm")
+    require_no_growth(before, used(server), record_property)
+
+
+def test_a_thousand_malformed_requests(start: Start, png: bytes, tmp_path: Path, record_property: Any) -> None:
+    """Schemathesis makes them of the server's own OpenAPI; every answer must be as that says, and none 500 or above."""
+    server = start("--queue", "8", "--max-steps", "2", "--max-upload-seconds", "5")
+    server.wait(server.accepted(png, **FAST)["id"])
+    for _ in range(50):
+        error_of(server.post(b"no picture"), 400, "invalid_request")
+    before = used(server)
+    checks = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
+    command = [str(Path(sys.executable).parent / "schemathesis"), "run", f"{server.client.base_url}/openapi.json"]
+    command += ["--max-examples", "60", "--checks", checks, "--request-timeout", "60", "--no-color"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
+    found = re.search(r"(\d+) generated, (\d+) passed", done.stdout)
+    assert found is not None, done.stdout[-2000:]
+    record_property("requests", int(found[1]))
+    assert found[1] == found[2]
+    assert int(found[1]) >= 1000
+    for job in server.client.get("/v1/videos", params={"limit": 100}).json()["data"]:
+        server.wait(job["id"])
+    assert 'svd_trt_refused_requests_total{type="server_error"}' not in server.client.get("/metrics").text
+    assert "Traceback" not in "".join(server.said)
+    require_no_growth(before, used(server), record_property)
