@@ -1,0 +1,74 @@
+"""``svd-trt serve``: what an operator mistypes ends the start with one line, and what it says when it starts."""
+
+from __future__ import annotations
+
+import socket
+import sys
+from pathlib import Path
+
+import httpx
+import pytest
+
+from svd_trt import Bundle
+from svd_trt.serve.store import Store
+from tests.cli.conftest import assert_refused, invoke
+from tests.serve.conftest import start_server
+
+
+def test_a_missing_bundle_is_refused(tmp_path: Path) -> None:
+    assert_refused(invoke("serve", tmp_path / "none", "--port", 0, "--data", tmp_path / "d"), "there is no bundle at")
+
+
+def test_two_bundles_of_one_name_are_refused(tmp_path: Path) -> None:
+    assert_refused(invoke("serve", tmp_path / "a/b", tmp_path / "c/b"), "are both named b")
+
+
+def test_an_address_that_is_taken_or_unknown_is_refused(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert_refused(invoke("serve", "b", "--port", port, "--data", tmp_path), f"port {port}: Address already in use")
+    assert_refused(invoke("serve", "b", "--host", "no.such.host.invalid", "--data", tmp_path), "choose another --host")
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "words"),
+    [
+        ("--keep", "soon", "is not an age, a size or both"),
+        ("--keep", "7d,20", "is not an age, a size or both"),
+        ("--queue", "0", "0 is not in the range"),
+        ("--max-upload", "much", "is not a size"),
+        ("--port", "70000", "70000 is not in the range"),
+    ],
+)
+def test_options_that_are_malformed_are_refused(option: str, value: str, words: str) -> None:
+    assert_refused(invoke("serve", "b", option, value), words, code=2)
+
+
+def test_a_key_that_is_empty_or_missing_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "key").write_text(" \n")
+    assert_refused(invoke("serve", "b", "--api-key-file", tmp_path / "key"), "is empty", "openssl rand -hex 32")
+    assert_refused(invoke("serve", "b", "--api-key-file", tmp_path / "no"), "cannot be read: No such file")
+
+
+def test_a_folder_of_another_server_is_refused(tmp_path: Path) -> None:
+    store = Store(tmp_path / "d")
+    assert_refused(invoke("serve", "b", "--port", 0, "--data", tmp_path / "d"), "another server keeps its jobs in")
+    store.close()
+
+
+def test_the_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "svd_trt.serve.application", None)
+    assert_refused(invoke("serve", "b"), "pip install 'svd-trt[serve]'")
+
+
+def test_a_server_that_others_reach_warns_and_serves_the_page(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    server = start_server(tiny_bundle.path, tmp_path / "data", "--host", "0.0.0.0")
+    assert "everybody who reaches 0.0.0.0" in "".join(server.said)
+    page = server.client.get("/")
+    assert (page.status_code, page.headers["content-type"]) == (200, "text/html; charset=utf-8")
+    assert "script-src 'sha256-" in page.headers["content-security-policy"]
+    assert httpx.get(f"{server.client.base_url}/readyz", headers={"Host": "videos.example"}).status_code == 200
+    assert server.stop() == 143
+    assert "Traceback" not in "".join(server.said)
