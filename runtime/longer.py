@@ -8,6 +8,7 @@ known pixels of a picture in RePaint (arXiv:2201.09865) and to earlier frames in
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -87,6 +88,7 @@ def generate_longer(executor: Executor, job: Job, picture: PIL.Image.Image) -> G
     frames, sigmas = settings.num_frames, np.asarray(settings.sigmas, np.float32)
     parts = parts_of(frames, settings.extend, settings.decode_chunk_size, manifest.ranges.chunk)
     latents = np.empty(job.latent_shape, np.float32)  # of the part before
+    last: deque[Frames] = deque(maxlen=_overlap(frames))  # frames, which a short part may not have all made
     encoding, done = job, 0
     with (
         raising_reason(job.cancellation),
@@ -94,7 +96,9 @@ def generate_longer(executor: Executor, job: Job, picture: PIL.Image.Image) -> G
         executor.running(job.request, job.plan, job.latent_shape),
     ):
         for part in parts:
-            # 1. Encode the picture, and draw the noise.
+            # 1. Encode the picture, which is the first of the frames that are known, and draw the noise.
+            if part.known:
+                picture = PIL.Image.fromarray(last[0])
             with traced("encode"):
                 conditions = encode(executor, encoding, [picture])
             table, start, step_noise = schedule(manifest, job)
@@ -108,12 +112,9 @@ def generate_longer(executor: Executor, job: Job, picture: PIL.Image.Image) -> G
             with traced("denoise"):
                 latents = denoise_group(executor, replace(job, on_step_end=hold), start, conditions, table, step_noise)
 
-            # 3. Decode the new frames. The next part begins with the last ones, and the first of those is its picture.
-            first = frames - part.known - _overlap(frames)
+            # 3. Decode the new frames. They are copied before the caller has them and may write to them.
             for chunk in decode_frames(executor, job, latents[0, part.known :][: part.frames], part.chunks, done):
-                if 0 <= first < len(chunk):
-                    picture = PIL.Image.fromarray(np.asarray(chunk[first]))
-                first -= len(chunk)
+                last.extend(np.array(frame) for frame in chunk[-_OVERLAP:])
                 done += len(chunk)
                 yield chunk
 

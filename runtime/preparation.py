@@ -93,9 +93,11 @@ def prepare(executor: Executor, given: Given) -> tuple[Job, list[PIL.Image.Image
         notes.append(harm)
     largest = largest_scale(settings.guidance_shape, settings.min_guidance_scale, settings.max_guidance_scale)
     notes += few_step_notes(settings.sampler, settings.num_inference_steps, largest)
+    repeats = 1  # of what is drawn: once for each part of a longer video
     if settings.extend:
         parts = parts_of(request.frames, settings.extend, settings.decode_chunk_size, manifest.ranges.chunk)
-        groups, chunks = groups * len(parts), [chunk for part in parts for chunk in part.chunks]
+        repeats = len(parts)
+        groups, chunks = groups * repeats, [chunk for part in parts for chunk in part.chunks]
     else:
         chunks = chunk_sizes(request.videos * request.frames, settings.decode_chunk_size, manifest.ranges.chunk)
     for note in notes:  # now that nothing is refused any more
@@ -103,7 +105,8 @@ def prepare(executor: Executor, given: Given) -> tuple[Job, list[PIL.Image.Image
     if generators is not None:
         latents = (shape, latents_dtype(manifest))
         count = (start is None) + noisy_steps(settings.sampler, settings.sigmas)
-        generators.advance([((request.pictures, 3, request.height, request.width), np.float32), *[latents] * count])
+        picture = ((request.pictures, 3, request.height, request.width), np.float32)
+        generators.advance([picture, *[latents] * count] * repeats)
     job = Job(
         settings,
         request,

@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import pytest
+import torch
 from click.testing import CliRunner
 
 from svd_trt import Bundle, VideoPipeline
 from svd_trt.cli.main import cli
 from svd_trt.engine.spec import Range
 from svd_trt.errors import ArgumentError
+from svd_trt.runtime import longer
 from svd_trt.runtime.longer import Part, parts_of
 from tests.conftest import TINY
 
@@ -90,6 +92,52 @@ def test_a_stream_has_the_frames_of_a_call_and_repeats(small_bundle: Path, pictu
         assert done == sorted(done)
         assert done[-1] == total
         assert {now[2] for now in told if now[0] == stage} == {total}
+
+
+@pytest.mark.parametrize("frames", [2, 3, 4, 5, 6])
+def test_a_part_has_its_first_frame_as_picture(
+    frames: int, small_bundle: Path, picture: PIL.Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also if that frame is older than the part before, because each part makes fewer frames than it repeats."""
+    pictures: list[Any] = []
+
+    def encode(executor: Any, job: Any, given: Any) -> Any:
+        pictures.extend(map(np.asarray, given))
+        return real(executor, job, given)
+
+    real = longer.encode
+    monkeypatch.setattr(longer, "encode", encode)
+    new = frames - min(3, frames - 1)
+    with VideoPipeline.open(small_bundle, device="cpu") as pipe:
+        arguments: dict[str, Any] = {"num_frames": frames, "extend": 3 * new, "num_inference_steps": 1, "seed": 3}
+        made = pipe(picture, resize_mode="crop", output_type="np", decode_chunk_size=1, **arguments).frames[0]
+    assert len({frame.tobytes() for frame in made}) == len(made)
+    assert len(pictures) == 4
+    for part in (1, 2, 3):
+        np.testing.assert_array_equal(pictures[part], made[part * new])
+
+
+def test_a_frame_that_the_caller_changes_is_not_the_next_picture(small_bundle: Path, picture: PIL.Image.Image) -> None:
+    arguments: dict[str, Any] = {"num_frames": 4, "extend": 3, "num_inference_steps": 1, "seed": 3}
+    with VideoPipeline.open(small_bundle, device="cpu") as pipe:
+        expected = list(pipe.stream(picture, resize_mode="crop", **arguments))
+        for frame, unchanged in zip(pipe.stream(picture, resize_mode="crop", **arguments), expected, strict=True):
+            np.testing.assert_array_equal(frame, unchanged)
+            frame[...] = 0
+
+
+def test_a_generator_is_left_after_the_last_part(small_bundle: Path, picture: PIL.Image.Image) -> None:
+    """Two videos of one generator have no noise in common."""
+    generator, expected = (torch.Generator().manual_seed(4) for _ in range(2))
+    arguments: dict[str, Any] = {"num_frames": 4, "extend": 2, "num_inference_steps": 3, "sampler": "lcm"}
+    with VideoPipeline.open(small_bundle, device="cpu") as pipe:
+        pipe(picture, generator=generator, resize_mode="crop", **arguments)
+        latents = (1, 4, pipe.bundle.manifest.model.latent_channels, 16, 16)
+    for _ in range(3):
+        torch.randn((1, 3, 32, 32), generator=expected)
+        for _ in range(3):  # the start, and the two steps that do not end at 0
+            torch.randn(latents, generator=expected)
+    assert torch.equal(generator.get_state(), expected.get_state())
 
 
 def test_parts_cover_the_frames() -> None:

@@ -23,8 +23,8 @@ __all__ = ["quality"]
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
 _PICTURES = 8
-_OWN = ("num_frames", "height", "width", "seed", "num_videos_per_prompt", "fps", "motion_bucket_id")
-"""Arguments that are the same for all variants."""
+_OWN = ("num_frames", "extend", "height", "width", "seed", "num_videos_per_prompt", "fps", "motion_bucket_id")
+"""Arguments that are the same for all variants; all videos have the frames of the reference."""
 
 
 @click.command("quality", short_help="Measure what fewer evaluations cost in quality.")
@@ -158,9 +158,9 @@ def quality(
 
 
 def _variant(text: str) -> Variant:
+    """The variant of ``text``, which may begin with a name: ``fast: --num-inference-steps 8``."""
     from svd_trt.benchmarks.quality import Variant
 
-    """The variant of ``text``, which may begin with a name: ``fast: --num-inference-steps 8``."""
     label, colon, options = text.partition(": ")
     if not colon or text.startswith("-"):
         label, options = text, text
