@@ -204,6 +204,14 @@ def test_without_clips_errors_are_to_the_reference(small_bundle: Path) -> None:
     assert "error to the reference" in done.stdout
 
 
+def test_variants_that_are_all_refused_are_an_error(small_bundle: Path) -> None:
+    common = ("--num-frames", "2", "--reference", "--num-inference-steps 1", "--backend", "onnxruntime", "-q")
+    done = invoke("bench", "quality", small_bundle, "--variant", "--deep-every 2", *common)
+    assert done.returncode == 1
+    assert "no variant was measured" in done.stderr
+    assert "build one with --shallow-steps" in done.stderr
+
+
 def test_an_interrupt_keeps_what_is_done(small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = []
 
@@ -233,6 +241,9 @@ def test_an_interrupt_keeps_what_is_done(small_bundle: Path, tmp_path: Path, mon
         (["--variant", "steps 3"], "--variant 'steps 3': Got unexpected extra arguments"),
         (["--reference", "--sampler 'euler"], "No closing quotation"),
         (["--variant", "--sampler magic"], "'magic' is not one of"),
+        (["--variant", "--extend 3"], "--variant '--extend 3': No such option"),
+        (["--variant", "--guidance-interval 9,1"], "--variant '--guidance-interval 9,1': guidance_interval must be two"),
+        (["--reference", "--schedule ays --sigmas 9,1,0"], "schedule and sigmas were both given"),
         (["-o", "no/such/folder/q.json"], "cannot write no/such/folder/q.json"),
         (["--clips", "missing.npz"], "missing.npz is no file of clips"),
     ],

@@ -12,7 +12,7 @@ import click
 from svd_trt.cli.bench_command import command_line
 from svd_trt.cli.console import Bars, log_to, stderr, stdout
 from svd_trt.cli.parameter_options import parse_options
-from svd_trt.errors import MissingDependencyError, OutputError
+from svd_trt.errors import ArgumentError, MissingDependencyError, OutputError
 from svd_trt.runtime.backends import RUN_BACKENDS
 from svd_trt.runtime.pipeline import VideoPipeline
 
@@ -152,6 +152,8 @@ def quality(
                     write_file(markdown, f"{quality_page(latest)}\n".encode())
     for message in dict.fromkeys(logged):
         console.print(message, style="dim")
+    if latest is not None and not latest.points:
+        raise ArgumentError(f"no variant was measured, because the bundle takes none: {latest.notes[0]}")
     for path in (output, plot, markdown):
         if path is not None:
             console.print(f"wrote {path}", style="dim")

@@ -94,15 +94,17 @@ def parse_options(text: str, option: str, without: Collection[str] = ()) -> dict
         without: names of `Parameters` that it may not give.
 
     Raises:
-        UsageError: it is not such options.
+        UsageError: it is not such options, or no bundle takes their values.
     """
     command = parameter_options(click.command(option)(lambda **_: None))
     assert isinstance(command, click.Command)
     command.params = [parameter for parameter in command.params if parameter.name not in without]
     try:
         context = command.make_context(option, shlex.split(text))
-    except (ValueError, click.UsageError) as error:
+        given = click.core.ParameterSource.COMMANDLINE
+        found = {name: value for name, value in context.params.items() if context.get_parameter_source(name) == given}
+        Parameters(**found)  # which checks the values, before the work
+    except (ValueError, click.UsageError) as error:  # the first also of shlex and of `Parameters`
         message = error.format_message() if isinstance(error, click.UsageError) else str(error)
         raise click.UsageError(f"{option} {shorten(text)!r}: {message}") from error
-    given = click.core.ParameterSource.COMMANDLINE
-    return {name: value for name, value in context.params.items() if context.get_parameter_source(name) == given}
+    return found
