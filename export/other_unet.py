@@ -25,7 +25,8 @@ from svd_trt.units import shorten
 
 __all__ = ["OtherUnet", "find_unet", "original_modules"]
 
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(/[\w./-]+\.safetensors)?")
+# The second part of an id is no file, so that a wrong path is not asked of the hub.
+_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*(?<!\.safetensors)(/[\w./-]+\.safetensors)?")
 # How files begin the names of a UNet; diffusers' first layer is conv_in, and generative-models' is input_blocks.0.0.
 _DIFFUSERS = ("", "unet.")
 _STABILITY = ("model.diffusion_model.", "diffusion_model.", "", "model_ema.diffusion_model.")
@@ -119,7 +120,10 @@ class OtherUnet(msgspec.Struct, frozen=True):
         assert self.config is not None
         kind = self.config.get("_class_name", "UNetSpatioTemporalConditionModel")
         if kind != "UNetSpatioTemporalConditionModel":
-            raise CheckpointError(f"{self.where} is a {kind}, and SVD's UNet is a UNetSpatioTemporalConditionModel")
+            raise CheckpointError(
+                f"{self.where} is of the class {kind}, and SVD's UNet is of UNetSpatioTemporalConditionModel; give a "
+                "UNet of Stable Video Diffusion"
+            )
         own = dict(cast("Any", empty_model("unet", self.config)).config)
         for name in sorted(base.keys() | own.keys()):
             here, there = (json.dumps(config.get(name)) for config in (own, base))
@@ -159,7 +163,7 @@ def find_unet(text: str, variant: str | None, local_files_only: bool) -> tuple[O
         info = UnetInfo(model=path.resolve().name, commit=None, path=str(path.resolve()), files=_names(files, path))
     else:
         if path.suffix == ".safetensors" and not _HUB_ID.fullmatch(text):
-            raise CheckpointError(f"there is no file {text}")
+            raise CheckpointError(f"there is no file {text}; give a file, a folder or a hub id such as owner/name")
         if not _HUB_ID.fullmatch(text):
             raise CheckpointError(f"there is no UNet at {text}, and it is not a hub id such as owner/name")
         owner, name, *inner = text.split("/")

@@ -242,7 +242,7 @@ def test_an_interrupt_keeps_what_is_done(small_bundle: Path, tmp_path: Path, mon
         (["--reference", "--sampler 'euler"], "No closing quotation"),
         (["--variant", "--sampler magic"], "'magic' is not one of"),
         (["--variant", "--extend 3"], "--variant '--extend 3': No such option"),
-        (["--variant", "--guidance-interval 9,1"], "--variant '--guidance-interval 9,1': guidance_interval must be two"),
+        (["--variant", "--guidance-interval 9,1"], "--variant '--guidance-interval 9,1': guidance_interval must be"),
         (["--reference", "--schedule ays --sigmas 9,1,0"], "schedule and sigmas were both given"),
         (["-o", "no/such/folder/q.json"], "cannot write no/such/folder/q.json"),
         (["--clips", "missing.npz"], "missing.npz is no file of clips"),

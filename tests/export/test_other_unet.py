@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ import safetensors.torch
 import torch
 
 from svd_trt.errors import CheckpointError
+from svd_trt.export import other_unet
 from svd_trt.export.checkpoint_kinds import open_checkpoint
 from svd_trt.export.folder import configurations_of
 from svd_trt.export.stability_names import places_of
@@ -178,7 +180,7 @@ def cut_off(tensors: Tensors, folder: Path) -> Path:
         (lacking, r"it lacks conv_out\.bias, which is \[4\] in the checkpoint"),
         (with_more, r"has 1 tensors that the checkpoint's UNet lacks, pose_net\.conv\.weight among them"),
         (other_heads, r"num_attention_heads is \[2, 4, 2\], and in the checkpoint \[2, 2, 2\]"),
-        (other_class, "is a UNet3DConditionModel, and SVD's UNet is a UNetSpatioTemporalConditionModel"),
+        (other_class, "is of the class UNet3DConditionModel, and SVD's .* of UNetSpatioTemporalConditionModel; give"),
         (a_vae, r"has no UNet: it lacks conv_in\.weight and input_blocks\.0\.0\.weight, and has decoder\."),
         (two_files, r"has several files, a\.safetensors, b\.safetensors; give one"),
         (lambda _, folder: folder, "has no UNet: neither unet/config.json, config.json nor one safetensors file"),
@@ -192,6 +194,15 @@ def test_other_architectures_and_damaged_files_are_refused(
 ) -> None:
     with pytest.raises(CheckpointError, match=words):
         open_checkpoint(str(MINIATURE), unet=str(make(weights, tmp_path)))
+
+
+@pytest.mark.parametrize(
+    "text", ["few.safetensors", "weights/few.safetensors", "../weights/few.safetensors", "./weights/few.safetensors"]
+)
+def test_a_wrong_path_is_not_asked_of_the_hub(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(other_unet, "download_files", None)
+    with pytest.raises(CheckpointError, match=f"there is no file {re.escape(text)}; give a file"):
+        open_checkpoint(str(MINIATURE), unet=text)
 
 
 def test_fields_are_compared_before_weights(weights: Tensors, tmp_path: Path) -> None:
