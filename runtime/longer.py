@@ -88,7 +88,7 @@ def generate_longer(executor: Executor, job: Job, picture: PIL.Image.Image) -> G
     frames, sigmas = settings.num_frames, np.asarray(settings.sigmas, np.float32)
     parts = parts_of(frames, settings.extend, settings.decode_chunk_size, manifest.ranges.chunk)
     latents = np.empty(job.latent_shape, np.float32)  # of the part before
-    last: deque[Frames] = deque(maxlen=_overlap(frames))  # frames, which a short part may not have all made
+    last: deque[Frames] = deque(maxlen=_overlap(frames))  # frames; a short part makes only some
     encoding, done = job, 0
     with (
         raising_reason(job.cancellation),
@@ -112,9 +112,11 @@ def generate_longer(executor: Executor, job: Job, picture: PIL.Image.Image) -> G
             with traced("denoise"):
                 latents = denoise_group(executor, replace(job, on_step_end=hold), start, conditions, table, step_noise)
 
-            # 3. Decode the new frames. They are copied before the caller has them and may write to them.
+            # 3. Decode the new frames. The last ones are copied before the caller has them and may write to them.
+            left = part.frames
             for chunk in decode_frames(executor, job, latents[0, part.known :][: part.frames], part.chunks, done):
-                last.extend(np.array(frame) for frame in chunk[-_OVERLAP:])
+                left -= len(chunk)
+                last.extend(np.array(frame) for frame in chunk[max(0, len(chunk) + left - _OVERLAP) :])
                 done += len(chunk)
                 yield chunk
 

@@ -76,6 +76,19 @@ def test_numpy_and_files_get_copies(
     gc.collect()
 
 
+def test_a_longer_video_goes_on_from_frames_on_the_gpu(
+    rig: Rig, dynamic_bundle: Bundle, picture: PIL.Image.Image
+) -> None:
+    """A part of 4 frames makes one, and the picture of the third part is a frame of the first."""
+    arguments = FAST | {"extend": 2}
+    with rig.open(dynamic_bundle) as pipe:
+        expected = pipe(picture, output_type="np", **arguments).frames[0]
+        frames = pipe(picture, output_type="dlpack", **arguments).frames[0]
+        np.testing.assert_array_equal(np.stack([np.asarray(frame) for frame in frames]), expected)
+    del frames
+    gc.collect()
+
+
 @pytest.mark.gpu
 def test_torch_reads_frames_in_place(dynamic_bundle: Bundle, picture: PIL.Image.Image, expected: Any) -> None:
     torch = pytest.importorskip("torch")
