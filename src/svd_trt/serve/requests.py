@@ -76,7 +76,8 @@ def checked_request(picture: bytes, fields: Mapping[str, str], pipe: VideoPipeli
         warnings: list[str] = []
         settings = _settings(picture, parameters, pipe, warnings.append)
     except SvdTrtError as error:
-        raise RequestError.of(400, refused(error, allowed)) from error
+        told = refused(error, allowed)
+        raise RequestError.of(503 if told["type"] == "server_error" else 400, told) from error
     return VideoRequest(picture, given, settings, warnings)
 
 
