@@ -128,7 +128,7 @@ def start(tiny_bundle: Bundle, tmp_path: Path) -> Iterator[Start]:
 def served(tiny_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """A server that tests share: with a key and tight limits, where two jobs may wait."""
     data = tmp_path_factory.mktemp("serve") / "data"
-    limits = ("--queue", "2", "--max-upload", "100kB", "--max-upload-seconds", "1")
+    limits = ("--queue", "2", "--max-upload", "100kB", "--max-upload-seconds", "1", "--allow-host", "Proxy.example")
     server = start_server(tiny_bundle.path, data, *limits, SVD_TRT_API_KEY="secret")
     server.client.headers["Authorization"] = "Bearer secret"
     yield server

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -93,3 +96,19 @@ def test_a_thousand_malformed_requests(start: Start, png: bytes, tmp_path: Path,
     assert 'svd_trt_refused_requests_total{type="server_error"}' not in server.client.get("/metrics").text
     assert "Traceback" not in "".join(server.said)
     require_no_growth(before, used(server), record_property)
+
+
+def test_connections_are_bounded_in_number_and_in_time(start: Start, png: bytes) -> None:
+    """Those that send nothing, or only the beginning of a request, get an answer and end; others are served again."""
+    server = start()
+    address = (server.client.base_url.host, server.client.base_url.port)
+    with contextlib.ExitStack() as opened:
+        silent = [opened.enter_context(socket.create_connection(address, timeout=60)) for _ in range(500)]
+        silent[1].sendall(b"GET /v1/models HTTP/1.1\r\nHost: local")
+        with socket.create_connection(address, timeout=60) as more:
+            assert more.recv(4096).startswith(b"HTTP/1.1 503")
+        for connection in silent[:2]:
+            answer = connection.recv(4096)
+            assert answer.startswith(b"HTTP/1.1 408")
+            assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["type"] == "invalid_request"
+    assert server.wait(server.accepted(png, **FAST)["id"])["status"] == "completed"

@@ -134,7 +134,7 @@ def test_pages_of_other_sites_are_refused(served: Served, png: bytes) -> None:
     error_of(served.client.get("/v1/videos", headers={"Host": "evil.example:80"}), 403, "unauthorized")
     answer = served.client.options("/v1/videos", headers={"Origin": "http://a", "Access-Control-Request-Method": "GET"})
     assert "access-control-allow-origin" not in answer.headers
-    for host in ("localhost:1", "127.0.0.1", "[::1]:80"):
+    for host in ("proxy.example", "localhost:1", "127.0.0.1", "[::1]:80"):
         assert served.client.get("/healthz", headers={"Host": host}).status_code == 200
 
 
