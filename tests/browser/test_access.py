@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.browser.conftest import OpenPage, Served, address, until
-from tests.browser.test_page import DONE, choose, make
+from tests.browser.test_page import DONE, choose, in_front, make
 
 pytestmark = [pytest.mark.slow, pytest.mark.browser]
 
@@ -78,6 +78,7 @@ def test_a_phone_shows_everything_in_its_width(open_page: OpenPage, picture_file
     page.fill("#argument-num_frames", "99")
     page.tap("#make")
     until(page, "document.activeElement.id === 'argument-num_frames'")
+    assert in_front(page, "argument-num_frames-error")
     fits()
     page.fill("#argument-num_frames", "")
     page.tap("#make")

@@ -54,6 +54,15 @@ def pixels(page: Any) -> list[int]:
     return list(page.evaluate("[...canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data]"))
 
 
+def in_front(page: Any, name: str) -> bool:
+    """Whether the middle of an element can be seen: it is in the window, and nothing covers it."""
+    middle = """(name) => {
+      const node = document.getElementById(name), box = node.getBoundingClientRect();
+      return node.contains(document.elementFromPoint(box.left + box.width / 2, box.top + box.height / 2));
+    }"""
+    return bool(page.evaluate(middle, name))
+
+
 def refusal(served: Served, picture: bytes, **fields: str) -> dict[str, Any]:
     """What the server says of a request, without the page."""
     return error_of(served.post(picture, **fields), 400, "invalid_request")
@@ -151,7 +160,8 @@ def test_an_error_is_in_the_servers_words_at_its_field(
     until(page, f"document.activeElement.id === 'argument-{name}'")
     assert page.inner_text(f"#argument-{name}-error") == expected["message"]
     assert field.get_attribute("aria-invalid") == "true"
-    assert field.is_visible()
+    assert in_front(page, f"argument-{name}")
+    assert in_front(page, f"argument-{name}-error")
     assert page.get_by_role("alert").filter(has_text=expected["message"]).count() == 1
     page.fill(f"#argument-{name}", "")
     assert page.inner_text(f"#argument-{name}-error") == ""
