@@ -248,6 +248,16 @@ def test_a_damaged_bundle_is_not_served(python: Path, small_bundle: Path, tmp_pa
         pass
 
 
+def test_two_instances_make_two_videos_at_the_same_time(
+    python: Path, small_bundle: Path, png: bytes, tmp_path: Path
+) -> None:
+    models = tmp_path / "models"
+    assert invoke("triton", small_bundle, "-o", models, "--name", "tiny", "--instances", "2").returncode == 0
+    with serving(python, models, tmp_path / "log") as server, Stream(server) as one, Stream(server) as other:
+        begun(one, png)
+        begun(other, png)
+
+
 def test_plain_http_cannot_ask(server: Server, png: bytes) -> None:
     """The documents say so: answers of several parts need a stream."""
     import tritonclient.grpc as triton
