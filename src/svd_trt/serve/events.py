@@ -159,6 +159,10 @@ async def job_events(hub: Hub, job_id: str, describe: Callable[[], dict[str, Any
             job = await anyio.to_thread.run_sync(describe)
             if job is None:
                 return
+            if told is None and job["status"] in ENDED:  # before this client came; the thread may still hold its frames
+                yield _event("status", job)
+                yield _event("end", job)
+                return
             state = [job[name] for name in ("status", "position", "stage")]
             if state != told:
                 told = state
