@@ -27,7 +27,7 @@ class Load:
         self.fetched: dict[str, Any] = {}  # ids to frames
 
     def run(self, server: Served) -> None:
-        with contextlib.suppress(httpx.TransportError):
+        with contextlib.suppress(httpx.TransportError, RuntimeError):  # the latter when `Served.stop` closes the client
             while True:
                 seed = len(self.accepted)
                 answer = server.post(self.png, **FAST, seed=seed)
