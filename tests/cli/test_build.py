@@ -77,6 +77,7 @@ def test_a_checkpoint_may_move_after_the_build(small_checkpoint: Path, small_bun
         Bundle.open(bundle)
 
 
+@pytest.mark.slow
 def test_other_ranges_keep_the_export(small_checkpoint: Path, small_bundle: Path, cache: Path, tmp_path: Path) -> None:
     """Frame ranges are in the profile, not in the graph: the denoiser's ONNX is reused, its plan is built again."""
     bundle = copy(small_bundle, tmp_path / "bundle")
@@ -93,6 +94,7 @@ def test_other_ranges_keep_the_export(small_checkpoint: Path, small_bundle: Path
     assert [p.name for p in tmp_path.iterdir() if p.name not in ("bundle", ".bundle.lock")] == []
 
 
+@pytest.mark.slow
 def test_weight_streaming_is_the_denoisers_plan_alone(
     small_checkpoint: Path, small_bundle: Path, cache: Path, tmp_path: Path
 ) -> None:
