@@ -9,7 +9,8 @@ from typing import Any, TypeAlias
 
 import pytest
 
-from tests.serve.conftest import Served, served, start
+from svd_trt import Bundle
+from tests.serve.conftest import Served, start, start_server
 
 __all__ = ["OpenPage", "Served", "address", "served", "start", "until"]
 
@@ -41,6 +42,14 @@ def browser() -> Iterator[Any]:
         running = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         yield running
         running.close()
+
+
+@pytest.fixture(scope="session")
+def served(tiny_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """A server as a user starts it, without a key, that tests share."""
+    server = start_server(tiny_bundle.path, tmp_path_factory.mktemp("browser") / "data")
+    yield server
+    server.stop()
 
 
 @pytest.fixture
