@@ -1,13 +1,16 @@
-"""Exchanging two folders in one step, so that neither name is without a folder at any time."""
+"""Exchanging or replacing a folder in one step, so that its name is never without a folder."""
 
 from __future__ import annotations
 
 import ctypes
 import errno
 import os
+import shutil
 from pathlib import Path
 
-__all__ = ["swap"]
+from svd_trt.engine.temporary_files import REPLACED, hidden_sibling
+
+__all__ = ["replace_folder", "swap"]
 
 _HERE = -100  # AT_FDCWD: relative paths are relative to the current folder
 _EXCHANGE = 2  # RENAME_EXCHANGE of renameat2(2)
@@ -30,3 +33,27 @@ def swap(one: Path, other: Path) -> bool:
     if code in _UNSUPPORTED:
         return False
     raise OSError(code, os.strerror(code), str(one), None, str(other))
+
+
+def replace_folder(new: Path, target: Path, beside: Path | None = None) -> None:
+    """Replace the folder ``target`` by ``new``; after a failure ``target`` is what it was.
+
+    Args:
+        new: is afterwards the folder that was replaced, or nothing.
+        target: exists, on the same file system.
+        beside: the path beside which the old folder waits if the system cannot exchange two; None is ``target``.
+
+    Raises:
+        OSError: a folder cannot be moved.
+    """
+    if swap(new, target):
+        return
+    aside = hidden_sibling(beside or target, REPLACED)
+    try:
+        target.rename(aside)
+        new.rename(target)
+    except BaseException:
+        if aside.exists() and not target.exists():
+            aside.rename(target)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)

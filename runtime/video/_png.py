@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from svd_trt.engine.swap import swap
-from svd_trt.engine.temporary_files import REPLACED, create_folder, hidden_sibling, remove_leftovers
+from svd_trt.engine.swap import replace_folder
+from svd_trt.engine.temporary_files import create_folder, remove_leftovers
 from svd_trt.errors import OutputError
 from svd_trt.runtime.video._writer import VideoSpec, VideoWriter, resolved
 
@@ -57,8 +57,7 @@ class PngFolderWriter(VideoWriter):
             self._temporary.rename(self._target)
         else:
             check_only_frames(self._target)  # again: files may have been added since the first check
-            if not swap(self._temporary, self._target):
-                _rename_twice(self._temporary, self._target)
+            replace_folder(self._temporary, self._target)
         self._discard()
 
     def _discard(self) -> None:
@@ -68,19 +67,6 @@ class PngFolderWriter(VideoWriter):
         shutil.rmtree(self._temporary, ignore_errors=True)
         os.close(self._opened[1])
         self._opened = None
-
-
-def _rename_twice(new: Path, target: Path) -> None:
-    """Replace the folder ``target`` by ``new``; after a failure ``target`` is what it was."""
-    aside = hidden_sibling(target, REPLACED)
-    try:
-        target.rename(aside)
-        new.rename(target)
-    except BaseException:
-        if aside.exists() and not target.exists():
-            aside.rename(target)
-        raise
-    shutil.rmtree(aside)
 
 
 def check_only_frames(folder: Path) -> None:

@@ -144,7 +144,7 @@ def test_a_file_system_that_cannot_exchange_folders(
 ) -> None:
     """The old folder is moved aside and back if the new one cannot take its place."""
     save(tmp_path / "a", count=5)
-    monkeypatch.setattr("svd_trt.runtime.video._png.swap", lambda *_: False)
+    monkeypatch.setattr("svd_trt.engine.swap.swap", lambda *_: False)
     rename = Path.rename
 
     def refuse_new(path: Path, to: Path) -> Path:

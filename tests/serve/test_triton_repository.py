@@ -19,7 +19,6 @@ from tritonclient.grpc import model_config_pb2
 from svd_trt import ArgumentError, Bundle, OutputError
 from svd_trt.engine.manifest import Manifest
 from svd_trt.engine.temporary_files import hidden_sibling
-from svd_trt.serve.triton import triton_repository
 from svd_trt.serve.triton.triton_config import Gpus, ModelOptions, config_text
 from svd_trt.serve.triton.triton_repository import WrittenModel, write_model
 from svd_trt.serve.triton.triton_tensors import read_request
@@ -176,7 +175,7 @@ def test_a_second_run_brings_the_model_up_to_date_and_leaves_others(small_bundle
 def test_a_file_system_that_cannot_exchange_folders(
     small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(triton_repository, "swap", lambda one, other: False)
+    monkeypatch.setattr("svd_trt.engine.swap.swap", lambda one, other: False)
     write_model(small_bundle, tmp_path / "models", name="m")
     again = write_model(small_bundle, tmp_path / "models", name="m", options=ModelOptions(max_queue=9))
     assert again.replaced

@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Self
 
 import click
@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from svd_trt.errors import OutputError
+from svd_trt.progress import Progress as ShowProgress
 
 __all__ = ["Bars", "discard_stdout", "log_to", "print_json", "stderr", "stdout"]
 
@@ -76,6 +77,17 @@ class Bars:
         """Set the state of a bar; None leaves the total or the note unchanged."""
         changed: dict[str, Any] = {} if note is None else {"note": note}
         self._progress.update(task, completed=completed, total=total, **changed)
+
+    def for_stages(self, note: Callable[[float, float], str]) -> ShowProgress:
+        """A progress callback that shows one bar for each stage, with ``note(done, total)`` beside it."""
+        tasks: dict[str, TaskID] = {}
+
+        def show(stage: str, done: float, total: float) -> None:
+            if stage not in tasks:
+                tasks[stage] = self.add(stage, total)
+            self.update(tasks[stage], done, note=note(done, total))
+
+        return show
 
     def __enter__(self) -> Self:
         return self

@@ -11,14 +11,12 @@ from typing import Any
 import click
 import numpy as np
 from rich.console import Console
-from rich.progress import TaskID
 
 from svd_trt.cli.console import Bars, log_to, print_json, stderr
 from svd_trt.cli.layer_profile import check_profile, print_slowest_layers, write_profile
 from svd_trt.cli.parameter_options import parameter_options
 from svd_trt.cli.sizes import ByteSize, FrameRate
 from svd_trt.errors import OutputError
-from svd_trt.progress import Progress
 from svd_trt.runtime.backends import PROVIDERS, RUN_BACKENDS, Provider, RunBackend
 from svd_trt.runtime.chosen_profiles import describe_profiles
 from svd_trt.runtime.images import ImageInput
@@ -150,7 +148,7 @@ def command(
             pipe.device.measure_layers(layers)
         opened = time.perf_counter() - started
         with Bars(console) as bars, log_to(console, style="dim") as logged:
-            stream = pipe.stream(pictures, progress=_show_stages(bars), **parameters)
+            stream = pipe.stream(pictures, progress=bars.for_stages(_count), **parameters)
             rate = exact_rate(stream.parameters.fps) if output_fps is None else output_fps
             written = _write(stream, paths, rate, stream_format)
     timings = {"open": opened, **stream.timings, "write": written, "total": time.perf_counter() - started}
@@ -169,16 +167,8 @@ def command(
         print_json(result)
 
 
-def _show_stages(bars: Bars) -> Progress:
-    """A progress callback that shows one bar for each stage."""
-    tasks: dict[str, TaskID] = {}
-
-    def progress(stage: str, done: float, total: float) -> None:
-        if stage not in tasks:
-            tasks[stage] = bars.add(stage, total)
-        bars.update(tasks[stage], done, note=f"{done:g}/{total:g}")
-
-    return progress
+def _count(done: float, total: float) -> str:
+    return f"{done:g}/{total:g}"
 
 
 def _check_format(name: str | None, output: str, count: int) -> str:

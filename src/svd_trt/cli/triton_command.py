@@ -7,11 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.progress import TaskID
 
 from svd_trt.cli.console import Bars, stderr
 from svd_trt.cli.sizes import ByteSize
-from svd_trt.progress import Progress
 from svd_trt.runtime.backends import PROVIDERS, Provider
 from svd_trt.serve.triton.triton_config import DEFAULT_QUEUE, Gpus, ModelOptions
 from svd_trt.serve.triton.triton_repository import CLIENT, CONFIG, MODEL_FILE, WrittenModel, write_model
@@ -100,22 +98,14 @@ def command(
     options = ModelOptions(gpus, instances, max_queue, provider, vram_budget)
     console = stderr(quiet=quiet)
     with Bars(console) as bars:
-        progress = _show_copy(bars)
+        progress = bars.for_stages(_bytes)
         model = write_model(bundle, repository, name=name, options=options, copy=copy, progress=progress)
     if not quiet:
         click.echo(_report(model))
 
 
-def _show_copy(bars: Bars) -> Progress:
-    """A progress callback that shows bytes in one bar."""
-    tasks: dict[str, TaskID] = {}
-
-    def progress(stage: str, done: float, total: float) -> None:
-        if stage not in tasks:
-            tasks[stage] = bars.add(stage, total)
-        bars.update(tasks[stage], done, note=f"{format_bytes(done)} of {format_bytes(total)}")
-
-    return progress
+def _bytes(done: float, total: float) -> str:
+    return f"{format_bytes(done)} of {format_bytes(total)}"
 
 
 def _report(model: WrittenModel) -> str:

@@ -235,10 +235,7 @@ def _add_others(application: FastAPI, service: Service) -> None:
 
     @application.get("/", include_in_schema=False)
     def shown_page() -> Response:
-        found = page()
-        if found is None:
-            raise RequestError(404, "not_found", "this installation has no page; the API is at /v1/videos")
-        return found
+        return page()
 
 
 class _Content(FileResponse):

@@ -33,7 +33,7 @@ class Metrics:
         )
         self._whole = Histogram(
             "svd_trt_video_seconds",
-            "Time of a video, from the queue to its file.",
+            "Time of a video, from when it leaves the queue to its files.",
             ["model"],
             buckets=_SECONDS,
             registry=self._registry,

@@ -17,15 +17,10 @@ _NOBODY = "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 
 
 @cache
-def _read() -> tuple[bytes, str] | None:
-    """The page, and its policy; None if this installation has none."""
-    file = files("svd_trt.serve") / "page" / "index.html"
-    if not file.is_file():
-        return None
-    text = file.read_text("utf-8")
-    allowed = "".join(
-        f"{kind}-src {_hashes(text, kind) or chr(39) + 'none' + chr(39)}; " for kind in ("script", "style")
-    )
+def _read() -> tuple[bytes, str]:
+    """The page, and its policy."""
+    text = (files("svd_trt.serve") / "page" / "index.html").read_text("utf-8")
+    allowed = "".join(f"{kind}-src {_hashes(text, kind)}; " for kind in ("script", "style"))
     return text.encode(), _SELF + allowed + _NOBODY
 
 
@@ -36,11 +31,8 @@ def _hashes(text: str, tag: str) -> str:
     return " ".join(f"'sha256-{digest}'" for digest in digests)
 
 
-def page() -> Response | None:
-    """The answer to ``GET /``; None if this installation has no page."""
-    found = _read()
-    if found is None:
-        return None
-    content, policy = found
+def page() -> Response:
+    """The answer to ``GET /``."""
+    content, policy = _read()
     headers = {"Content-Security-Policy": policy, "Cache-Control": "no-cache"}
     return Response(content, media_type="text/html; charset=utf-8", headers=headers)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import BaseModel
 
 from svd_trt.runtime.parameters import Parameters
+from svd_trt.serve.refusals import ErrorType
+from svd_trt.serve.store import Status
 
 __all__ = ["ErrorBody", "Health", "ModelList", "Video", "VideoList", "form_schema"]
 
@@ -15,9 +16,7 @@ __all__ = ["ErrorBody", "Health", "ModelList", "Video", "VideoList", "form_schem
 class ErrorObject(BaseModel):
     """What is wrong, in the pipeline's own words."""
 
-    type: Literal[
-        "invalid_request", "not_found", "unauthorized", "queue_full", "too_large", "cancelled", "server_error"
-    ]
+    type: ErrorType
     message: str
     field: str | None
     limit: dict[str, Any] | float | None
@@ -35,7 +34,7 @@ class Video(BaseModel):
     id: str
     object: Literal["video"]
     model: str
-    status: Literal["queued", "in_progress", "completed", "failed", "cancelled"]
+    status: Status
     progress: int
     stage: str | None
     position: int | None
@@ -80,9 +79,6 @@ class Health(BaseModel):
     """Whether the server can make videos."""
 
     status: Literal["ok"]
-
-
-_TYPES: Mapping[type, str] = {int: "integer", float: "number"}
 
 
 def form_schema() -> dict[str, Any]:

@@ -20,8 +20,8 @@ from pathlib import Path
 
 from svd_trt.engine.bundle import Bundle
 from svd_trt.engine.manifest import CHECKSUM_NAME, MANIFEST_NAME
-from svd_trt.engine.swap import swap
-from svd_trt.engine.temporary_files import REPLACED, create_folder, hidden_sibling, remove_leftovers
+from svd_trt.engine.swap import replace_folder
+from svd_trt.engine.temporary_files import create_folder, remove_leftovers
 from svd_trt.errors import OutputError
 from svd_trt.progress import Progress, ignore_progress
 from svd_trt.serve.triton.triton_config import ModelOptions, check_name, config_text
@@ -119,7 +119,10 @@ def write_model(
                 _copy(opened, staged / VERSION / BUNDLE, progress)
             else:
                 (staged / VERSION / BUNDLE).symlink_to(source)
-            _publish(staged, target)
+            if replaced:
+                replace_folder(staged, target, beside=place)
+            else:
+                staged.rename(target)
         finally:
             shutil.rmtree(staged, ignore_errors=True)  # what it replaced, or what is unfinished
             os.close(held)
@@ -163,21 +166,6 @@ def _check_replaceable(target: Path) -> bool:
     if copied.is_dir() and not copied.is_symlink() and not (copied / MANIFEST_NAME).is_file():
         raise OutputError(f"{copied} is not a bundle; {advice}")
     return True
-
-
-def _publish(staged: Path, target: Path) -> None:
-    """Move a finished model to its place; what was there before is at ``staged`` afterwards, or gone."""
-    if not target.exists():
-        staged.rename(target)
-    elif not swap(staged, target):  # a file system that cannot exchange two folders
-        aside = hidden_sibling(target.parent, REPLACED)
-        target.rename(aside)
-        try:
-            staged.rename(target)
-        except BaseException:
-            aside.rename(target)
-            raise
-        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _copy(bundle: Bundle, target: Path, progress: Progress) -> None:
