@@ -103,7 +103,7 @@ CLIPS ?= 8
 bench-quality: $(READY)
 	mkdir -p build/quality
 	$(BIN)/svd-trt build examples/tiny/checkpoint -o build/quality/tiny --height 32 --width 32 --frames 2:8:8 \
-		--precision fp32 --backend onnxruntime
+		--precision fp32 --backend onnxruntime --shallow-steps
 	$(BIN)/python examples/tiny/clips.py --clips $(CLIPS) -o build/quality/clips.npz
 	$(BIN)/svd-trt bench quality build/quality/tiny --clips build/quality/clips.npz --pictures $(CLIPS) \
 		-o $(QUALITY).json --plot $(QUALITY).png

@@ -51,6 +51,7 @@ REFERENCE: Mapping[str, Any] = {"num_inference_steps": 50}
 
 Frames: TypeAlias = npt.NDArray[np.uint8]
 _INTERVAL = (0.0, 50.0)
+_NARROW_INTERVAL = (0.5, 20.0)
 
 
 class Variant(msgspec.Struct, frozen=True):
@@ -137,13 +138,17 @@ class QualityResult(msgspec.Struct, frozen=True, kw_only=True):
     points: list[Point]
 
 
-def default_variants() -> list[Variant]:
+def default_variants(*, shallow: bool = False) -> list[Variant]:
     """Schedules, samplers and intervals of guidance, from the slowest to the fastest of each series.
 
     Those of a preset have its name.
+
+    Args:
+        shallow: also shallow steps, for a bundle that has them.
     """
     ays = {"schedule": "ays"}
     interval = {"guidance_interval": _INTERVAL}
+    narrow = ays | {"sampler": "unic", "guidance_interval": _NARROW_INTERVAL}
     series: list[tuple[str, Sequence[int], dict[str, Any]]] = [
         ("karras, euler", (25, 15, 10, 8, 5), {"schedule": "karras", "sampler": "euler"}),
         ("ays, euler", (10, 8, 5), ays | {"sampler": "euler"}),
@@ -153,6 +158,13 @@ def default_variants() -> list[Variant]:
         ("karras, unic", (25, 10), {"schedule": "karras", "sampler": "unic"}),
         ("karras, dpmpp-2m", (25, 15), {"schedule": "karras", "sampler": "dpmpp-2m"}),
     ]
+    if shallow:
+        series += [
+            ("karras, euler, every 3rd deep", (25,), {"schedule": "karras", "sampler": "euler", "deep_every": 3}),
+            ("ays, unic, interval, every 2nd deep", (10, 8), ays | {"sampler": "unic", "deep_every": 2} | interval),
+            ("ays, unic, narrow interval", (8,), narrow),
+            ("ays, unic, narrow interval, every 2nd deep", (10, 8), narrow | {"deep_every": 2}),
+        ]
     return [
         Variant(name, _label(chosen), chosen)
         for name, counts, arguments in series

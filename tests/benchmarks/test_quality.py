@@ -120,6 +120,14 @@ def test_every_default_variant_is_of_arguments_that_exist() -> None:
     assert {label.partition(" ")[2] for label in (variant.label for variant in variants)} >= set(QUALITIES)
 
 
+def test_a_bundle_with_shallow_steps_has_variants_of_them() -> None:
+    with_them = default_variants(shallow=True)
+    assert with_them[: len(default_variants())] == default_variants()
+    assert {Parameters(**variant.arguments).deep_every for variant in default_variants()} == {1}
+    assert {Parameters(**variant.arguments).deep_every for variant in with_them} == {1, 2, 3}
+    assert len({variant.name for variant in with_them}) == len(with_them)
+
+
 def write_clips(path: Path, frames: Any, **arguments: Any) -> Path:
     np.savez(path, frames=frames, **{name: np.asarray(values) for name, values in arguments.items()})
     return path

@@ -12,6 +12,7 @@ import click
 from svd_trt.cli.bench_command import command_line
 from svd_trt.cli.console import Bars, log_to, stderr, stdout
 from svd_trt.cli.parameter_options import parse_options
+from svd_trt.engine.spec import SHALLOW
 from svd_trt.errors import ArgumentError, MissingDependencyError, OutputError
 from svd_trt.runtime.backends import RUN_BACKENDS
 from svd_trt.runtime.pipeline import VideoPipeline
@@ -109,7 +110,7 @@ def quality(
     for path in (output, plot, markdown):
         if path is not None and not os.access(path.absolute().parent, os.W_OK):
             raise OutputError(f"cannot write {path}: there is no such folder, or it is not writable")
-    chosen = [_variant(text) for text in variants] or default_variants()
+    given_variants = [_variant(text) for text in variants]
     expected = REFERENCE if reference is None else parse_options(reference, "--reference", _OWN)
     console = stderr(quiet=quiet)
     latest: QualityResult | None = None
@@ -126,6 +127,7 @@ def quality(
         Bars(console) as bars,
     ):
         given = {name: value for name, value in sizes.items() if value is not None}
+        chosen = given_variants or default_variants(shallow=SHALLOW in pipe.bundle.manifest.networks)
         subjects = _clips(clips, pictures or _PICTURES, images, pipe)
         if clips is not None and subjects[0].truth is not None:
             frames, height, width, _ = subjects[0].truth.shape
