@@ -42,7 +42,7 @@ _OWN = ("num_frames", "extend", "height", "width", "seed", "num_videos_per_promp
     metavar="OPTIONS",
     help='Measure these options of `svd-trt infer`, such as "--guidance-interval 0,50"; a name may be in front, as in '
     '"short: --num-inference-steps 8"; repeatable.  [default: schedules, samplers and intervals at several step '
-    "counts]",
+    "counts, and shallow steps if the bundle has them]",
 )
 @click.option(
     "--reference",
