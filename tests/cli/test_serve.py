@@ -38,12 +38,18 @@ def test_an_address_that_is_taken_or_unknown_is_refused(tmp_path: Path) -> None:
         ("--keep", "soon", "is not an age, a size or both"),
         ("--keep", "7d,20", "is not an age, a size or both"),
         ("--queue", "0", "0 is not in the range"),
+        ("--batch", "0", "0 is not in the range"),
         ("--max-upload", "much", "is not a size"),
         ("--port", "70000", "70000 is not in the range"),
     ],
 )
 def test_options_that_are_malformed_are_refused(option: str, value: str, words: str) -> None:
     assert_refused(invoke("serve", "b", option, value), words, code=2)
+
+
+def test_a_batch_that_a_bundle_cannot_make_is_refused(small_bundle: Path, tmp_path: Path) -> None:
+    refused = invoke("serve", small_bundle, "--port", 0, "--data", tmp_path / "d", "--batch", 2)
+    assert_refused(refused, "--batch 2 is more than small was built for (1 together)", "choose at most 1")
 
 
 def test_a_key_that_is_empty_or_missing_is_refused(tmp_path: Path) -> None:

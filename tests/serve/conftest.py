@@ -175,6 +175,12 @@ def events_of(lines: Iterator[str]) -> Iterator[tuple[str, dict[str, Any]]]:
             yield name, json.loads(line[6:])
 
 
+def figures(server: Served) -> dict[str, float]:
+    """What the server tells Prometheus, by the name with its labels."""
+    lines = server.client.get("/metrics").text.splitlines()
+    return {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines if not line.startswith("#")}
+
+
 def error_of(answer: httpx.Response, status: int, kind: str) -> dict[str, Any]:
     """The error object of an answer."""
     assert answer.status_code == status, answer.text

@@ -13,7 +13,7 @@ import pytest
 
 from svd_trt import Bundle
 from svd_trt.runtime.video import open_stream
-from tests.serve.conftest import FAST, Served, error_of, events_of, frames_of
+from tests.serve.conftest import FAST, Served, error_of, events_of, figures, frames_of
 
 Alone = Callable[..., Any]
 
@@ -144,18 +144,15 @@ def test_models_tell_the_limits_of_the_bundle_and_of_the_server(served: Served, 
 
 
 def test_metrics_count_what_happened(served: Served, png: bytes, tiny_bundle: Bundle) -> None:
-    def figures() -> dict[str, float]:
-        lines = served.client.get("/metrics").text.splitlines()
-        return {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines if not line.startswith("#")}
-
-    before = figures()
+    before = figures(served)
     served.wait(served.accepted(png, **FAST)["id"])
     served.post(b"no picture")
-    after, name = figures(), tiny_bundle.path.name
+    after, name = figures(served), tiny_bundle.path.name
     for counter, more in {
         f'svd_trt_videos_total{{model="{name}",status="completed"}}': 1,
         f'svd_trt_frames_total{{model="{name}"}}': 2,
         f'svd_trt_stage_seconds_count{{model="{name}",stage="denoise"}}': 1,
+        f'svd_trt_batch_size_sum{{model="{name}"}}': 1,
         'svd_trt_refused_requests_total{type="invalid_request"}': 1,
     }.items():
         assert after[counter] - before.get(counter, 0) == more, counter

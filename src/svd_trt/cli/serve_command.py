@@ -78,6 +78,13 @@ class _Keep(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.
     "--keep", type=_Keep(), default="7d,20GB", show_default=True, help="Age and size from which videos are removed."
 )
 @click.option("--queue", type=click.IntRange(1, 10_000), default=32, show_default=True, help="Jobs that may wait.")
+@click.option(
+    "--batch",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Videos of equal arguments made together, if bundles were built for it.",
+)
 @click.option("--max-upload", type=ByteSize(), default="20MB", show_default=True, help="Bytes of a request.")
 @click.option(
     "--max-pixels", type=click.IntRange(1), default=40_000_000, show_default=True, help="Pixels of a picture."
@@ -109,6 +116,7 @@ def command(
     data: Path | None,
     keep: tuple[float | None, int | None],
     queue: int,
+    batch: int,
     max_upload: int,
     max_pixels: int,
     max_upload_seconds: float,
@@ -148,7 +156,7 @@ def command(
         try:
             service = open_service(
                 store,
-                open_models(named, open_bundle),
+                open_models(named, open_bundle, batch),
                 named,
                 open_bundle,
                 limits=limits,
@@ -156,6 +164,7 @@ def command(
                 api_key=key,
                 names=_LOOPBACK | set(map(str.lower, allow_host)) if host in _LOOPBACK else frozenset(),
                 on_failure=ended.say,
+                batch=batch,
             )
             if host not in _LOOPBACK and key is None:
                 console.print(_warning(host), style="bold yellow")

@@ -26,7 +26,7 @@ class Metrics:
         self._frames = Counter("svd_trt_frames", "Frames that were decoded.", ["model"], registry=self._registry)
         self._stages = Histogram(
             "svd_trt_stage_seconds",
-            "Time of a stage of a video.",
+            "Time of a stage of a call, which makes one video or several.",
             ["model", "stage"],
             buckets=_SECONDS,
             registry=self._registry,
@@ -36,6 +36,13 @@ class Metrics:
             "Time of a video, from when it leaves the queue to its files.",
             ["model"],
             buckets=_SECONDS,
+            registry=self._registry,
+        )
+        self._calls = Histogram(
+            "svd_trt_batch_size",
+            "Videos that one call makes.",
+            ["model"],
+            buckets=(1, 2, 4, 8, 16),
             registry=self._registry,
         )
         self._refused = Counter(
@@ -54,10 +61,17 @@ class Metrics:
         """Count a frame."""
         self._frames.labels(model).inc()
 
-    def video(self, model: str, stages: Mapping[str, float], seconds: float) -> None:
-        """Note the times of a video that was made."""
+    def call(self, model: str, videos: int) -> None:
+        """Count a call that makes ``videos`` videos."""
+        self._calls.labels(model).observe(videos)
+
+    def stages(self, model: str, stages: Mapping[str, float]) -> None:
+        """Note the times of a call's stages, in seconds."""
         for stage, spent in stages.items():
             self._stages.labels(model, stage).observe(spent)
+
+    def video(self, model: str, seconds: float) -> None:
+        """Note the time of a video that was made."""
         self._whole.labels(model).observe(seconds)
 
     def refused(self, kind: str) -> None:

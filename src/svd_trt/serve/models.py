@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from svd_trt.engine.spec import Range
 from svd_trt.errors import ArgumentError
 from svd_trt.runtime.pipeline import VideoPipeline
 from svd_trt.runtime.quality_presets import QUALITIES
@@ -32,16 +33,27 @@ def named_bundles(bundles: Sequence[Path]) -> dict[str, Path]:
     return named
 
 
-def open_models(bundles: Mapping[str, Path], open_bundle: Open) -> dict[str, VideoPipeline]:
+def open_models(bundles: Mapping[str, Path], open_bundle: Open, batch: int = 1) -> dict[str, VideoPipeline]:
     """Open every bundle; if one cannot be opened, close the others.
 
     Raises:
         SvdTrtError: as `VideoPipeline.open`.
+        ArgumentError: a bundle cannot make ``batch`` videos together.
     """
     with ExitStack() as opened:
         pipes = {name: opened.enter_context(open_bundle(path)) for name, path in bundles.items()}
+        for name, pipe in pipes.items():
+            _require_batch(name, pipe.bundle.manifest.ranges.batch, batch)
         opened.pop_all()
     return pipes
+
+
+def _require_batch(name: str, span: Range, batch: int) -> None:
+    if batch > span.max:
+        raise ArgumentError(
+            f"--batch {batch} is more than {name} was built for ({span.words} together); "
+            f"choose at most {span.max}, or build one with another --batch"
+        )
 
 
 def model_object(name: str, pipe: VideoPipeline, limits: Limits, *, default: bool) -> dict[str, Any]:

@@ -1,4 +1,7 @@
-"""Making the videos of waiting jobs: one thread for each model, one video at a time."""
+"""Making the videos of waiting jobs: one thread for each model, and one call of its pipeline at a time.
+
+A call makes one video, or several whose arguments are equal but for the picture and the seed.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,12 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import closing, suppress
+from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 from svd_trt.errors import ArgumentError, BackendError, CancelledError, SvdTrtError
+from svd_trt.progress import Progress
 from svd_trt.runtime.output import VideoStream
 from svd_trt.runtime.pipeline import VideoPipeline
 from svd_trt.serve.content import VideoFiles
@@ -27,6 +33,30 @@ _IDLE = 60.0  # seconds between two looks for old videos
 _STAGES = ("encode", "denoise", "decode")
 
 
+@dataclass
+class _Call:
+    """One call of the pipeline.
+
+    Attributes:
+        jobs: those whose videos it makes, one after the other.
+        lives: of the jobs.
+        wanted: ids of videos that are neither finished nor cancelled.
+        stream: its frames, once it is begun.
+        stopped: why it should end.
+    """
+
+    jobs: list[Job]
+    lives: list[Live]
+    wanted: set[str]
+    stream: VideoStream | None = None
+    stopped: SvdTrtError | None = None
+    spent: dict[str, float] = field(default_factory=lambda: dict.fromkeys(_STAGES, 0.0))  # seconds by stage
+
+
+class _Unwanted(Exception):  # noqa: N818  (no error)
+    """The video was cancelled, and others of its call go on."""
+
+
 class Renderer:
     """Makes the jobs of one model in a thread, in the order in which they were accepted.
 
@@ -40,6 +70,7 @@ class Renderer:
         limits: of the server.
         keep: called now and then to remove old videos.
         on_failure: called with the reason if no more videos can be made.
+        batch: the most videos of a call.
     """
 
     def __init__(
@@ -54,17 +85,17 @@ class Renderer:
         limits: Limits,
         keep: Callable[[], object],
         on_failure: Callable[[SvdTrtError], object],
+        batch: int = 1,
     ) -> None:
         self.name = name
         self.pipe = pipe
         self._reopen = reopen
         self._store, self._hub, self._metrics, self._limits = store, hub, metrics, limits
-        self._keep, self._on_failure = keep, on_failure
+        self._keep, self._on_failure, self._batch = keep, on_failure, batch
         self._work = threading.Event()
         self._ending = False
         self._lock = threading.Lock()
-        self._running: tuple[str, VideoStream | None] | None = None
-        self._stopped: SvdTrtError | None = None  # why the running job should end
+        self._running: _Call | None = None
         self._shares: Mapping[str, float] = SHARES
         self._looked = 0.0  # when old videos were looked for
         self.seconds = 0.0  # of a video, on average
@@ -84,24 +115,32 @@ class Renderer:
         self._work.set()
 
     def cancel(self, job_id: str) -> None:
-        """Stop the job of an id, if it is being made. It returns at once."""
-        self._stop(CancelledError("the video was cancelled"), job_id)
+        """Stop the job of an id, if it is being made; others of its call go on. It returns at once."""
+        with self._lock:
+            call = self._running
+            if call is None or job_id not in call.wanted:
+                return
+            call.wanted.discard(job_id)
+            if call.wanted:
+                return
+        self._stop(call, CancelledError("the video was cancelled"))
 
     def stop(self) -> None:
         """End the thread. A video that is being made is stopped, and waits again in the store."""
         self._ending = True
-        self._stop(CancelledError("the server is ending"), None)
+        with self._lock:
+            call = self._running
+        if call is not None:
+            self._stop(call, _ending())
         self._work.set()
         if self._thread.ident is not None:
             self._thread.join()
         self.pipe.close()
 
-    def _stop(self, reason: SvdTrtError, job_id: str | None) -> None:
+    def _stop(self, call: _Call, reason: SvdTrtError) -> None:
         with self._lock:
-            if self._running is None or job_id not in (None, self._running[0]):
-                return
-            self._stopped = self._stopped or reason
-            stream = self._running[1]
+            call.stopped = call.stopped or reason
+            stream = call.stream
         if stream is not None:
             stream.cancel()
 
@@ -116,77 +155,148 @@ class Renderer:
                 if job is None:
                     self._work.wait(_IDLE)
                 else:
-                    self._make(job)
+                    self._make([job, *self._alike(job)])
             except Exception as error:
                 _log.exception("the queue of %s ended", self.name)
                 self._on_failure(SvdTrtError(f"the queue of {self.name} ended: {error}; see the log"))
                 return
 
-    def _make(self, job: Job) -> None:
-        """Make one video, and say in the store how it ended."""
-        live = self._hub.live(job.id)
-        live.begin(self._shares)
+    def _alike(self, job: Job) -> list[Job]:
+        """Begin further jobs whose videos one call makes with that of ``job``.
+
+        Decode chunks go on over the end of a video, as in diffusers, which would mix the frames of two videos if the
+        chunks did not end there. A job at which the server ended before is made alone, so that it ends no other.
+        """
+        if self._batch == 1 or job.streamed or job.attempts > 1 or job.arguments["extend"]:
+            return []
+        if job.arguments["num_frames"] % _chunk(job):
+            return []
+        return self._store.claim_alike(job, self._batch - 1)
+
+    def _make(self, jobs: list[Job]) -> None:
+        """Make the videos of ``jobs`` in one call, and say in the store how they ended."""
+        call = _Call(jobs, [self._hub.live(job.id) for job in jobs], {job.id for job in jobs})
+        for live in call.lives:
+            live.begin(self._shares)
         with self._lock:
-            self._running, self._stopped = (job.id, None), None
+            self._running = call
+            call.stopped = _ending() if self._ending else None
         self._hub.notify()
-        started = time.perf_counter()
+        alone: list[Job] = []
         try:
-            metadata = self._video(job, live)
-            if self._store.complete(job, metadata):
-                self._metrics.ended(self.name, "completed")
-                _log.info("%s: made in %s", job.id, format_seconds(time.perf_counter() - started))
-        except Exception as error:
-            self._end(job, self._stopped or error)
+            self._videos(call)
+        except Exception as raised:
+            error = call.stopped or raised
+            left = [job for job in jobs if job.id in call.wanted]
+            if len(jobs) == 1 or (self._ending and isinstance(error, CancelledError)):
+                for job in left:
+                    self._end(job, error)
+            else:
+                _log.info("%d videos were not made together, and are made alone: %s", len(left), error)
+                alone = left
+                self._recover(error)
         finally:
             with self._lock:
                 self._running = None
             self._hub.notify()
+        for job in alone:
+            self._make([job])
 
-    def _video(self, job: Job, live: Live) -> Mapping[str, Any]:
-        """Generate and write the video; return what its file says of it."""
+    def _videos(self, call: _Call) -> None:
+        """Generate, write and complete the videos of a call."""
+        if not self._still_wanted(call):
+            return
+        pictures = [self._store.picture(job).read_bytes() for job in call.jobs]
         started = time.perf_counter()
-        picture = self._store.picture(job).read_bytes()
-        spent = dict.fromkeys(_STAGES, 0.0)
-        clock = [started]
-
-        def progress(stage: str, done: float, total: float) -> None:
-            now = time.perf_counter()
-            spent[stage] = spent.get(stage, 0.0) + now - clock[0]
-            clock[0] = now
-            live.report(stage, done, total)
-            self._hub.notify()
-
-        timer = threading.Timer(self._limits.seconds, self._stop, (self._too_long(), job.id))
+        timer = threading.Timer(self._limits.seconds, self._stop, (call, self._too_long()))
         timer.daemon = True
         timer.start()
         try:
-            with closing(self._opened(picture, job, progress)) as stream:
-                settings = stream.parameters
-                live.total, live.metadata = settings.total_frames, dict(stream.metadata)
-                size = {"height": settings.height, "width": settings.width, "fps": settings.fps}
-                with VideoFiles(self._store.video(job, ".mkv"), **size, metadata=stream.metadata) as files:
-                    for frame in stream:
-                        frame.flags.writeable = False
-                        live.frames.append(frame)
-                        files.write(frame)
-                        self._metrics.frame(self.name)
-                        self._hub.notify()
+            with closing(self._opened(call, pictures)) as stream:
+                self._metrics.call(self.name, len(call.jobs))
+                for job, live in zip(call.jobs, call.lives, strict=True):
+                    live.total, live.metadata = stream.parameters.total_frames, _metadata(stream, job)
+                for job, live in zip(call.jobs, call.lives, strict=True):
+                    if call.wanted:
+                        self._video(call, job, live, stream, started)
         finally:
             timer.cancel()
-        self._measured(spent, time.perf_counter() - started)
-        return dict(stream.metadata)
 
-    def _opened(self, picture: bytes, job: Job, progress: Callable[[str, float, float], None]) -> VideoStream:
-        """The stream of frames, which a cancellation from now on reaches."""
-        stream = self.pipe.stream(picture, progress=progress, **job.given)
+    def _still_wanted(self, call: _Call) -> bool:
+        """Leave out the jobs that were cancelled after they were begun in the store; False if none is left."""
+        for job in call.jobs:
+            now = self._store.get(job.id)
+            if now is None or now.status != "in_progress":
+                self.cancel(job.id)
+        kept = [(job, live) for job, live in zip(call.jobs, call.lives, strict=True) if job.id in call.wanted]
+        call.jobs, call.lives = [job for job, _ in kept], [live for _, live in kept]
+        return bool(call.jobs)
+
+    def _video(self, call: _Call, job: Job, live: Live, stream: VideoStream, started: float) -> None:
+        """Take the frames of one video from the stream of its call, write them, and complete its job."""
+        settings = stream.parameters
+        frames = islice(stream, settings.total_frames)
+        size = {"height": settings.height, "width": settings.width, "fps": settings.fps}
+        metadata = _metadata(stream, job)
+        try:
+            with VideoFiles(self._store.video(job, ".mkv"), **size, metadata=metadata) as files:
+                for frame in frames:
+                    if job.id not in call.wanted:
+                        raise _Unwanted
+                    frame.flags.writeable = False
+                    live.frames.append(frame)
+                    files.write(frame)
+                    self._metrics.frame(self.name)
+                    self._hub.notify()
+        except _Unwanted:
+            for _ in frames:  # up to those of the next video
+                pass
+            return
+        seconds = time.perf_counter() - started
+        if call.wanted == {job.id}:  # the last of its call
+            self._measured(call.spent, seconds)
+        if self._store.complete(job, metadata):
+            self._metrics.video(self.name, seconds)
+            self._metrics.ended(self.name, "completed")
+            _log.info("%s: made in %s", job.id, format_seconds(seconds))
         with self._lock:
-            self._running = (job.id, stream)
-            stopped = self._stopped
-        now = self._store.get(job.id)
-        if stopped is not None or now is None or now.status != "in_progress":
+            call.wanted.discard(job.id)
+        self._hub.notify()
+
+    def _opened(self, call: _Call, pictures: list[bytes]) -> VideoStream:
+        """The stream of frames, which a cancellation from now on reaches."""
+        first, progress = call.jobs[0], self._progress(call)
+        if len(pictures) == 1:
+            stream = self.pipe.stream(pictures[0], progress=progress, **first.given)
+        else:
+            shared = {"seed": [job.given["seed"] for job in call.jobs], "decode_chunk_size": _chunk(first)}
+            stream = self.pipe.stream(pictures, progress=progress, **first.given | shared)
+        with self._lock:
+            call.stream = stream
+            stopped = call.stopped
+        if stopped is not None:
             stream.close()
-            raise stopped or CancelledError("the video was cancelled")
+            raise stopped
         return stream
+
+    def _progress(self, call: _Call) -> Progress:
+        """Reports the progress of a call to its jobs, and sums up the times of its stages."""
+        clock = time.perf_counter()
+
+        def report(stage: str, done: float, total: float) -> None:
+            nonlocal clock
+            now = time.perf_counter()
+            call.spent[stage] = call.spent.get(stage, 0.0) + now - clock
+            clock = now
+            each = total / len(call.jobs)
+            for number, live in enumerate(call.lives):
+                if stage == "decode":  # of all frames of one video, then of the next
+                    live.report(stage, min(max(done - number * each, 0), each), each)
+                else:
+                    live.report(stage, done, total)
+            self._hub.notify()
+
+        return report
 
     def _too_long(self) -> SvdTrtError:
         return ArgumentError(
@@ -200,7 +310,7 @@ class Renderer:
         if known > 0:
             self._shares = {stage: spent[stage] / known for stage in _STAGES}
         self.seconds = seconds if not self.seconds else 0.8 * self.seconds + 0.2 * seconds
-        self._metrics.video(self.name, spent, seconds)
+        self._metrics.stages(self.name, spent)
 
     def _end(self, job: Job, error: Exception) -> None:
         """Say that a job has no video, and why; open the bundle again if its device failed."""
@@ -222,10 +332,12 @@ class Renderer:
         if self._store.fail(job, told):
             _log.info("%s: failed: %s", job.id, told["message"])
             self._metrics.ended(self.name, "failed")
-        if isinstance(error, BackendError) and not self._ending:
-            self._open_again()
+        self._recover(error)
 
-    def _open_again(self) -> None:
+    def _recover(self, error: Exception) -> None:
+        """Open the bundle again if its device failed."""
+        if not isinstance(error, BackendError) or self._ending:
+            return
         with suppress(SvdTrtError):
             self.pipe.close()
         try:
@@ -233,3 +345,19 @@ class Renderer:
         except SvdTrtError as error:
             self._ending = True
             self._on_failure(error)
+
+
+def _ending() -> SvdTrtError:
+    return CancelledError("the server is ending")
+
+
+def _chunk(job: Job) -> int:
+    """Frames that are decoded together if the video of ``job`` is made alone."""
+    chunk, frames = job.arguments["decode_chunk_size"], job.arguments["num_frames"]
+    return int(min(chunk, frames))
+
+
+def _metadata(stream: VideoStream, job: Job) -> dict[str, Any]:
+    """What the file of a video says of it: the same as if its call made no other."""
+    alone = {name: job.arguments[name] for name in ("seed", "decode_chunk_size") if stream.num_videos > 1}
+    return {**stream.metadata, **alone}

@@ -67,6 +67,7 @@ def open_service(
     api_key: str | None,
     names: frozenset[str],
     on_failure: Callable[[SvdTrtError], object],
+    batch: int = 1,
 ) -> Service:
     """Put the parts together; `start` begins with what waits in the store."""
     hub, metrics = Hub(), Metrics()
@@ -85,6 +86,7 @@ def open_service(
             limits=limits,
             keep=lambda: store.expire(keep.seconds, keep.nbytes),
             on_failure=on_failure,
+            batch=batch,
         )
         for name, pipe in pipes.items()
     }

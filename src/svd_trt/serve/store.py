@@ -206,6 +206,22 @@ class Store:
         )
         return found[0] if found else None
 
+    def claim_alike(self, job: Job, most: int) -> list[Job]:
+        """Begin up to ``most`` jobs that wait, whose arguments are those of ``job`` but for the seed; the oldest first.
+
+        Left out are streams, whose clients wait for the first frame, and jobs at which the server ended before.
+        """
+        found = self._all(
+            "UPDATE jobs SET status = 'in_progress', started_at = ?, attempts = attempts + 1 WHERE number IN "
+            "(SELECT number FROM jobs WHERE status = 'queued' AND model = ? AND attempts = 0 AND NOT streamed "
+            "AND json_remove(arguments, '$.seed') = json_remove(?, '$.seed') ORDER BY number LIMIT ?) RETURNING *",
+            time.time(),
+            job.model,
+            _text(job.arguments),
+            most,
+        )
+        return sorted(found, key=lambda one: one.number)
+
     def complete(self, job: Job, metadata: Mapping[str, Any]) -> bool:
         """Say that the video of ``job`` is in place; False if the job was cancelled before that."""
         done = self._end(job, "completed", None, metadata)
