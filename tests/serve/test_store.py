@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from svd_trt.errors import LockedError, OutputError
+from svd_trt.serve.database import Database
 from svd_trt.serve.refusals import error_object
 from svd_trt.serve.store import Job, Store
 
@@ -127,6 +128,51 @@ def test_the_queue_is_bounded_for_clients_at_the_same_time(store: Store, folder:
     accepted = [job for job in found if job is not None]
     assert len(accepted) == 5
     assert {path.name for path in (folder / "pictures").iterdir()} == {job.id for job in accepted}
+
+
+def test_two_stores_share_a_table(folder: Path) -> None:
+    """As servers that ask one process for it: each begins the streams of its own clients, and no job is begun twice."""
+    rows = Database(folder)
+    one, other = Store(folder, rows), Store(folder, rows)
+    streamed, plain = added(one, streamed=True), added(one)
+    assert [job.id for job in (other.claim("m"), other.claim("m")) if job] == [plain.id]
+    assert (one.held, other.held) == ([streamed.id], [plain.id])
+    assert [job.id for job in (one.claim("m"), one.claim("m")) if job] == [streamed.id]
+    # What the other does not make any more is made by the one; a video is not removed if both complete it.
+    one.take_back([job for job in one.unfinished() if job.id == plain.id], ["m"])
+    again = one.claim("m")
+    assert again is not None
+    assert (again.id, again.attempts) == (plain.id, 2)
+    one.video(again, ".mkv").write_bytes(b"video")
+    assert other.complete(plain, {"seed": 1})
+    assert not one.complete(again, {"seed": 1})
+    assert one.video(again, ".mkv").read_bytes() == b"video"
+    assert (one.held, other.held) == ([streamed.id], [])
+    rows.close()
+
+
+class Twice:
+    """A table that is asked twice, as one whose first answer was lost."""
+
+    def __init__(self, rows: Database) -> None:
+        self._rows = rows
+        self.close = rows.close
+
+    def execute(self, statement: str, *values: Any) -> list[dict[str, Any]]:
+        self._rows.execute(statement, *values)
+        return self._rows.execute(statement, *values)
+
+
+def test_statements_may_be_sent_twice(folder: Path) -> None:
+    store = Store(folder, Twice(Database(folder)))
+    job = added(store, most=1)
+    assert store.picture(job).exists()
+    assert add(store, most=1) is None
+    store.video(job, ".mkv").write_bytes(b"video")
+    assert not store.complete(begun, {})  # it was, before the second answer
+    assert status(store, job) == "completed"
+    assert store.video(job, ".mkv").exists()
+    store.close()
 
 
 def test_old_videos_are_removed_by_age_and_by_size(store: Store, folder: Path) -> None:

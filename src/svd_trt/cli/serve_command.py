@@ -154,9 +154,11 @@ def command(
         logging.getLogger("svd_trt").setLevel(logging.INFO)
         store = Store(folder)
         try:
+            pipes = open_models(named, open_bundle, batch)
+            store.recover(pipes)
             service = open_service(
                 store,
-                open_models(named, open_bundle, batch),
+                pipes,
                 named,
                 open_bundle,
                 limits=limits,

@@ -69,7 +69,7 @@ def open_service(
     on_failure: Callable[[SvdTrtError], object],
     batch: int = 1,
 ) -> Service:
-    """Put the parts together; `start` begins with what waits in the store."""
+    """Put the parts together, after the store's jobs of before were recovered; `start` begins with them."""
     hub, metrics = Hub(), Metrics()
 
     def reopen(name: str) -> Callable[[], VideoPipeline]:
@@ -102,7 +102,6 @@ def _watch(service: Service, name: str, renderer: Renderer) -> None:
 
 def start(service: Service) -> None:
     """Begin with what waits in the store."""
-    service.store.recover(service.renderers)
     for renderer in service.renderers.values():
         renderer.start()
 

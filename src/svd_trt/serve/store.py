@@ -6,10 +6,9 @@ name before the row says so. So after a crash each job either waits, or is finis
 
 from __future__ import annotations
 
-import fcntl
+import json
 import os
 import secrets
-import sqlite3
 import threading
 import time
 from collections.abc import Collection, Mapping, Sequence
@@ -20,7 +19,8 @@ from typing import Any, Literal, TypeAlias
 import msgspec
 
 from svd_trt.engine.temporary_files import create_file, remove_leftovers
-from svd_trt.errors import LockedError, OutputError
+from svd_trt.errors import OutputError
+from svd_trt.serve.database import Database, Rows
 from svd_trt.serve.refusals import error_object
 
 __all__ = ["ENDED", "SUFFIXES", "Job", "Status", "Store"]
@@ -33,26 +33,6 @@ ENDED: Collection[str] = ("completed", "failed", "cancelled")
 
 _ATTEMPTS = 5  # a job at which the server ended so often would end it again
 _MOST_ROWS = 10_000  # of jobs that have ended
-_SCHEMA = 1
-_TABLE = """
-CREATE TABLE IF NOT EXISTS jobs (
-    number INTEGER PRIMARY KEY AUTOINCREMENT,
-    id TEXT NOT NULL UNIQUE,
-    model TEXT NOT NULL,
-    status TEXT NOT NULL,
-    created_at REAL NOT NULL,
-    started_at REAL,
-    completed_at REAL,
-    attempts INTEGER NOT NULL DEFAULT 0,
-    streamed INTEGER NOT NULL,
-    given TEXT NOT NULL,
-    arguments TEXT NOT NULL,
-    warnings TEXT NOT NULL,
-    metadata TEXT,
-    error TEXT
-);
-CREATE INDEX IF NOT EXISTS jobs_by_status ON jobs (status, model, number);
-"""
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
@@ -92,51 +72,45 @@ def _new_id() -> str:
 
 
 class Store:
-    """The jobs of one folder, which one process at a time may use. Every method may be called from any thread.
+    """The jobs of one folder. Every method may be called from any thread.
+
+    Args:
+        folder: of pictures and videos.
+        rows: the table of jobs; None opens that of the folder, which one process at a time may use.
 
     Raises:
         OutputError: the folder cannot be written, or is of a newer svd-trt.
         LockedError: another server uses it.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, rows: Rows | None = None) -> None:
         self.folder = folder
-        self._lock = threading.RLock()
+        self._rows = rows or Database(folder)
+        self._lock = threading.Lock()
+        self._held: set[str] = set()
         try:
-            for each in (folder, folder / "pictures", folder / "videos"):
-                each.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._held: int | None = _hold(folder)
-            self._rows = sqlite3.connect(folder / "jobs.sqlite3", check_same_thread=False, isolation_level=None)
-        except (OSError, sqlite3.Error) as error:
-            reason = getattr(error, "strerror", None) or error
-            raise OutputError(
-                f"cannot keep jobs in {folder}: {reason}; choose a folder that you may write to"
-            ) from error
-        try:
-            self._prepare()
-        except sqlite3.Error as error:
+            for each in (folder / "pictures", folder / "videos"):
+                each.mkdir(mode=0o700, exist_ok=True)
+        except OSError as error:
             self.close()
             raise OutputError(
-                f"cannot keep jobs in {folder}: {error}; move {folder} away, or choose another"
+                f"cannot keep jobs in {folder}: {error.strerror}; choose a folder that you may write to"
             ) from error
-
-    def _prepare(self) -> None:
-        self._rows.row_factory = sqlite3.Row
-        version = self._rows.execute("PRAGMA user_version").fetchone()[0]
-        if version > _SCHEMA:
-            raise sqlite3.DatabaseError("its jobs are of a newer svd-trt")
-        self._rows.execute("PRAGMA journal_mode = WAL")
-        self._rows.execute("PRAGMA synchronous = FULL")  # a job that was accepted survives a power cut, too
-        self._rows.executescript(_TABLE)
-        self._rows.execute(f"PRAGMA user_version = {_SCHEMA}")
 
     def close(self) -> None:
         """Leave the folder to others. Closing twice is harmless."""
+        self._rows.close()
+
+    @property
+    def held(self) -> list[str]:
+        """Ids of the jobs that this store began, and of those that its clients wait for: they end with this process."""
         with self._lock:
-            self._rows.close()
-            if self._held is not None:
-                os.close(self._held)
-                self._held = None
+            return sorted(self._held)
+
+    def release(self, job_id: str) -> None:
+        """Leave a job to others."""
+        with self._lock:
+            self._held.discard(job_id)
 
     # Files. Their names are made of ids, and ids come from the table alone.
 
@@ -161,21 +135,30 @@ class Store:
         streamed: bool,
         most: int,
     ) -> Job | None:
-        """Accept a job; None if ``most`` jobs wait already."""
+        """Accept a job; None if ``most`` jobs wait already. Only this store begins it if it is ``streamed``."""
         job_id = _new_id()
         target = self.folder / "pictures" / job_id
         _write_whole(target, picture)
-        with self._lock:
-            row = self._rows.execute(
-                "INSERT INTO jobs (id, model, status, created_at, streamed, given, arguments, warnings) "
-                "SELECT ?, ?, 'queued', ?, ?, ?, ?, ? "
-                "WHERE (SELECT count(*) FROM jobs WHERE status = 'queued') < ? RETURNING *",
-                (job_id, model, time.time(), streamed, _text(given), _text(arguments), _text(list(warnings)), most),
-            ).fetchall()
-        if not row:
+        if streamed:
+            self._hold(job_id)
+        added = self._all(
+            "INSERT OR IGNORE INTO jobs (id, model, status, created_at, streamed, given, arguments, warnings) "
+            "SELECT ?, ?, 'queued', ?, ?, ?, ?, ? "
+            "WHERE (SELECT count(*) FROM jobs WHERE status = 'queued') < ? RETURNING *",
+            job_id,
+            model,
+            time.time(),
+            streamed,
+            _text(given),
+            _text(arguments),
+            _text(list(warnings)),
+            most,
+        )
+        job = added[0] if added else self.get(job_id)  # a table in another process may be asked twice
+        if job is None:
+            self.release(job_id)
             target.unlink(missing_ok=True)
-            return None
-        return _job(row[0])
+        return job
 
     def get(self, job_id: str) -> Job | None:
         """The job of an id."""
@@ -197,13 +180,17 @@ class Store:
         return self._count("status = 'queued'" + ("" if model is None else " AND model = ?"), *filter(None, [model]))
 
     def claim(self, model: str) -> Job | None:
-        """Begin the job of ``model`` that waits longest."""
+        """Begin the job of ``model`` that waits longest; a streamed one only if its client waits here."""
         found = self._all(
             "UPDATE jobs SET status = 'in_progress', started_at = ?, attempts = attempts + 1 WHERE number = "
-            "(SELECT min(number) FROM jobs WHERE status = 'queued' AND model = ?) RETURNING *",
+            "(SELECT min(number) FROM jobs WHERE status = 'queued' AND model = ? "
+            "AND (NOT streamed OR id IN (SELECT value FROM json_each(?)))) RETURNING *",
             time.time(),
             model,
+            json.dumps(self.held),
         )
+        for job in found:
+            self._hold(job.id)
         return found[0] if found else None
 
     def claim_alike(self, job: Job, most: int) -> list[Job]:
@@ -225,7 +212,7 @@ class Store:
     def complete(self, job: Job, metadata: Mapping[str, Any]) -> bool:
         """Say that the video of ``job`` is in place; False if the job was cancelled before that."""
         done = self._end(job, "completed", None, metadata)
-        if not done:
+        if not done and ((now := self.get(job.id)) is None or now.status != "completed"):  # by another process
             self._remove_files(job.id)
         return done
 
@@ -244,11 +231,11 @@ class Store:
             "WHERE id = ? AND status = 'in_progress' RETURNING *",
             job.id,
         )
+        self.release(job.id)
 
     def remove(self, job_id: str) -> None:
         """Forget a job that has ended, and its files."""
-        with self._lock:
-            self._rows.execute("DELETE FROM jobs WHERE id = ?", (job_id,))
+        self._rows.execute("DELETE FROM jobs WHERE id = ?", job_id)
         self._remove_files(job_id)
 
     def recover(self, models: Collection[str]) -> None:
@@ -257,28 +244,45 @@ class Store:
         Args:
             models: those that are served.
         """
-        for job in self._all("SELECT * FROM jobs WHERE status IN ('queued', 'in_progress')"):
+        self.take_back(self.unfinished(), models)
+        self._remove_strangers()
+
+    def unfinished(self) -> list[Job]:
+        """The jobs that have not ended, in their order."""
+        return self._all("SELECT * FROM jobs WHERE status IN ('queued', 'in_progress') ORDER BY number")
+
+    def take_back(self, jobs: Sequence[Job], models: Collection[str]) -> None:
+        """Let jobs that nobody makes any more wait again, and end those that nobody will make, with the reason.
+
+        Args:
+            jobs: some of `unfinished`.
+            models: those that are served.
+        """
+        for job in jobs:
             if reason := _lost(job, models):
                 self.fail(job, error_object("server_error", reason))
-        with self._lock:
-            self._rows.execute("UPDATE jobs SET status = 'queued', started_at = NULL WHERE status = 'in_progress'")
-        self._remove_strangers()
+            else:
+                self._all(
+                    "UPDATE jobs SET status = 'queued', started_at = NULL "
+                    "WHERE id = ? AND status = 'in_progress' RETURNING *",
+                    job.id,
+                )
 
     def expire(self, seconds: float | None, nbytes: int | None) -> int:
         """Remove what ended more than ``seconds`` ago, then the oldest videos until ``nbytes`` suffice.
 
         Returns how many jobs were removed.
         """
-        with self._lock:
-            ended = self._rows.execute(
-                "SELECT id, completed_at FROM jobs WHERE status IN ('completed', 'failed', 'cancelled') "
-                "ORDER BY number DESC"
-            ).fetchall()
+        ended = self._rows.execute(
+            "SELECT id, completed_at FROM jobs WHERE status IN ('completed', 'failed', 'cancelled') "
+            "ORDER BY number DESC"
+        )
         sizes = self._sizes()
         kept, total, removed = 0, 0, 0
-        for job_id, completed_at in ended:
+        for row in ended:
+            job_id = row["id"]
             total += sizes.get(job_id, 0)
-            old = seconds is not None and completed_at < time.time() - seconds
+            old = seconds is not None and row["completed_at"] < time.time() - seconds
             if old or (nbytes is not None and total > nbytes) or kept >= _MOST_ROWS:
                 self.remove(job_id)
                 removed += 1
@@ -308,9 +312,14 @@ class Store:
             None if metadata is None else _text(metadata),
             job.id,
         )
+        self.release(job.id)
         if ended:
             self.picture(job).unlink(missing_ok=True)
         return bool(ended)
+
+    def _hold(self, job_id: str) -> None:
+        with self._lock:
+            self._held.add(job_id)
 
     def _remove_files(self, job_id: str) -> None:
         (self.folder / "pictures" / job_id).unlink(missing_ok=True)
@@ -330,13 +339,10 @@ class Store:
             remove_leftovers(self.folder / folder)
 
     def _all(self, statement: str, *values: Any) -> list[Job]:
-        with self._lock:
-            return [_job(row) for row in self._rows.execute(statement, values).fetchall()]
+        return [_job(row) for row in self._rows.execute(statement, *values)]
 
     def _count(self, condition: str, *values: Any) -> int:
-        with self._lock:
-            found = self._rows.execute(f"SELECT count(*) FROM jobs WHERE {condition}", values)  # noqa: S608
-            return int(found.fetchone()[0])
+        return int(self._rows.execute(f"SELECT count(*) AS n FROM jobs WHERE {condition}", *values)[0]["n"])  # noqa: S608
 
 
 def _lost(job: Job, models: Collection[str]) -> str | None:
@@ -350,8 +356,7 @@ def _lost(job: Job, models: Collection[str]) -> str | None:
     return None
 
 
-def _job(row: sqlite3.Row) -> Job:
-    fields = dict(row)
+def _job(fields: dict[str, Any]) -> Job:
     for name in ("given", "arguments", "warnings", "metadata", "error"):
         fields[name] = None if fields[name] is None else msgspec.json.decode(fields[name])
     fields["streamed"] = bool(fields["streamed"])
@@ -360,21 +365,6 @@ def _job(row: sqlite3.Row) -> Job:
 
 def _text(value: Any) -> str:
     return msgspec.json.encode(value).decode()
-
-
-def _hold(folder: Path) -> int:
-    """Lock ``folder`` until the process ends, however it ends.
-
-    Raises:
-        LockedError: another process holds it.
-    """
-    descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise LockedError(f"another server keeps its jobs in {folder}; choose another folder with --data") from None
-    return descriptor
 
 
 def _write_whole(target: Path, content: bytes) -> None:
