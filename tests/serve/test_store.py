@@ -169,7 +169,7 @@ def test_statements_may_be_sent_twice(folder: Path) -> None:
     assert store.picture(job).exists()
     assert add(store, most=1) is None
     store.video(job, ".mkv").write_bytes(b"video")
-    assert not store.complete(begun, {})  # it was, before the second answer
+    assert not store.complete(job, {})  # it was, before the second answer
     assert status(store, job) == "completed"
     assert store.video(job, ".mkv").exists()
     store.close()

@@ -125,15 +125,24 @@ class Renderer:
                 return
         self._stop(call, CancelledError("the video was cancelled"))
 
-    def stop(self) -> None:
-        """End the thread. A video that is being made is stopped, and waits again in the store."""
+    def end(self) -> None:
+        """Begin no further job. It returns at once."""
         self._ending = True
-        with self._lock:
-            call = self._running
-        if call is not None:
-            self._stop(call, _ending())
         self._work.set()
+
+    def stop(self, grace: float) -> None:
+        """End the thread.
+
+        Args:
+            grace: seconds after which a video that is being made is stopped, and waits again in the store.
+        """
+        self.end()
         if self._thread.ident is not None:
+            self._thread.join(grace)
+            with self._lock:
+                call = self._running
+            if call is not None:
+                self._stop(call, _ending())
             self._thread.join()
         self.pipe.close()
 

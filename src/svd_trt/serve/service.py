@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,6 +41,7 @@ class Service:
         renderers: by the name of the model; the first is the default.
         api_key: that requests must show; None is for everybody who reaches the server.
         names: host names that requests may be for; empty allows any.
+        grace: seconds that videos which are being made may take at the end.
     """
 
     store: Store
@@ -49,6 +51,7 @@ class Service:
     renderers: Mapping[str, Renderer]
     api_key: str | None = None
     names: frozenset[str] = field(default_factory=frozenset)
+    grace: float = 0.0
 
     @property
     def default(self) -> str:
@@ -68,6 +71,7 @@ def open_service(
     names: frozenset[str],
     on_failure: Callable[[SvdTrtError], object],
     batch: int = 1,
+    grace: float = 0.0,
 ) -> Service:
     """Put the parts together, after the store's jobs of before were recovered; `start` begins with them."""
     hub, metrics = Hub(), Metrics()
@@ -90,7 +94,7 @@ def open_service(
         )
         for name, pipe in pipes.items()
     }
-    service = Service(store, hub, metrics, limits, renderers, api_key, names)
+    service = Service(store, hub, metrics, limits, renderers, api_key, names, grace)
     for name, renderer in renderers.items():
         _watch(service, name, renderer)
     return service
@@ -107,10 +111,13 @@ def start(service: Service) -> None:
 
 
 def close(service: Service) -> None:
-    """Stop what is being made, which waits again in the store, and close the bundles."""
+    """Stop what is being made after the grace, so that it waits again in the store, and close the bundles."""
     service.hub.close()
+    until = time.monotonic() + service.grace
     for renderer in service.renderers.values():
-        renderer.stop()
+        renderer.end()
+    for renderer in service.renderers.values():
+        renderer.stop(max(until - time.monotonic(), 0.0))
     service.store.close()
 
 

@@ -6,7 +6,6 @@ name before the row says so. So after a crash each job either waits, or is finis
 
 from __future__ import annotations
 
-import json
 import os
 import secrets
 import threading
@@ -187,10 +186,9 @@ class Store:
             "AND (NOT streamed OR id IN (SELECT value FROM json_each(?)))) RETURNING *",
             time.time(),
             model,
-            json.dumps(self.held),
+            _text(self.held),
         )
-        for job in found:
-            self._hold(job.id)
+        self._hold(*(job.id for job in found))
         return found[0] if found else None
 
     def claim_alike(self, job: Job, most: int) -> list[Job]:
@@ -207,6 +205,7 @@ class Store:
             _text(job.arguments),
             most,
         )
+        self._hold(*(job.id for job in found))
         return sorted(found, key=lambda one: one.number)
 
     def complete(self, job: Job, metadata: Mapping[str, Any]) -> bool:
@@ -317,9 +316,9 @@ class Store:
             self.picture(job).unlink(missing_ok=True)
         return bool(ended)
 
-    def _hold(self, job_id: str) -> None:
+    def _hold(self, *ids: str) -> None:
         with self._lock:
-            self._held.add(job_id)
+            self._held.update(ids)
 
     def _remove_files(self, job_id: str) -> None:
         (self.folder / "pictures" / job_id).unlink(missing_ok=True)
