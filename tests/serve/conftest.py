@@ -23,7 +23,10 @@ import numpy.typing as npt
 import PIL.Image
 import pytest
 
-from svd_trt import Bundle, VideoPipeline
+from svd_trt import Bundle, SvdTrtError, VideoPipeline
+from svd_trt.serve import service as service_module
+from svd_trt.serve.limits import Limits
+from svd_trt.serve.store import Store
 
 FAST = {"num_frames": "2", "num_inference_steps": "1"}
 ENDED = ("completed", "failed", "cancelled")
@@ -138,6 +141,34 @@ def served(tiny_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Ite
 def _end(server: Served) -> None:
     if server.process.poll() is None:
         server.stop(signal.SIGKILL)
+
+
+@pytest.fixture
+def failures() -> list[SvdTrtError]:
+    return []
+
+
+@pytest.fixture
+def service(tiny_bundle: Bundle, tmp_path: Path, failures: list[SvdTrtError]) -> Iterator[service_module.Service]:
+    """A service in this process, whose bundle is a link that tests may remove."""
+    link = tmp_path / "bundle"
+    link.symlink_to(tiny_bundle.path)
+    pipe = VideoPipeline.open(link, verify=False)
+    store = Store(tmp_path / "data")
+    made = service_module.open_service(
+        store,
+        {"m": pipe},
+        {"m": link},
+        lambda path: VideoPipeline.open(path, verify=False),
+        limits=Limits(),
+        keep=service_module.Keep(),
+        api_key=None,
+        names=frozenset(),
+        on_failure=failures.append,
+    )
+    service_module.start(made)
+    yield made
+    service_module.close(made)
 
 
 @pytest.fixture(scope="session")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import socket
+import sqlite3
 import struct
 import time
 import zlib
@@ -14,6 +16,8 @@ import httpx
 import PIL.Image
 import pytest
 
+from svd_trt.serve.application import build_application
+from svd_trt.serve.service import Service
 from tests.serve.conftest import FAST, Served, error_of
 
 
@@ -146,6 +150,26 @@ def test_answers_have_safe_headers(served: Served) -> None:
         assert "default-src 'none'" in headers["content-security-policy"]
         assert "unsafe" not in headers["content-security-policy"]
         assert "server" not in headers
+
+
+def test_an_answer_of_500_has_safe_headers_and_is_counted(service: Service) -> None:
+    """The jobs cannot be read any more."""
+    with sqlite3.connect(service.store.folder / "jobs.sqlite3") as rows:
+        rows.execute("ALTER TABLE jobs RENAME TO gone")
+
+    async def asked() -> httpx.Response:
+        transport = httpx.ASGITransport(build_application(service), raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+            return await client.get("/v1/videos")
+
+    answer = asyncio.run(asked())
+    assert error_of(answer, 500, "server_error")["message"] == "the server failed; its log says why"
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert answer.headers["cache-control"] == "no-store"
+    assert "default-src 'none'" in answer.headers["content-security-policy"]
+    with sqlite3.connect(service.store.folder / "jobs.sqlite3") as rows:
+        rows.execute("ALTER TABLE gone RENAME TO jobs")
+    assert 'svd_trt_refused_requests_total{type="server_error"} 1.0' in service.metrics.text().decode()
 
 
 def test_a_picture_that_is_stretched_is_accepted_with_a_warning(served: Served) -> None:

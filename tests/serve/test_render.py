@@ -3,45 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
-from svd_trt import Bundle, SvdTrtError, VideoPipeline
-from svd_trt.serve.limits import Limits
-from svd_trt.serve.service import Keep, Service, accept, close, open_service, start
-from svd_trt.serve.store import ENDED, Job, Store
+from svd_trt import SvdTrtError
+from svd_trt.serve.service import Service, accept
+from svd_trt.serve.store import ENDED, Job
 
 FIELDS = {"num_frames": "2", "num_inference_steps": "1"}
-
-
-@pytest.fixture
-def failures() -> list[SvdTrtError]:
-    return []
-
-
-@pytest.fixture
-def service(tiny_bundle: Bundle, tmp_path: Path, failures: list[SvdTrtError]) -> Iterator[Service]:
-    """A service in this process, whose bundle is a link that tests may remove."""
-    link = tmp_path / "bundle"
-    link.symlink_to(tiny_bundle.path)
-    pipe = VideoPipeline.open(link, verify=False)
-    store = Store(tmp_path / "data")
-    made = open_service(
-        store,
-        {"m": pipe},
-        {"m": link},
-        lambda path: VideoPipeline.open(path, verify=False),
-        limits=Limits(),
-        keep=Keep(),
-        api_key=None,
-        names=frozenset(),
-        on_failure=failures.append,
-    )
-    start(made)
-    yield made
-    close(made)
 
 
 def ended(service: Service, job: Job) -> Job:

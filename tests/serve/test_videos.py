@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import base64
 import io
+import re
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +17,7 @@ import pytest
 
 from svd_trt import Bundle
 from svd_trt.runtime.video import open_stream
-from tests.serve.conftest import FAST, Served, error_of, events_of, figures, frames_of
+from tests.serve.conftest import FAST, Served, Start, error_of, events_of, figures, frames_of
 
 Alone = Callable[..., Any]
 
@@ -157,3 +161,15 @@ def test_metrics_count_what_happened(served: Served, png: bytes, tiny_bundle: Bu
     }.items():
         assert after[counter] - before.get(counter, 0) == more, counter
     assert after[f'svd_trt_waiting_jobs{{model="{name}"}}'] == 0
+
+
+def test_the_client_of_the_documents_makes_a_video(start: Start, png: bytes, tmp_path: Path) -> None:
+    document = (Path(__file__).parents[2] / "docs" / "serving.md").read_text()
+    (example,) = re.findall(r"```python\n(.*?)```", document, re.DOTALL)
+    assert "http://localhost:8000" in example
+    (tmp_path / "picture.png").write_bytes(png)
+    code = example.replace("http://localhost:8000", str(start().client.base_url))
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "decode 8 of 8" in done.stdout
+    assert len(frames_of((tmp_path / "video.mp4").read_bytes())) == 8

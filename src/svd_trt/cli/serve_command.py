@@ -90,6 +90,13 @@ class _Keep(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.
     "--max-pixels", type=click.IntRange(1), default=40_000_000, show_default=True, help="Pixels of a picture."
 )
 @click.option("--max-upload-seconds", type=click.FloatRange(1), default=60, show_default=True, help="Time to send it.")
+@click.option(
+    "--max-stall-seconds",
+    type=click.FloatRange(1, 86400),
+    default=60,
+    show_default=True,
+    help="Time in which a client must take something of an answer.",
+)
 @click.option("--max-steps", type=click.IntRange(1), default=100, show_default=True, help="Steps of a video.")
 @click.option("--max-frames", type=click.IntRange(1), default=250, show_default=True, help="Frames of a video.")
 @click.option("--max-seconds", type=click.FloatRange(1), default=3600, show_default=True, help="Time of a video.")
@@ -120,6 +127,7 @@ def command(
     max_upload: int,
     max_pixels: int,
     max_upload_seconds: float,
+    max_stall_seconds: float,
     max_steps: int,
     max_frames: int,
     max_seconds: float,
@@ -150,7 +158,7 @@ def command(
     limits = Limits(queue, max_upload, max_pixels, max_steps, max_frames, max_seconds, max_upload_seconds)
     folder = data or platformdirs.user_data_path("svd-trt") / "serve"
     ended = Ended()
-    with bind(host, port) as opened, log_to(console, style="dim"):
+    with bind(host, port, max_stall_seconds) as opened, log_to(console, style="dim"):
         logging.getLogger("svd_trt").setLevel(logging.INFO)
         store = Store(folder)
         try:

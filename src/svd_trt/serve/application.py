@@ -91,10 +91,6 @@ def _answer_errors(application: FastAPI, service: Service) -> None:
         told = message.get(error.status_code, str(error.detail))
         return answer(RequestError(error.status_code, kind, told, headers=error.headers))
 
-    @application.exception_handler(Exception)
-    async def failed(_: Request, __: Exception) -> Response:
-        return answer(RequestError(500, "server_error", "the server failed; its log says why"))
-
 
 def _add_videos(application: FastAPI, service: Service) -> None:
     checks = anyio.CapacityLimiter(_CHECKS)

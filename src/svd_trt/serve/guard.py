@@ -41,13 +41,14 @@ class Guard:
             await self._app(scope, receive, send)
             return
 
-        replaced = False
+        begun = replaced = False
 
         async def sending(message: Message) -> None:
-            nonlocal replaced
+            nonlocal begun, replaced
             if replaced:
                 return
             if message["type"] == "http.response.start":
+                begun = True
                 headers = MutableHeaders(scope=message)
                 if message["status"] >= 400 and headers.get("content-type") != "application/json":
                     # Of a library, such as a range that cannot be met.
@@ -67,8 +68,19 @@ class Guard:
             await discard(receive)
             await error_response(error)(scope, receive, sending)
             return
-        with suppress(BrokenStream):  # a response that is not complete ends its connection
-            await self._app(scope, receive, sending)
+        try:
+            with suppress(BrokenStream):  # a response that is not complete ends its connection
+                await self._app(scope, receive, sending)
+        except Exception:
+            if not begun:
+                await error_response(self._failure())(scope, receive, sending)
+            raise  # to the log
+
+    def _failure(self) -> RequestError:
+        """What a request is answered that failed for no reason of its own."""
+        error = RequestError(500, "server_error", "the server failed; its log says why")
+        self._service.metrics.refused(error.error["type"])
+        return error
 
 
 def error_response(error: RequestError) -> JSONResponse:

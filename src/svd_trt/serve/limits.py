@@ -9,6 +9,7 @@ from typing import Any
 from svd_trt.engine.manifest import Manifest
 from svd_trt.runtime.parameters import Parameters
 from svd_trt.serve.refusals import RequestError
+from svd_trt.serve.words import api_words
 
 __all__ = ["Limits", "argument_limits", "require_within"]
 
@@ -50,7 +51,8 @@ def argument_limits(manifest: Manifest, limits: Limits) -> dict[str, dict[str, A
         if name in most:
             high = most[name] if high is None else min(high, most[name])
         default = info.default if high is None or not isinstance(info.default, int) else min(info.default, high)
-        one: dict[str, Any] = {"kind": info.kind, "default": default, "min": info.min, "max": high, "help": info.help}
+        one: dict[str, Any] = {"kind": info.kind, "default": default, "min": info.min, "max": high}
+        one["help"] = api_words(info.help)
         if info.choices:
             one["choices"] = list(info.choices)
         if name in ("height", "width"):

@@ -8,6 +8,7 @@ from typing import Any, Literal, Self, TypeAlias
 
 from svd_trt.errors import ArgumentError, BudgetError, CancelledError, ImageError, SvdTrtError
 from svd_trt.runtime.parameters import Parameters
+from svd_trt.serve.words import api_words
 
 __all__ = ["ErrorType", "RequestError", "error_object", "refused"]
 
@@ -59,7 +60,7 @@ def refused(error: Exception, limits: Mapping[str, Mapping[str, Any]]) -> dict[s
         error: anything that the pipeline raised.
         limits: of the arguments, by name.
     """
-    message = str(error) or type(error).__name__
+    message = api_words(str(error)) or type(error).__name__
     if isinstance(error, CancelledError):
         return error_object("cancelled", message)
     if isinstance(error, ImageError):

@@ -26,6 +26,7 @@ from svd_trt.runtime.samplers import few_step_notes, known_harm
 from svd_trt.runtime.settings import Settings, memory_request, resolve
 from svd_trt.serve.limits import Limits, argument_limits, require_within
 from svd_trt.serve.refusals import RequestError, refused
+from svd_trt.serve.words import api_words
 from svd_trt.units import format_count, shorten
 
 __all__ = ["VideoRequest", "checked_request"]
@@ -78,7 +79,7 @@ def checked_request(picture: bytes, fields: Mapping[str, str], pipe: VideoPipeli
     except SvdTrtError as error:
         told = refused(error, allowed)
         raise RequestError.of(503 if told["type"] == "server_error" else 400, told) from error
-    return VideoRequest(picture, given, settings, warnings)
+    return VideoRequest(picture, given, settings, [api_words(warning) for warning in warnings])
 
 
 def _settings(picture: bytes, parameters: Parameters, pipe: VideoPipeline, warn: Callable[[str], None]) -> Settings:

@@ -9,6 +9,7 @@ from pydantic import BaseModel
 from svd_trt.runtime.parameters import Parameters
 from svd_trt.serve.refusals import ErrorType
 from svd_trt.serve.store import Status
+from svd_trt.serve.words import api_words
 
 __all__ = ["ErrorBody", "Health", "ModelList", "Video", "VideoList", "form_schema"]
 
@@ -89,7 +90,7 @@ def form_schema() -> dict[str, Any]:
         "model": {"type": "string", "description": "Name of a bundle; the default is the first."},
     }
     for name, spec in Parameters.fields().items():
-        one: dict[str, Any] = {"description": spec.metadata["help"]}
+        one: dict[str, Any] = {"description": api_words(spec.metadata["help"])}
         low, high = spec.metadata.get("min"), spec.metadata.get("max")
         if "choices" in spec.metadata:
             one |= {"type": "string", "enum": list(spec.metadata["choices"])}

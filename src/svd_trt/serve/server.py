@@ -43,8 +43,13 @@ class _Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
-def bind(host: str, port: int) -> socket.socket:
+def bind(host: str, port: int, stalled: float) -> socket.socket:
     """A socket at an address, which does not listen yet.
+
+    Args:
+        host: name or address.
+        port: 0 takes a free one.
+        stalled: seconds after which a connection ends whose client takes nothing of what is sent.
 
     Raises:
         OutputError: there is no such address, or another program has it.
@@ -53,6 +58,8 @@ def bind(host: str, port: int) -> socket.socket:
     opened = socket.socket(family, socket.SOCK_STREAM)
     try:
         opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # Connections inherit it. The kernel then also ends one whose last bytes wait, which no timer here would see.
+        opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(stalled * 1000))
         opened.bind((host, port))
     except OSError as error:
         opened.close()

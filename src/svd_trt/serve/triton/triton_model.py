@@ -22,6 +22,7 @@ from svd_trt.runtime.decode import Frames
 from svd_trt.runtime.output import VideoStream
 from svd_trt.runtime.pipeline import VideoPipeline
 from svd_trt.serve.triton.triton_tensors import DETAILS, FRAME, INDEX, TOTAL, Array, read_request
+from svd_trt.serve.words import api_words
 
 __all__ = ["BUNDLE", "TritonVideoModel"]
 
@@ -65,7 +66,7 @@ class TritonVideoModel:
             try:
                 self._answer({tensor.name(): tensor.as_numpy() for tensor in request.inputs()}, sender)
             except SvdTrtError as raised:
-                error = self._triton.TritonError(str(raised), self._code_of(raised))
+                error = self._triton.TritonError(api_words(str(raised)), self._code_of(raised))
             except Exception as raised:
                 _log.exception("a video could not be made")
                 error = self._triton.TritonError(f"svd-trt failed: {first_line(raised)}; see Triton's log")
@@ -130,7 +131,7 @@ def _warnings() -> Iterator[list[str]]:
 
     class Handler(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            messages.append(record.getMessage())
+            messages.append(api_words(record.getMessage()))
 
     handler = Handler(logging.WARNING)
     _log.addHandler(handler)

@@ -1,0 +1,56 @@
+"""Clients that take nothing of what they asked for do not hold connections, nor the device."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Callable
+
+import httpx
+
+from tests.serve.conftest import FAST, Served, Start, figures
+
+
+def silent(server: Served, request: bytes) -> socket.socket:
+    """A client that sends a request and reads nothing, with the smallest buffer for what it does not read."""
+    client = socket.socket()
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+    client.settimeout(60)
+    client.connect((server.client.base_url.host, server.client.base_url.port))
+    client.sendall(request)
+    return client
+
+
+def until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+def test_clients_that_take_nothing_lose_their_connection_and_slow_ones_do_not(start: Start, png: bytes) -> None:
+    server = start("--max-stall-seconds", "1", "--max-frames", "5000")
+    one = server.client.get("/").content
+    files = figures(server)["process_open_fds"]
+    # A stream, and answers, both larger than all buffers on their way.
+    fields = {"num_frames": "2", "extend": "3000", "num_inference_steps": "1"}
+    form = httpx.Request("POST", f"{server.client.base_url}/v1/videos?stream=true", files={"image": png}, data=fields)
+    head = "".join(f"{name}: {value}\r\n" for name, value in form.headers.items())
+    stream = silent(server, f"POST /v1/videos?stream=true HTTP/1.1\r\n{head}\r\n".encode() + form.read())
+    get = b"GET / HTTP/1.1\r\nHost: localhost\r\n"
+    pages = silent(server, (get + b"\r\n") * 200)
+    slow = silent(server, (get + b"\r\n") * 199 + get + b"Connection: close\r\n\r\n")
+    taken = bytearray()
+
+    def cancelled() -> bool:
+        taken.extend(slow.recv(10_000))
+        return [job["status"] for job in server.client.get("/v1/videos").json()["data"]] == ["cancelled"]
+
+    until(cancelled)
+    until(lambda: figures(server)["process_open_fds"] == files + 1)
+    while some := slow.recv(1 << 20):
+        taken += some
+    assert taken.count(one) == 200
+    assert server.wait(server.accepted(png, **FAST)["id"])["status"] == "completed"
+    for client in (stream, pages, slow):
+        client.close()
