@@ -35,6 +35,9 @@ _PREFIXES = ("base_model.model.", "unet.", "lora_unet_", "diffusion_model.")
 _HARMLESS = re.compile(r"(base_model\.model\.)?(text_encoder|lora_te)")
 _METADATA = "lora_adapter_metadata"
 
+_FIELDS = {"down": "a", "up": "b", "alpha": "alpha"}
+"""Fields of `_Module`, and the groups of `_NAME` that are theirs."""
+
 
 @dataclass
 class _Module:
@@ -153,8 +156,13 @@ def _modules_of(
             continue
         entry = modules.setdefault(module, _Module())
         entry.given.append(name)
-        kind = next(kind for kind in ("a", "b", "alpha") if match[kind])
-        setattr(entry, {"a": "down", "b": "up"}.get(kind, kind), name)
+        kind = next(field for field, group in _FIELDS.items() if match[group])
+        if (other := getattr(entry, kind)) is not None:
+            raise CheckpointError(
+                f"{path} names the same weights twice, as {other} and as {name}; it holds two LoRAs, which belong in "
+                "a file each"
+            )
+        setattr(entry, kind, name)
     if not modules or unknown:
         raise CheckpointError(_misfit(path, modules, unknown or harmless))
     return modules, harmless

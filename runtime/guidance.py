@@ -57,8 +57,9 @@ def guided_steps(sigmas: Sequence[float], largest: float, interval: tuple[float,
     found = tuple(low < sigma <= high for sigma in levels)
     if not any(found):
         raise ArgumentError(
-            f"no step has a noise level above {interval[0]:g} and up to {interval[1]:g}, so guidance_interval turns "
-            f"guidance off; the steps start at levels from {levels[0]:g} down to {levels[-1]:g}"
+            f"no step has a noise level above {interval[0]:g} and up to {interval[1]:g}, so there would be no "
+            f"guidance; the steps start at levels from {levels[0]:g} down to {levels[-1]:g}: give a guidance_interval "
+            "with some of them"
         )
     return found
 

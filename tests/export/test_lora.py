@@ -221,6 +221,10 @@ BAD: dict[str, tuple[Callable[[Pairs], Tensors], str]] = {
         lambda p: {name: tensor for name, tensor in plain(p).items() if "conv1.lora_B" not in name},
         r"conv1\.lora_A\.weight lacks its counterpart",
     ),
+    "two in one": (
+        lambda p: plain(p) | {f"unet.{name}": tensor.clone() for name, tensor in plain(p).items()},
+        r"names the same weights twice, as .*lora_A\.weight and as unet\..*lora_A\.weight; .* a file each",
+    ),
     "other sizes": (
         lambda p: plain(p) | {f"{MODULES[0]}.lora_A.weight": torch.ones(RANK, 320)},
         r"lora_A\.weight \[3, 320\] and .*\[64, 3\] do not fit .*to_q\.weight, which is \[64, 64\]; .* another model",
