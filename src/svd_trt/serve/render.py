@@ -297,7 +297,7 @@ class Renderer:
             now = time.perf_counter()
             call.spent[stage] = call.spent.get(stage, 0.0) + now - clock
             clock = now
-            each = total / len(call.jobs)
+            each = total // len(call.jobs)  # frames of a video
             for number, live in enumerate(call.lives):
                 if stage == "decode":  # of all frames of one video, then of the next
                     live.report(stage, min(max(done - number * each, 0), each), each)
