@@ -1,6 +1,6 @@
 # make setup | demo | test | test-fast | test-all | test-full | test-lowest | test-faults | test-fuzz | test-browser |
-#      gpu-test | gpu-probe | gpu-pack | bench | bench-quality | bench-build | bench-kernels | cpp | cpp-tidy | docs |
-#      lint | clean
+#      gpu-test | gpu-probe | gpu-pack | bench | bench-quality | bench-build | bench-kernels | bench-serve | cpp |
+#      cpp-tidy | docs | lint | clean
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -14,7 +14,7 @@ export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: setup demo test test-fast test-all test-full test-lowest test-faults test-fuzz test-browser gpu-test gpu-probe gpu-pack bench \
-	bench-quality bench-build bench-kernels cpp cpp-tidy docs lint clean
+	bench-quality bench-build bench-kernels bench-serve cpp cpp-tidy docs lint clean
 
 setup: $(READY)
 
@@ -119,6 +119,14 @@ KERNELS := benchmarks/results/kernels-full-size.json
 bench-kernels: $(READY)
 	$(BIN)/python -m svd_trt.benchmarks.full_size_kernels measure -o $(KERNELS) $(VARIANTS)
 	$(BIN)/python -m svd_trt.benchmarks.full_size_kernels page docs/kernels.md $(KERNELS)
+
+# What serving costs beside the pipeline, on the miniature: takes minutes, on a machine that does nothing else.
+SERVE := benchmarks/results/serve-load
+bench-serve: $(READY)
+	mkdir -p build
+	$(BIN)/svd-trt build examples/tiny/checkpoint -o build/serve-miniature --height 32 --width 32 --frames 2:8:8 \
+		--backend onnxruntime
+	$(BIN)/python -m svd_trt.benchmarks.serve_load build/serve-miniature examples/tiny/picture.png -o $(SERVE).json
 
 # Builds the C++ runtime, its examples and its tests in build/cpp/release. docs/embedding.md is for other machines.
 # SANITIZE=address,undefined CPP_BUILD=asan builds it elsewhere with sanitizers.
