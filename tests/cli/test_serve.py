@@ -10,6 +10,7 @@ import httpx
 import pytest
 
 from svd_trt import Bundle
+from svd_trt.serve.models import named_bundles
 from svd_trt.serve.store import Store
 from tests.cli.conftest import assert_refused, invoke
 from tests.serve.conftest import start_server
@@ -20,7 +21,16 @@ def test_a_missing_bundle_is_refused(tmp_path: Path) -> None:
 
 
 def test_two_bundles_of_one_name_are_refused(tmp_path: Path) -> None:
-    assert_refused(invoke("serve", tmp_path / "a/b", tmp_path / "c/b"), "are both named b")
+    assert_refused(invoke("serve", tmp_path / "a/b", tmp_path / "c/b"), "are both named b", "rename or link one")
+
+
+def test_a_link_names_a_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle, link = tmp_path / "a" / "b", tmp_path / "svd"
+    bundle.mkdir(parents=True)
+    link.symlink_to(bundle)
+    monkeypatch.chdir(bundle)
+    assert list(named_bundles([link, bundle])) == ["svd", "b"]
+    assert list(named_bundles([Path(), Path("..")])) == ["b", "a"]
 
 
 def test_an_address_that_is_taken_or_unknown_is_refused(tmp_path: Path) -> None:

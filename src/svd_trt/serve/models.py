@@ -19,14 +19,14 @@ Open = Callable[[Path], VideoPipeline]
 
 
 def named_bundles(bundles: Sequence[Path]) -> dict[str, Path]:
-    """Bundles by the names of their folders, in their order; the first is the default.
+    """Bundles by the names of their folders, or of links to them, in their order; the first is the default.
 
     Raises:
         ArgumentError: two have the same name.
     """
     named: dict[str, Path] = {}
     for path in bundles:
-        name = path.resolve().name
+        name = path.name if path.name not in ("", "..") else path.resolve().name
         if name in named:
             raise ArgumentError(f"{named[name]} and {path} are both named {name}; rename or link one of the folders")
         named[name] = path
