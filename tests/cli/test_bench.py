@@ -92,6 +92,7 @@ def test_a_cache_that_cannot_be_written(tmp_path: Path) -> None:
     assert "choose another place with --cache" in found.stderr
 
 
+@pytest.mark.slow
 def test_interrupted(checkpoint: Path, tmp_path: Path) -> None:
     """Completed rounds are kept, and no process is left."""
     target = tmp_path / "result.json"

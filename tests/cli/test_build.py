@@ -136,6 +136,7 @@ def test_the_same_networks_are_taken_from_the_cache(
     assert read_manifest(tmp_path / "bundle") == read_manifest(small_bundle)
 
 
+@pytest.mark.slow
 def test_another_unet_and_a_lora(small_checkpoint: Path, small_bundle: Path, cache: Path, tmp_path: Path) -> None:
     """Only the denoiser is another one, and it is what diffusers makes of both; tables and messages name them."""
     weights = safetensors.torch.load_file(small_checkpoint / "unet" / "diffusion_pytorch_model.safetensors")
