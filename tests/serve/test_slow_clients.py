@@ -36,21 +36,19 @@ def test_clients_that_take_nothing_lose_their_connection_and_slow_ones_do_not(st
     fields = {"num_frames": "2", "extend": "3000", "num_inference_steps": "1"}
     form = httpx.Request("POST", f"{server.client.base_url}/v1/videos?stream=true", files={"image": png}, data=fields)
     head = "".join(f"{name}: {value}\r\n" for name, value in form.headers.items())
-    stream = silent(server, f"POST /v1/videos?stream=true HTTP/1.1\r\n{head}\r\n".encode() + form.read())
+    stream = f"POST /v1/videos?stream=true HTTP/1.1\r\n{head}\r\n".encode() + form.read()
     get = b"GET / HTTP/1.1\r\nHost: localhost\r\n"
-    pages = silent(server, (get + b"\r\n") * 200)
-    slow = silent(server, (get + b"\r\n") * 199 + get + b"Connection: close\r\n\r\n")
+    pages = (get + b"\r\n") * 199 + get + b"Connection: close\r\n\r\n"
     taken = bytearray()
+    with silent(server, stream), silent(server, pages), silent(server, pages) as slow:
 
-    def cancelled() -> bool:
-        taken.extend(slow.recv(10_000))
-        return [job["status"] for job in server.client.get("/v1/videos").json()["data"]] == ["cancelled"]
+        def ended() -> bool:
+            taken.extend(slow.recv(10_000))
+            jobs = [job["status"] for job in server.client.get("/v1/videos").json()["data"]]
+            return jobs == ["cancelled"] and figures(server)["process_open_fds"] == files + 1
 
-    until(cancelled)
-    until(lambda: figures(server)["process_open_fds"] == files + 1)
-    while some := slow.recv(1 << 20):
-        taken += some
-    assert taken.count(one) == 200
-    assert server.wait(server.accepted(png, **FAST)["id"])["status"] == "completed"
-    for client in (stream, pages, slow):
-        client.close()
+        until(ended)
+        while some := slow.recv(1 << 20):
+            taken += some
+        assert taken.count(one) == 200
+        assert server.wait(server.accepted(png, **FAST)["id"])["status"] == "completed"
