@@ -16,12 +16,13 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .PHONY: setup demo test test-fast test-all test-full test-lowest test-faults test-fuzz test-browser gpu-test gpu-probe gpu-pack bench \
 	bench-quality bench-build bench-kernels bench-serve cpp cpp-tidy docs lint clean
 
+# Python compiles what is imported, which is a third of what pip would compile.
 setup: $(READY)
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c "import sys; sys.exit('svd-trt needs Python 3.11 or newer: make setup PYTHON=python3.12') if sys.version_info < (3, 11) else 0"
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --editable '.[export,rtx,bench,heic,profile,serve,docs,dev]'
+	$(BIN)/pip install --quiet --no-compile --editable '.[export,rtx,bench,heic,profile,serve,docs,dev]'
 	touch $(READY)
 
 demo: $(READY)
