@@ -22,7 +22,7 @@ from svd_trt.runtime.pipeline import VideoPipeline
 __all__ = ["measure_batches"]
 
 
-def measure_batches(bundle: Path, rounds: int) -> dict[str, Any]:
+def measure_batches(bundle: Path, rounds: int, steps: int = 25) -> dict[str, Any]:
     """Time as many videos as the bundle makes together, in one call and in a call for each.
 
     ``videos_per_second`` are medians of ``rounds`` rounds; ``ratio`` is the median of each round's own, and
@@ -35,14 +35,15 @@ def measure_batches(bundle: Path, rounds: int) -> dict[str, Any]:
         size = (manifest.ranges.height.opt, manifest.ranges.width.opt)
         pictures = [draw_picture(*size).rotate(90 * number) for number in range(most)]
         seeds = list(range(most))
+        options: Any = {"num_inference_steps": steps, "output_type": "np"}
         alone_s: list[tuple[float, float]] = []
         together_s: list[tuple[float, float]] = []
         levels = 0
         for _ in range(rounds + 1):  # the first one loads the networks
             clocks = [_clocks()]
-            alone = [pipe(pictures[seed], seed=seed, output_type="np").frames[0] for seed in seeds]
+            alone = [pipe(pictures[seed], seed=seed, **options).frames[0] for seed in seeds]
             clocks.append(_clocks())
-            together = pipe(pictures, seed=seeds, output_type="np")
+            together = pipe(pictures, seed=seeds, **options)
             clocks.append(_clocks())
             alone_s.append((clocks[1][0] - clocks[0][0], clocks[1][1] - clocks[0][1]))
             together_s.append((clocks[2][0] - clocks[1][0], clocks[2][1] - clocks[1][1]))

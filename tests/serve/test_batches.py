@@ -129,8 +129,6 @@ def test_cancelling_all_videos_of_a_call_ends_it(pair: Served, together: Callabl
     "others",
     [
         [{}, {"num_inference_steps": 3}],
-        [{}, {"motion_bucket_id": 126}],
-        [{}, {"width": 64}],
         [{}, {"resize_mode": "crop"}],
         [{"extend": 2}, {"extend": 2}],
         [{"decode_chunk_size": 3}, {"decode_chunk_size": 3}],  # a chunk would have frames of both

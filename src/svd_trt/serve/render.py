@@ -142,7 +142,7 @@ class Renderer:
             with self._lock:
                 call = self._running
             if call is not None:
-                self._stop(call, _ending())
+                self._stop(call, _server_ends())
             self._thread.join()
         self.pipe.close()
 
@@ -189,7 +189,7 @@ class Renderer:
             live.begin(self._shares)
         with self._lock:
             self._running = call
-            call.stopped = _ending() if self._ending else None
+            call.stopped = _server_ends() if self._ending else None
         self._hub.notify()
         alone: list[Job] = []
         try:
@@ -197,7 +197,7 @@ class Renderer:
         except Exception as raised:
             error = call.stopped or raised
             left = [job for job in jobs if job.id in call.wanted]
-            if len(jobs) == 1 or (self._ending and isinstance(error, CancelledError)):
+            if len(call.jobs) == 1 or (self._ending and isinstance(error, CancelledError)):
                 for job in left:
                     self._end(job, error)
             else:
@@ -356,7 +356,7 @@ class Renderer:
             self._on_failure(error)
 
 
-def _ending() -> SvdTrtError:
+def _server_ends() -> SvdTrtError:
     return CancelledError("the server is ending")
 
 
