@@ -7,7 +7,7 @@ from pathlib import Path
 
 from svd_trt import SvdTrtError
 from svd_trt.serve.service import Service, accept
-from svd_trt.serve.store import ENDED, Job
+from svd_trt.serve.store import ENDED, Job, new_id
 
 FIELDS = {"num_frames": "2", "num_inference_steps": "1"}
 
@@ -26,7 +26,7 @@ def test_after_a_failure_of_the_device_the_bundle_is_opened_again(
     broken = service.renderers["m"].pipe
     broken.close()  # as a device that fails, every call is a BackendError from now on
     job = service.store.add(
-        model="m", picture=png, given={"seed": 1}, arguments={}, warnings=[], streamed=False, most=9
+        new_id(), model="m", picture=png, given={"seed": 1}, arguments={}, warnings=[], streamed=False, most=9
     )
     assert job is not None
     service.renderers["m"].wake()
@@ -35,7 +35,7 @@ def test_after_a_failure_of_the_device_the_bundle_is_opened_again(
     until = time.monotonic() + 60
     while service.renderers["m"].pipe is broken and time.monotonic() < until:
         time.sleep(0.02)
-    assert ended(service, accept(service, "m", png, FIELDS, streamed=False)).status == "completed"
+    assert ended(service, accept(service, "m", png, FIELDS, streamed=False)[0]).status == "completed"
     assert failures == []
     assert service.renderers["m"].pipe is not broken
     # If that is not possible, the server ends, and jobs that wait are kept for the next start.
@@ -43,7 +43,7 @@ def test_after_a_failure_of_the_device_the_bundle_is_opened_again(
     service.renderers["m"].pipe.close()
     for _ in range(2):
         job = service.store.add(
-            model="m", picture=png, given={"seed": 1}, arguments={}, warnings=[], streamed=False, most=9
+            new_id(), model="m", picture=png, given={"seed": 1}, arguments={}, warnings=[], streamed=False, most=9
         )
     service.renderers["m"].wake()
     while service.renderers["m"].alive and time.monotonic() < until:

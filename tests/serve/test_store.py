@@ -14,7 +14,7 @@ import pytest
 from svd_trt.errors import LockedError, OutputError
 from svd_trt.serve.database import Database
 from svd_trt.serve.refusals import error_object
-from svd_trt.serve.store import Job, Store
+from svd_trt.serve.store import Job, Store, new_id
 
 
 @pytest.fixture
@@ -31,6 +31,7 @@ def store(folder: Path) -> Iterator[Store]:
 
 def add(store: Store, model: str = "m", *, streamed: bool = False, most: int = 100) -> Job | None:
     return store.add(
+        new_id(),
         model=model,
         picture=b"picture",
         given={"seed": 2**64 - 1},

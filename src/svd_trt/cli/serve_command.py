@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import re
 from pathlib import Path
@@ -22,6 +23,19 @@ __all__ = ["command"]
 _KEY = "SVD_TRT_API_KEY"
 _UNITS = {"m": 60, "h": 3600, "d": 86400}
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+
+
+class _Seconds(click.FloatRange):
+    """A time from one second to 30 days."""
+
+    def __init__(self) -> None:
+        super().__init__(1, 30 * 86400)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        found = super().convert(value, param, ctx)
+        if math.isnan(found):
+            self.fail(f"{value!r} is no time; give seconds, such as 60", param, ctx)
+        return found
 
 
 class _Keep(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.5 on
@@ -89,17 +103,17 @@ class _Keep(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.
 @click.option(
     "--max-pixels", type=click.IntRange(1), default=40_000_000, show_default=True, help="Pixels of a picture."
 )
-@click.option("--max-upload-seconds", type=click.FloatRange(1), default=60, show_default=True, help="Time to send it.")
+@click.option("--max-upload-seconds", type=_Seconds(), default=60, show_default=True, help="Time to send it.")
 @click.option(
     "--max-stall-seconds",
-    type=click.FloatRange(1, 86400),
+    type=_Seconds(),
     default=60,
     show_default=True,
     help="Time in which a client must take something of an answer.",
 )
 @click.option("--max-steps", type=click.IntRange(1), default=100, show_default=True, help="Steps of a video.")
 @click.option("--max-frames", type=click.IntRange(1), default=250, show_default=True, help="Frames of a video.")
-@click.option("--max-seconds", type=click.FloatRange(1), default=3600, show_default=True, help="Time of a video.")
+@click.option("--max-seconds", type=_Seconds(), default=3600, show_default=True, help="Time of a video.")
 @click.option(
     "--api-key-file",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -109,7 +123,8 @@ class _Keep(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.
     "--allow-host",
     multiple=True,
     metavar="NAME",
-    help="Name in requests that a server of this machine alone answers, as of a proxy.  [default: localhost]",
+    help="Name in requests that the server answers, as of a proxy; it answers no others then.  [default: localhost; "
+    "any name with a --host for other machines]",
 )
 @click.option("--backend", type=click.Choice(RUN_BACKENDS), default="auto", show_default=True, help="As of infer.")
 @click.option("--device", metavar="DEVICE", help="cpu, cuda, or cuda:1 for the second GPU.  [default: a GPU if any]")
@@ -154,7 +169,7 @@ def command(
         return VideoPipeline.open(path, backend=backend, device=device, provider=provider, vram_budget=vram_budget)
 
     console = stderr(quiet=quiet)
-    key, named = _api_key(api_key_file), named_bundles(bundles)
+    key, names, named = _api_key(api_key_file), _names(host, allow_host), named_bundles(bundles)
     limits = Limits(queue, max_upload, max_pixels, max_steps, max_frames, max_seconds, max_upload_seconds)
     folder = data or platformdirs.user_data_path("svd-trt") / "serve"
     ended = Ended()
@@ -172,7 +187,7 @@ def command(
                 limits=limits,
                 keep=Keep(*keep),
                 api_key=key,
-                names=_LOOPBACK | set(map(str.lower, allow_host)) if host in _LOOPBACK else frozenset(),
+                names=names,
                 on_failure=ended.say,
                 batch=batch,
             )
@@ -196,6 +211,7 @@ def _api_key(file: Path | None) -> str | None:
     """
     if file is None:
         key = os.environ.get(_KEY)
+        key = None if key is None else key.strip()  # files of variables end in a line break
         where = f"the variable {_KEY}"
     else:
         where = str(file)
@@ -204,9 +220,24 @@ def _api_key(file: Path | None) -> str | None:
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or "it is not text"
             raise ArgumentError(f"the key in {file} cannot be read: {reason}; check --api-key-file") from error
-    if key is not None and not key.strip():
-        raise ArgumentError(f"{where} is empty; write a key there, such as that of `openssl rand -hex 32`")
+    if key is not None and not (key and key.isascii() and key.isprintable()):
+        fault = "has a key that is no ASCII" if key else "is empty"
+        raise ArgumentError(f"{where} {fault}; write a key there, such as that of `openssl rand -hex 32`")
     return key
+
+
+def _names(host: str, allowed: tuple[str, ...]) -> frozenset[str]:
+    """The host names that requests may be for; none is any.
+
+    Raises:
+        ArgumentError: one is no name.
+    """
+    for name in allowed:
+        if re.search(r"[/\s]|:\d+$", name) and not re.fullmatch(r"[0-9a-fA-F:]+", name):
+            raise ArgumentError(f"--allow-host takes a name without a port or path, such as video.example, not {name}")
+    if host not in _LOOPBACK and not allowed:
+        return frozenset()
+    return _LOOPBACK | {host.lower(), *(name.lower().strip("[]") for name in allowed)}
 
 
 def _warning(host: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Annotated, Any, Literal
 
@@ -15,9 +15,9 @@ from fastapi.responses import FileResponse, JSONResponse, Response, StreamingRes
 from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
-from svd_trt.errors import SvdTrtError
+from svd_trt.errors import OutputError
 from svd_trt.serve.content import CONTENT_TYPES, converted, preferred
-from svd_trt.serve.events import job_events
+from svd_trt.serve.events import Live, job_events
 from svd_trt.serve.guard import Guard, error_response
 from svd_trt.serve.models import model_object
 from svd_trt.serve.page_response import page
@@ -76,13 +76,17 @@ def _answer_errors(application: FastAPI, service: Service) -> None:
     async def refused(_: Request, error: RequestError) -> Response:
         return answer(error)
 
+    @application.exception_handler(OutputError)
+    async def full(_: Request, error: OutputError) -> Response:
+        return answer(RequestError(503, "server_error", str(error), headers={"Retry-After": "60"}))
+
     @application.exception_handler(RequestValidationError)
     async def malformed(_: Request, error: RequestValidationError) -> Response:
         first = error.errors()[0]
         field = str(first["loc"][-1])
         if first["loc"][0] == "path":
             return answer(_not_found())
-        return answer(RequestError(400, "invalid_request", f"{field}: {first['msg']}", field=field))
+        return answer(_of_query(field, first))
 
     @application.exception_handler(HTTPException)
     async def plain(_: Request, error: HTTPException) -> Response:
@@ -113,21 +117,20 @@ def _add_videos(application: FastAPI, service: Service) -> None:
         body = Body(request.receive, service.limits)
         try:
             await anyio.to_thread.run_sync(require_room, service)
-            picture, fields = await read_form(request, body, service.limits)
+            async with read_form(request, body, service.limits) as (picture, fields):
+                model = fields.pop("model", "") or service.default
+
+                def add() -> tuple[Job, Live]:
+                    return accept(service, model, picture.read(), fields, streamed=stream)
+
+                job, live = await anyio.to_thread.run_sync(add, limiter=checks)
         except RequestError as error:
             if error.status != 408:
                 await body.discard()
             raise
-        model = fields.pop("model", "") or service.default
-
-        def add() -> Job:
-            return accept(service, model, picture, fields, streamed=stream)
-
-        job = await anyio.to_thread.run_sync(add, limiter=checks)
         place = {"Location": f"/v1/videos/{job.id}"}
         if not stream:
             return JSONResponse(await _described(service, job), 202, place)
-        live = service.hub.live(job.id)
         await first_frame(service, job, live, request.is_disconnected)
         return StreamingResponse(video_stream(service, job, live, form), media_type=STREAM_TYPES[form], headers=place)
 
@@ -136,6 +139,13 @@ def _add_videos(application: FastAPI, service: Service) -> None:
         limit: Annotated[int, Query(ge=1, le=100)] = 20,
         after: Annotated[str | None, Query(pattern="^vid_[0-9a-f]{32}$")] = None,
     ) -> Response:
+        if after is not None and service.store.get(after) is None:
+            raise RequestError(
+                400,
+                "invalid_request",
+                "after names a video that was removed; list again from the newest one",
+                field="after",
+            )
         jobs = service.store.newest(limit + 1, after)
         data = [describe(service, job) for job in jobs[:limit]]
         return JSONResponse({"object": "list", "data": data, "has_more": len(jobs) > limit})
@@ -154,6 +164,8 @@ def _add_videos(application: FastAPI, service: Service) -> None:
 
 
 def _add_results(application: FastAPI, service: Service) -> None:
+    conversions = anyio.CapacityLimiter(1)  # an encoder uses all cores
+
     @application.get(
         "/v1/videos/{id}/events",
         response_class=StreamingResponse,
@@ -180,12 +192,12 @@ def _add_results(application: FastAPI, service: Service) -> None:
             416: {"description": "There is no such part."},
         },
     )
-    def content(
+    async def content(
         request: Request,
         job_id: _Id,
         form: Annotated[Literal["mp4", "webm", "webp", "mkv"] | None, Query(alias="format")] = None,
     ) -> Response:
-        job = _job(service, job_id)
+        job = await anyio.to_thread.run_sync(_job, service, job_id)
         if job.status != "completed":
             raise RequestError(
                 409,
@@ -195,11 +207,13 @@ def _add_results(application: FastAPI, service: Service) -> None:
         kind = form or preferred(request.headers.get("accept", ""))
         try:
             metadata = job.metadata or {}
-            path = converted(service.store.video(job, ".mkv"), kind, job.arguments["fps"], metadata)
-        except (FileNotFoundError, SvdTrtError) as error:
-            if service.store.get(job_id) is None:
-                raise _not_found() from None
-            raise RequestError(500, "server_error", str(error)) from error
+            kept = service.store.video(job, ".mkv")
+            # They wait here, and not in the threads that other requests need.
+            path = await anyio.to_thread.run_sync(
+                converted, kept, kind, job.arguments["fps"], metadata, limiter=conversions
+            )
+        except FileNotFoundError:
+            raise _not_found() from None
         headers = {"Content-Disposition": f'inline; filename="{job.id}.{kind}"', "Cache-Control": "private, no-cache"}
         return _Content(path, media_type=CONTENT_TYPES[kind], headers=headers)
 
@@ -214,16 +228,17 @@ def _add_others(application: FastAPI, service: Service) -> None:
         return JSONResponse({"object": "list", "data": data})
 
     @application.get("/healthz", response_model=Health, summary="Does the process work?")
-    def healthy() -> Response:
+    async def healthy() -> Response:
         dead = [name for name, renderer in service.renderers.items() if not renderer.alive]
         if dead:
             raise RequestError(503, "server_error", f"{', '.join(dead)} makes no more videos; restart the server")
         return JSONResponse({"status": "ok"})
 
     @application.get("/readyz", response_model=Health, summary="Can it take a job now?")
-    def ready() -> Response:
-        require_room(service)
-        return healthy()
+    async def ready() -> Response:
+        await anyio.to_thread.run_sync(require_room, service)
+        await anyio.to_thread.run_sync(service.store.require_writable)
+        return await healthy()
 
     @application.get("/metrics", summary="For Prometheus", response_class=Response)
     def metrics() -> Response:
@@ -232,6 +247,9 @@ def _add_others(application: FastAPI, service: Service) -> None:
     @application.get("/", include_in_schema=False)
     def shown_page() -> Response:
         return page()
+
+    for path, answer in (("/", shown_page), ("/healthz", healthy), ("/readyz", ready)):
+        application.head(path, include_in_schema=False)(answer)  # as balancers ask
 
 
 class _Content(FileResponse):
@@ -255,6 +273,13 @@ def _job(service: Service, job_id: str) -> Job:
     if job is None:
         raise _not_found()
     return job
+
+
+def _of_query(field: str, found: Mapping[str, Any]) -> RequestError:
+    """What to say of a parameter of an address, from what pydantic found."""
+    wanted = found.get("ctx", {})
+    limit = {short: wanted[name] for name, short in (("ge", "min"), ("le", "max")) if name in wanted}
+    return RequestError(400, "invalid_request", f"{field}: {found['msg'].lower()}", field=field, limit=limit or None)
 
 
 def _not_found() -> RequestError:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -26,8 +25,6 @@ CONTENT_TYPES: Mapping[str, str] = {
 
 KEPT = ("mkv", "mp4")
 """What a video is written as while it is made: without loss, and as most clients ask for it."""
-
-_converting = threading.Lock()  # one at a time: an encoder uses all cores
 
 
 class VideoFiles:
@@ -59,6 +56,8 @@ class VideoFiles:
 def converted(kept: Path, kind: str, fps: int, metadata: Mapping[str, Any]) -> Path:
     """The video ``kept``, a lossless one, in the format ``kind``; it is made the first time and then kept too.
 
+    One call at a time.
+
     Raises:
         FileNotFoundError: the video was removed meanwhile.
         OutputError: it cannot be written.
@@ -66,16 +65,13 @@ def converted(kept: Path, kind: str, fps: int, metadata: Mapping[str, Any]) -> P
     target = kept.with_suffix(f".{kind}")
     if target.exists():
         return target
-    with _converting:
-        if target.exists():
-            return target
-        frames = _frames(kept)
-        first = next(frames)
-        height, width, _ = first.shape
-        with open_writer(target, height=height, width=width, fps=fps, metadata=metadata) as writer:
-            writer.write(first[None])
-            for frame in frames:
-                writer.write(frame[None])
+    frames = _frames(kept)
+    first = next(frames)
+    height, width, _ = first.shape
+    with open_writer(target, height=height, width=width, fps=fps, metadata=metadata) as writer:
+        writer.write(first[None])
+        for frame in frames:
+            writer.write(frame[None])
     if not kept.exists():  # it was removed while this ran
         target.unlink(missing_ok=True)
         raise FileNotFoundError(kept)

@@ -11,8 +11,9 @@ from typing import Any, Protocol
 
 from svd_trt.errors import LockedError, OutputError
 
-__all__ = ["Database", "Rows"]
+__all__ = ["Database", "Rows", "cannot_keep"]
 
+_OF_THE_DISK = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN)
 _SCHEMA = 1
 _TABLE = """
 CREATE TABLE IF NOT EXISTS jobs (
@@ -65,9 +66,10 @@ class Database:
             self._prepare()
         except sqlite3.Error as error:
             self.close()
-            raise OutputError(
-                f"cannot keep jobs in {folder}: {error}; move {folder} away, or choose another"
-            ) from error
+            advice = f"move {folder} away, or choose another"
+            if isinstance(error, sqlite3.OperationalError):  # the others are of a file that is no table of jobs
+                advice = "free some space, or choose another folder"
+            raise OutputError(f"cannot keep jobs in {folder}: {error}; {advice}") from error
 
     def _prepare(self) -> None:
         self._rows.row_factory = sqlite3.Row
@@ -80,9 +82,18 @@ class Database:
         self._rows.execute(f"PRAGMA user_version = {_SCHEMA}")
 
     def execute(self, statement: str, *values: Any) -> list[dict[str, Any]]:
-        """Run one statement."""
-        with self._lock:
-            return [dict(row) for row in self._rows.execute(statement, values).fetchall()]
+        """Run one statement.
+
+        Raises:
+            OutputError: the disk is full or damaged.
+        """
+        try:
+            with self._lock:
+                return [dict(row) for row in self._rows.execute(statement, values).fetchall()]
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF not in _OF_THE_DISK:
+                raise
+            raise cannot_keep(error) from error
 
     @property
     def changes(self) -> int:
@@ -97,6 +108,12 @@ class Database:
             if self._held is not None:
                 os.close(self._held)
                 self._held = None
+
+
+def cannot_keep(error: Exception) -> OutputError:
+    """Why a running server cannot keep jobs, in words for its clients."""
+    reason = getattr(error, "strerror", None) or error
+    return OutputError(f"the server cannot keep jobs: {reason}; its operator must make room or mend the disk")
 
 
 def _refused(folder: Path, error: Exception) -> OutputError:

@@ -205,7 +205,10 @@ async def job_events(hub: Hub, job_id: str, describe: Callable[[], dict[str, Any
             if sent > live.shown:  # it was begun again
                 sent = 0
             while sent < live.shown:
-                image = await anyio.to_thread.run_sync(live.preview, sent)
+                try:
+                    image = await anyio.to_thread.run_sync(live.preview, sent)
+                except IndexError:  # it was begun again
+                    break
                 yield _event("frame", {"index": sent, "total": live.total, "image": image})
                 sent += 1
             if job["status"] == "completed" and sent < live.total and time.monotonic() < (late := late or _late()):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from http import HTTPStatus
 
@@ -24,7 +24,13 @@ _HEADERS: Mapping[str, str] = {
     "X-Frame-Options": "DENY",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
+_LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+"""Names of this machine. A page at another port of it is another site."""
 _OPEN = ("/", "/healthz", "/readyz")  # without a key: the page asks for it, and a supervisor has none
+_FOREIGN = (
+    "pages of other sites may not use this server; if a proxy shows this page, let it pass the header Host, or start "
+    "the server with --allow-host and the proxy's name"
+)
 _API_POLICY = "default-src 'none'; frame-ancestors 'none'"
 
 
@@ -103,19 +109,33 @@ def _refusal(service: Service, scope: Scope) -> RequestError | None:
             "unauthorized",
             "this server answers only to its own names; open it as localhost, or allow the name with --allow-host",
         )
-    if headers.get("sec-fetch-site", "none") in ("cross-site", "same-site") and scope["path"] != "/":
-        return RequestError(403, "unauthorized", "pages of other sites may not use this server")
+    if scope["path"] != "/" and _foreign(headers, service.names):
+        return RequestError(403, "unauthorized", _FOREIGN)
     if service.api_key is None or scope["path"] in _OPEN:
         return None
     scheme, _, key = headers.get("authorization", "").partition(" ")
     if scheme.lower() == "bearer" and secrets.compare_digest(key.strip().encode(), service.api_key.encode()):
         return None
-    return RequestError(
-        401,
-        "unauthorized",
-        "this server needs a key; send it as Authorization: Bearer KEY",
-        headers={"WWW-Authenticate": "Bearer"},
-    )
+    words = "this server needs a key; send it as Authorization: Bearer KEY"
+    if scheme:
+        words = "the key is wrong; this server needs another one as Authorization: Bearer KEY"
+    return RequestError(401, "unauthorized", words, headers={"WWW-Authenticate": "Bearer"})
+
+
+def _foreign(headers: Headers, names: Collection[str]) -> bool:
+    """Whether a page of another site makes the request.
+
+    Browsers send Sec-Fetch-Site to addresses that they trust alone, which a bare address in a network is not, and
+    Origin with every request that could change something. A proxy may give another Host than the page's, whose name
+    is then one of ``names``.
+    """
+    if headers.get("sec-fetch-site", "none") in ("cross-site", "same-site"):
+        return True
+    origin = headers.get("origin")
+    if origin is None:
+        return False
+    place = origin.lower().partition("://")[2]
+    return place != headers.get("host", "").lower() and _name(place) not in set(names) - _LOOPBACK
 
 
 def _name(host: str) -> str:

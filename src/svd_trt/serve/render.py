@@ -12,9 +12,9 @@ from collections.abc import Callable, Mapping
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any
+from typing import Any, TypeVar
 
-from svd_trt.errors import ArgumentError, BackendError, CancelledError, SvdTrtError
+from svd_trt.errors import ArgumentError, BackendError, CancelledError, OutputError, SvdTrtError
 from svd_trt.progress import Progress
 from svd_trt.runtime.output import VideoStream
 from svd_trt.runtime.pipeline import VideoPipeline
@@ -29,6 +29,8 @@ from svd_trt.units import format_seconds
 __all__ = ["Renderer"]
 
 _log = logging.getLogger("svd_trt")
+T = TypeVar("T")
+_RETRY = 5.0  # seconds between two tries to write to the store
 _IDLE = 60.0  # seconds between two looks for old videos
 _STAGES = ("encode", "denoise", "decode")
 
@@ -92,6 +94,7 @@ class Renderer:
         self._reopen = reopen
         self._store, self._hub, self._metrics, self._limits = store, hub, metrics, limits
         self._keep, self._on_failure, self._batch = keep, on_failure, batch
+        self.reopening = False  # its device failed, so it takes no requests for a moment
         self._work = threading.Event()
         self._ending = False
         self._lock = threading.Lock()
@@ -159,13 +162,15 @@ class Renderer:
             try:
                 if time.monotonic() >= self._looked + _IDLE:
                     self._looked = time.monotonic()
-                    self._keep()
-                job = self._store.claim(self.name)
+                    self._kept(self._keep)
+                job = self._kept(lambda: self._store.claim(self.name))
                 if job is None:
                     self._work.wait(_IDLE)
                 else:
                     self._make([job, *self._alike(job)])
             except Exception as error:
+                if self._ending and isinstance(error, OutputError):
+                    return
                 _log.exception("the queue of %s ended", self.name)
                 self._on_failure(SvdTrtError(f"the queue of {self.name} ended: {error}; see the log"))
                 return
@@ -180,7 +185,7 @@ class Renderer:
             return []
         if job.arguments["num_frames"] % _chunk(job):
             return []
-        return self._store.claim_alike(job, self._batch - 1)
+        return self._kept(lambda: self._store.claim_alike(job, self._batch - 1))
 
     def _make(self, jobs: list[Job]) -> None:
         """Make the videos of ``jobs`` in one call, and say in the store how they ended."""
@@ -203,7 +208,7 @@ class Renderer:
             else:
                 _log.info("%d videos were not made together, and are made alone: %s", len(left), error)
                 alone = left
-                self._recover(error)
+            self._recover(raised)
         finally:
             with self._lock:
                 self._running = None
@@ -264,7 +269,7 @@ class Renderer:
         seconds = time.perf_counter() - started
         if call.wanted == {job.id}:  # the last of its call
             self._measured(call.spent, seconds)
-        if self._store.complete(job, metadata):
+        if self._kept(lambda: self._store.complete(job, metadata)):
             self._metrics.video(self.name, seconds)
             self._metrics.ended(self.name, "completed")
             _log.info("%s: made in %s", job.id, format_seconds(seconds))
@@ -324,10 +329,10 @@ class Renderer:
     def _end(self, job: Job, error: Exception) -> None:
         """Say that a job has no video, and why; open the bundle again if its device failed."""
         if self._ending and isinstance(error, CancelledError):
-            self._store.put_back(job)
+            self._kept(lambda: self._store.put_back(job))
             return
         if isinstance(error, CancelledError):
-            if self._store.cancel(job, str(error)):
+            if self._kept(lambda: self._store.cancel(job, str(error))):
                 _log.info("%s: %s", job.id, error)
                 self._metrics.ended(self.name, "cancelled")
             return
@@ -338,19 +343,36 @@ class Renderer:
         told = refused(error, argument_limits(self.pipe.bundle.manifest, self._limits))
         if isinstance(error, MemoryError):
             told = error_object("server_error", "memory ran out; ask for fewer or smaller frames")
-        if self._store.fail(job, told):
+        if self._kept(lambda: self._store.fail(job, told)):
             _log.info("%s: failed: %s", job.id, told["message"])
             self._metrics.ended(self.name, "failed")
-        self._recover(error)
+
+    def _kept(self, operate: Callable[[], T]) -> T:
+        """Write to the store; wait and try again as long as its disk is full, because a job must end as it ended.
+
+        Raises:
+            OutputError: the server ends meanwhile. The store begins the job again after the next start.
+        """
+        while True:
+            try:
+                return operate()
+            except OutputError as error:
+                if self._ending:
+                    raise
+                _log.warning("%s", error)
+                self._work.clear()
+                self._work.wait(_RETRY)
 
     def _recover(self, error: Exception) -> None:
         """Open the bundle again if its device failed."""
         if not isinstance(error, BackendError) or self._ending:
             return
+        self.reopening = True
         with suppress(SvdTrtError):
             self.pipe.close()
         try:
             self.pipe = self._reopen()
+            self.reopening = False
         except SvdTrtError as error:
             self._ending = True
             self._on_failure(error)

@@ -63,9 +63,13 @@ def bind(host: str, port: int, stalled: float) -> socket.socket:
         opened.bind((host, port))
     except OSError as error:
         opened.close()
-        reason = error.strerror or error
-        raise OutputError(f"cannot serve at {host}, port {port}: {reason}; choose another --host or --port") from error
+        raise _taken(host, port, error) from error
     return opened
+
+
+def _taken(host: str, port: int, error: OSError) -> OutputError:
+    reason = error.strerror or error
+    return OutputError(f"cannot serve at {host}, port {port}: {reason}; choose another --host or --port")
 
 
 def run_server(
@@ -85,6 +89,7 @@ def run_server(
         timeout_graceful_shutdown=_GRACE,
         timeout_keep_alive=30,
         lifespan="on",
+        ws="none",
     )
     server = _Server(config)
     server.hub = hub
@@ -103,6 +108,10 @@ def run_server(
             ready()
         await task
 
-    asyncio.run(serve())
+    try:
+        asyncio.run(serve())
+    except OSError as error:  # another program began to listen after `bind`
+        host, port = opened.getsockname()[:2]
+        raise _taken(host, port, error) from error
     if ended.error is not None:
         raise ended.error

@@ -18,7 +18,7 @@ from svd_trt.serve.models import Open
 from svd_trt.serve.refusals import RequestError
 from svd_trt.serve.render import Renderer
 from svd_trt.serve.requests import VideoRequest, checked_request
-from svd_trt.serve.store import ENDED, Job, Store
+from svd_trt.serve.store import ENDED, Job, Store, new_id
 
 __all__ = ["Keep", "Service", "accept", "cancel", "close", "describe", "open_service", "require_room", "start"]
 
@@ -131,8 +131,10 @@ def require_room(service: Service) -> None:
         raise _full(service)
 
 
-def accept(service: Service, model: str, picture: bytes, fields: Mapping[str, str], *, streamed: bool) -> Job:
-    """Check a request and put it into the queue.
+def accept(
+    service: Service, model: str, picture: bytes, fields: Mapping[str, str], *, streamed: bool
+) -> tuple[Job, Live]:
+    """Check a request and put it into the queue. A stream needs what is live of its job from the start.
 
     Raises:
         RequestError: something in it is wrong, there is no such model, or the queue is full.
@@ -143,8 +145,14 @@ def accept(service: Service, model: str, picture: bytes, fields: Mapping[str, st
         raise RequestError(
             400, "invalid_request", f"there is no model {model[:100]!r}; this server has {known}", field="model"
         )
+    if renderer.reopening:
+        words = "the model is being opened again, because its device failed; try again later"
+        raise RequestError(503, "server_error", words, headers={"Retry-After": "30"})
     request: VideoRequest = checked_request(picture, fields, renderer.pipe, service.limits)
+    job_id = new_id()
+    live = service.hub.live(job_id)
     job = service.store.add(
+        job_id,
         model=model,
         picture=request.picture,
         given=request.given,
@@ -157,7 +165,7 @@ def accept(service: Service, model: str, picture: bytes, fields: Mapping[str, st
         raise _full(service)
     renderer.wake()
     service.hub.notify()
-    return job
+    return job, live
 
 
 def cancel(service: Service, job: Job) -> bool:

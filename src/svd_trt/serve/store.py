@@ -6,8 +6,10 @@ name before the row says so. So after a crash each job either waits, or is finis
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
+import shutil
 import threading
 import time
 from collections.abc import Collection, Mapping, Sequence
@@ -19,10 +21,10 @@ import msgspec
 
 from svd_trt.engine.temporary_files import create_file, remove_leftovers
 from svd_trt.errors import OutputError
-from svd_trt.serve.database import Database, Rows
+from svd_trt.serve.database import Database, Rows, cannot_keep
 from svd_trt.serve.refusals import error_object
 
-__all__ = ["ENDED", "SUFFIXES", "Job", "Status", "Store"]
+__all__ = ["ENDED", "SUFFIXES", "Job", "Status", "Store", "new_id"]
 
 Status: TypeAlias = Literal["queued", "in_progress", "completed", "failed", "cancelled"]
 SUFFIXES = (".mkv", ".mp4", ".webm", ".webp")
@@ -31,6 +33,7 @@ SUFFIXES = (".mkv", ".mp4", ".webm", ".webp")
 ENDED: Collection[str] = ("completed", "failed", "cancelled")
 
 _ATTEMPTS = 5  # a job at which the server ended so often would end it again
+_ROOM = 1_000_000  # bytes
 _MOST_ROWS = 10_000  # of jobs that have ended
 
 
@@ -65,7 +68,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     error: dict[str, Any] | None = None
 
 
-def _new_id() -> str:
+def new_id() -> str:
     """An id with 128 random bits."""
     return f"vid_{secrets.token_hex(16)}"
 
@@ -125,6 +128,7 @@ class Store:
 
     def add(
         self,
+        job_id: str,
         *,
         model: str,
         picture: bytes,
@@ -134,12 +138,37 @@ class Store:
         streamed: bool,
         most: int,
     ) -> Job | None:
-        """Accept a job; None if ``most`` jobs wait already. Only this store begins it if it is ``streamed``."""
-        job_id = _new_id()
+        """Accept a job; None if ``most`` jobs wait already. Only this store begins it if it is ``streamed``.
+
+        Raises:
+            OutputError: it cannot be kept.
+        """
         target = self.folder / "pictures" / job_id
-        _write_whole(target, picture)
         if streamed:
             self._hold(job_id)
+        job = None
+        try:
+            try:
+                _write_whole(target, picture)
+            except OSError as error:
+                raise cannot_keep(error) from error
+            job = self._added(job_id, model, streamed, given, arguments, warnings, most)
+        finally:
+            if job is None:
+                self.release(job_id)
+                target.unlink(missing_ok=True)
+        return job
+
+    def _added(
+        self,
+        job_id: str,
+        model: str,
+        streamed: bool,
+        given: Mapping[str, Any],
+        arguments: Mapping[str, Any],
+        warnings: Sequence[str],
+        most: int,
+    ) -> Job | None:
         added = self._all(
             "INSERT OR IGNORE INTO jobs (id, model, status, created_at, streamed, given, arguments, warnings) "
             "SELECT ?, ?, 'queued', ?, ?, ?, ?, ? "
@@ -153,11 +182,19 @@ class Store:
             _text(list(warnings)),
             most,
         )
-        job = added[0] if added else self.get(job_id)  # a table in another process may be asked twice
-        if job is None:
-            self.release(job_id)
-            target.unlink(missing_ok=True)
-        return job
+        return added[0] if added else self.get(job_id)  # a table in another process may be asked twice
+
+    def require_writable(self) -> None:
+        """Check that the folder is there and has room for a picture.
+
+        Raises:
+            OutputError: it is not, or has none.
+        """
+        try:
+            if shutil.disk_usage(self.folder / "pictures").free < _ROOM:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            raise cannot_keep(error) from error
 
     def get(self, job_id: str) -> Job | None:
         """The job of an id."""
@@ -234,8 +271,8 @@ class Store:
 
     def remove(self, job_id: str) -> None:
         """Forget a job that has ended, and its files."""
+        self._remove_files(job_id)  # first: on a full disk the table cannot be written before there is room
         self._rows.execute("DELETE FROM jobs WHERE id = ?", job_id)
-        self._remove_files(job_id)
 
     def recover(self, models: Collection[str]) -> None:
         """After a start: let what was begun wait again, and end what nobody will make, with the reason.
@@ -292,7 +329,11 @@ class Store:
     def _sizes(self) -> dict[str, int]:
         """Bytes of all files of each video."""
         sizes: dict[str, int] = {}
-        with os.scandir(self.folder / "videos") as entries:
+        try:
+            scanned = os.scandir(self.folder / "videos")
+        except OSError as error:
+            raise cannot_keep(error) from error
+        with scanned as entries:
             for entry in entries:
                 with suppress(FileNotFoundError):
                     name = entry.name.partition(".")[0]

@@ -6,6 +6,7 @@ import io
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
+import anyio
 import anyio.to_thread
 
 from svd_trt.runtime.video import VideoWriter, open_stream
@@ -42,13 +43,14 @@ async def first_frame(service: Service, job: Job, live: Live, left: Callable[[],
         while not live.frames:
             news.clear()
             now = await anyio.to_thread.run_sync(service.store.get, job.id)
+            if live.frames:  # it may have ended since
+                return
             if now is None or now.status in ENDED or service.hub.closed:
                 raise _ended(now)
             if await left():
                 await anyio.to_thread.run_sync(cancel, service, job)
                 raise RequestError(400, "cancelled", "the client closed the connection")
-            if not live.frames:
-                await wait(news, _LOOK)
+            await wait(news, _LOOK)
 
 
 async def video_stream(service: Service, job: Job, live: Live, kind: str) -> AsyncIterator[bytes]:
@@ -72,7 +74,8 @@ async def video_stream(service: Service, job: Job, live: Live, kind: str) -> Asy
         yield _taken(sink)
     finally:
         if sent < live.total:
-            cancel(service, job)
+            with anyio.CancelScope(shield=True):
+                await anyio.to_thread.run_sync(cancel, service, job)
 
 
 async def _more(hub: Hub, service: Service, job: Job, live: Live, sent: int, news: Any) -> None:

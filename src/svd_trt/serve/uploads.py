@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from typing import BinaryIO
 
-from starlette.datastructures import UploadFile
+from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Message, Receive
@@ -18,13 +19,17 @@ from svd_trt.units import format_bytes
 __all__ = ["Body", "discard", "read_form"]
 
 _FIELDS = 60
+_FILES = 2  # one too many is told apart from a form that cannot be read
 _DISCARD_SECONDS = 2.0
 _FIELD_BYTES = 65_536
 _PICTURE = ("image", "input_reference")
 
 
-async def read_form(request: Request, body: Body, limits: Limits) -> tuple[bytes, dict[str, str]]:
-    """Read a multipart form, which ``body`` receives: the bytes of its picture, and its other fields.
+@asynccontextmanager
+async def read_form(request: Request, body: Body, limits: Limits) -> AsyncIterator[tuple[BinaryIO, dict[str, str]]]:
+    """Read a multipart form, which ``body`` receives: the file of its picture, and its other fields.
+
+    The file is on disk if it is large, so that many requests do not fill the memory with pictures.
 
     Raises:
         RequestError: it is too large, too slow, cut short, no form, or without a picture.
@@ -39,18 +44,7 @@ async def read_form(request: Request, body: Body, limits: Limits) -> tuple[bytes
     bounded = Request(request.scope, body)
     try:
         async with asyncio.timeout(limits.upload_seconds):
-            async with bounded.form(max_files=1, max_fields=_FIELDS, max_part_size=_FIELD_BYTES) as form:
-                picture: bytes | None = None
-                fields: dict[str, str] = {}
-                for name, value in form.multi_items():
-                    if name in fields or (name in _PICTURE and picture is not None):
-                        raise RequestError(
-                            400, "invalid_request", f"{name[:100]} was given twice; give it once", field=name[:100]
-                        )
-                    if isinstance(value, UploadFile):
-                        picture = await _picture(name, value)
-                    else:
-                        fields[name] = value
+            form = await bounded.form(max_files=_FILES, max_fields=_FIELDS, max_part_size=_FIELD_BYTES)
     except TimeoutError:
         raise RequestError(
             408,
@@ -64,10 +58,29 @@ async def read_form(request: Request, body: Body, limits: Limits) -> tuple[bytes
         ) from None
     except HTTPException as error:  # of the form's parser
         raise RequestError(400, "invalid_request", f"the form cannot be read: {error.detail}") from error
-    return _complete(picture, fields)
+    try:
+        yield _parts(form)
+    finally:
+        await form.close()
 
 
-def _complete(picture: bytes | None, fields: Mapping[str, str]) -> tuple[bytes, dict[str, str]]:
+def _parts(form: FormData) -> tuple[BinaryIO, dict[str, str]]:
+    picture: BinaryIO | None = None
+    fields: dict[str, str] = {}
+    for name, value in form.multi_items():
+        if isinstance(value, UploadFile) and name not in _PICTURE:
+            raise RequestError(
+                400,
+                "invalid_request",
+                f"{name[:100]} is a file; the picture is image, and other fields are text",
+                field=name[:100],
+            )
+        if name in fields or (name in _PICTURE and picture is not None):
+            raise RequestError(400, "invalid_request", f"{name[:100]} was given twice; give it once", field=name[:100])
+        if isinstance(value, UploadFile):
+            picture = value.file
+        else:
+            fields[name] = value
     if picture is None:
         named = next((name for name in _PICTURE if name in fields), None)
         if named is not None:
@@ -78,18 +91,7 @@ def _complete(picture: bytes | None, fields: Mapping[str, str]) -> tuple[bytes, 
                 field=named,
             )
         raise RequestError(400, "invalid_request", "the form has no picture; send a file as image", field="image")
-    return picture, dict(fields)
-
-
-async def _picture(name: str, value: UploadFile) -> bytes:
-    if name not in _PICTURE:
-        raise RequestError(
-            400,
-            "invalid_request",
-            f"{name[:100]} is a file; the picture is image, and other fields are text",
-            field=name[:100],
-        )
-    return await value.read()
+    return picture, fields
 
 
 class Body:
