@@ -40,12 +40,19 @@ def _option(default: Any, help_text: str, low: float | None = None, high: float 
 
 
 def _presets() -> str:
-    """What each preset of `QUALITIES` sets, for the help: ``fast is ays 8 unic 0,50``."""
-    return ", ".join(f"{name} is {' '.join(map(_words, preset.values()))}" for name, preset in QUALITIES.items())
+    """What each preset of `QUALITIES` sets, for the help: ``fast takes 8 steps (ays, unic, guidance in 0,50)``."""
+    return ", ".join(f"{name} takes {_preset(**preset)}" for name, preset in QUALITIES.items())
 
 
-def _words(value: Any) -> str:
-    return ",".join(f"{number:g}" for number in value) if isinstance(value, tuple) else str(value)
+def _preset(
+    schedule: str, num_inference_steps: int, sampler: str, guidance_interval: tuple[float, float] | None = None
+) -> str:
+    guided = (
+        f", guided between noise levels {' and '.join(f'{n:g}' for n in guidance_interval)}"
+        if guidance_interval
+        else ""
+    )
+    return f"{num_inference_steps} steps ({schedule}, {sampler}{guided})"
 
 
 @dataclass(frozen=True)
@@ -88,16 +95,16 @@ class Parameters:
     guidance_shape: GuidanceShape = field(
         default="linear",
         metadata={
-            "help": "Guidance over the frames: linear from --min- to --max-guidance-scale, constant at the latter, or "
-            "triangular, with the latter in the middle and the former at both ends.",
+            "help": "Guidance over the frames: linear from --min-guidance-scale to --max-guidance-scale, constant at "
+            "the latter, or triangular, with the latter in the middle and the former at both ends.",
             "choices": GUIDANCE_SHAPES,
         },
     )
     guidance_interval: tuple[float, float] | None = field(
         default=None,
         metadata={
-            "help": "Guide only the steps from noise levels above LOW and up to HIGH, such as 0,50; the others cost "
-            "half.  [default: all steps]",
+            "help": "Guide only the steps from noise levels above the first number and up to the second, such as "
+            "0,50; the others cost half.  [default: all steps]",
             "metavar": "LOW,HIGH",
             "numbers": "0,50",
             "min": None,
@@ -115,7 +122,7 @@ class Parameters:
     deep_every: int = _option(
         1,
         "Run the deep levels of the denoiser in every Nth step alone, and reuse what they gave in the others; for "
-        "bundles that were built with --shallow-steps.",
+        "bundles with a shallow denoiser.",
         1,
         LARGEST_STEPS,
     )
@@ -139,7 +146,7 @@ class Parameters:
     quality: str | None = field(
         default=None,
         metadata={
-            "help": f"Preset of arguments: {_presets()}. Options that are given win.",
+            "help": f"Preset of other arguments: {_presets()}. Arguments given besides it win.",
             "choices": tuple(QUALITIES),
         },
     )

@@ -9,6 +9,7 @@ import re
 import PIL.Image
 import pytest
 
+from svd_trt.runtime.parameters import Parameters
 from svd_trt.serve.words import api_words
 from tests.serve.conftest import FAST, Served, error_of
 
@@ -34,6 +35,21 @@ from tests.serve.conftest import FAST, Served, error_of
 )
 def test_options_become_arguments(text: str, expected: str) -> None:
     assert api_words(text) == expected
+
+
+@pytest.mark.parametrize("name", Parameters.fields())
+def test_help_texts_have_no_syntax_of_a_command_line(name: str) -> None:
+    """The page shows them, without what they say of the default."""
+    text = api_words(Parameters.fields()[name].metadata["help"]).partition("  [")[0]
+    assert text.endswith(".")
+    assert re.findall(r"--\S*|\boptions?\b|\b[A-Z]{2,}\b|\w+_(?= )", text, re.ASCII) == []
+
+
+def test_the_help_of_presets_says_what_each_sets() -> None:
+    text = Parameters.fields()["quality"].metadata["help"]
+    assert (
+        "fast takes 8 steps (ays, unic, guided between noise levels 0 and 50), draft takes 5 steps (ays, euler)" in text
+    )
 
 
 def test_warnings_and_errors_of_the_server_name_arguments(served: Served) -> None:
