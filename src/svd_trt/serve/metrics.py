@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, ProcessCollector, generate_latest
 
 __all__ = ["Metrics"]
 
@@ -12,10 +12,11 @@ _SECONDS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320, 640)
 
 
 class Metrics:
-    """The counters of one server, in a registry of their own."""
+    """The counters of one server, in a registry of their own. ``replica`` is its name, if there are several."""
 
-    def __init__(self) -> None:
+    def __init__(self, replica: str | None = None) -> None:
         self._registry = CollectorRegistry()
+        self._replica = replica
         ProcessCollector(registry=self._registry)
         self._videos = Counter(
             "svd_trt_videos",
@@ -86,4 +87,13 @@ class Metrics:
 
     def text(self) -> bytes:
         """All of them in Prometheus' text format."""
-        return generate_latest(self._registry)
+        return generate_latest(self)
+
+    def collect(self) -> Iterator[Metric]:
+        """All of them, with the name of the replica as a label."""
+        for metric in self._registry.collect():
+            if self._replica is not None:
+                metric.samples = [
+                    sample._replace(labels={**sample.labels, "replica": self._replica}) for sample in metric.samples
+                ]
+            yield metric

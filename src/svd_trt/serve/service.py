@@ -72,9 +72,10 @@ def open_service(
     on_failure: Callable[[SvdTrtError], object],
     batch: int = 1,
     grace: float = 0.0,
+    replica: str | None = None,
 ) -> Service:
     """Put the parts together, after the store's jobs of before were recovered; `start` begins with them."""
-    hub, metrics = Hub(), Metrics()
+    hub, metrics = Hub(), Metrics(replica)
 
     def reopen(name: str) -> Callable[[], VideoPipeline]:
         return lambda: open_bundle(bundles[name])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
@@ -39,18 +40,22 @@ async def first_frame(service: Service, job: Job, live: Live, left: Callable[[],
     Raises:
         RequestError: it ended without one, or the client left.
     """
-    with service.hub.subscribed() as news:
-        while not live.frames:
-            news.clear()
-            now = await anyio.to_thread.run_sync(service.store.get, job.id)
-            if live.frames:  # it may have ended since
-                return
-            if now is None or now.status in ENDED or service.hub.closed:
-                raise _ended(now)
-            if await left():
-                await anyio.to_thread.run_sync(cancel, service, job)
-                raise RequestError(400, "cancelled", "the client closed the connection")
-            await wait(news, _LOOK)
+    try:
+        with service.hub.subscribed() as news:
+            while not live.frames:
+                news.clear()
+                now = await anyio.to_thread.run_sync(service.store.get, job.id)
+                if live.frames:  # it may have ended since
+                    return
+                if now is None or now.status in ENDED or service.hub.closed:
+                    raise _ended(now)
+                if await left():
+                    await anyio.to_thread.run_sync(cancel, service, job)
+                    raise RequestError(400, "cancelled", "the client closed the connection")
+                await wait(news, _LOOK)
+    except asyncio.CancelledError:  # so Ray Serve says that the client left
+        cancel(service, job)
+        raise
 
 
 async def video_stream(service: Service, job: Job, live: Live, kind: str) -> AsyncIterator[bytes]:
