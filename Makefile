@@ -1,4 +1,4 @@
-# make setup | demo | test | test-fast | test-all | test-full | test-lowest | test-faults | test-fuzz | test-browser |
+# make setup | demo | test | test-fast | test-all | test-full | test-lowest | test-faults | test-fuzz | test-browser | test-ray |
 #      gpu-test | gpu-probe | gpu-pack | bench | bench-quality | bench-build | bench-kernels | bench-serve | cpp |
 #      cpp-tidy | docs | lint | clean
 PYTHON ?= python3
@@ -13,7 +13,7 @@ BACKEND ?= tensorrt-rtx
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: setup demo test test-fast test-all test-full test-lowest test-faults test-fuzz test-browser gpu-test gpu-probe gpu-pack bench \
+.PHONY: setup demo test test-fast test-all test-full test-lowest test-faults test-fuzz test-browser test-ray gpu-test gpu-probe gpu-pack bench \
 	bench-quality bench-build bench-kernels bench-serve cpp cpp-tidy docs lint clean
 
 # Python compiles what is imported, which is a third of what pip would compile.
@@ -43,8 +43,8 @@ test-fast: $(READY)
 	$(call WITH_LINT,$(PYTEST) -m 'not bundles and not slow and not faults and not fuzz')
 
 # Also runs what is slow, with full-size networks: needs 16 GB of memory.
-test-all: test test-full test-faults test-fuzz test-browser
-	$(PYTEST) -m 'slow and not browser' --ignore tests/full
+test-all: test test-full test-faults test-fuzz test-browser test-ray
+	$(PYTEST) -m 'slow and not browser' --ignore tests/full --ignore tests/serve/test_ray.py
 
 # Runs the runtime with the lowest versions of its dependencies, in an environment that is kept for the next run.
 test-lowest: $(READY)
@@ -63,6 +63,10 @@ test-faults: $(READY)
 # Tries ten thousand damaged inputs. Writes their numbers. SVD_TRT_TEST_SEED=N repeats a run.
 test-fuzz: $(READY)
 	$(BIN)/pytest -m fuzz tests/fuzz --record benchmarks/results/fuzz.json
+
+# Serves with Ray, in an environment of 0.7 GB that is kept for the next run: takes ten minutes. Writes the figures.
+test-ray: $(READY)
+	$(BIN)/pytest -m slow tests/serve/test_ray.py --record benchmarks/results/serve-ray.json
 
 # Uses the page of svd-trt serve in Debian's Chromium, which it installs if this user may.
 test-browser: $(READY)

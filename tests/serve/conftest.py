@@ -86,9 +86,11 @@ class Served:
         return code
 
 
-def start_server(bundle: Path, data: Path, *options: str, **environment: str) -> Served:
+def start_server(
+    bundle: Path, data: Path, *options: str, python: str | Path = sys.executable, **environment: str
+) -> Served:
     """Start ``svd-trt serve`` on a free port, and wait until it says where."""
-    command = [sys.executable, "-m", "svd_trt.cli", "serve", str(bundle), "--port", "0", "--data", str(data), *options]
+    command = [str(python), "-m", "svd_trt.cli", "serve", str(bundle), "--port", "0", "--data", str(data), *options]
     env = os.environ | {"COLUMNS": "200"} | environment
     process = subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True)
     said: list[str] = []

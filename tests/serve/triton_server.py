@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import queue
 import signal
 import socket
 import subprocess
-import sys
 import time
-import venv
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,10 +17,10 @@ from typing import Any
 
 import numpy as np
 import tritonclient.grpc as triton
-from filelock import FileLock
 from tritonclient.utils import np_to_triton_dtype
 
-ROOT = Path(__file__).parent.parent.parent
+from tests.serve.environments import ROOT, environment_of, pins
+
 WHEEL = ("nvidia-pytriton==0.7.0", "numpy==1.26.4", "grpcio==1.85.3")
 RUNTIME = ("av", "click", "imageio", "msgspec", "onnxruntime", "pillow", "platformdirs", "rich")
 LONG = {"extend": 10_000}
@@ -31,19 +28,8 @@ LONG = {"extend": 10_000}
 
 
 def environment(folder: Path) -> Path:
-    """The interpreter of an environment with the wheel, the runtime's dependencies and this tree; kept for later."""
-    lines = (ROOT / "constraints.txt").read_text().splitlines()
-    pins = [*WHEEL, *(line for line in lines if line.partition("==")[0].lower() in RUNTIME)]
-    key = hashlib.sha256("\n".join([sys.version, *pins]).encode()).hexdigest()[:16]
-    with FileLock(folder / f"{key}.lock"):
-        if not (folder / key / "complete").exists():
-            venv.create(folder / key, with_pip=True, clear=True)
-            clean = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PIP_CONSTRAINT")}
-            subprocess.run([folder / key / "bin/python", "-m", "pip", "install", "-q", *pins], check=True, env=clean)
-            (packages,) = (folder / key).glob("lib/python*/site-packages")
-            (packages / "this-tree.pth").write_text(f"{ROOT / 'src'}\n")
-            (folder / key / "complete").touch()
-    return folder / key / "bin/python"
+    """The interpreter of an environment with the wheel, the runtime's dependencies and this tree."""
+    return environment_of(folder, [*WHEEL, *pins(RUNTIME)])
 
 
 @dataclass

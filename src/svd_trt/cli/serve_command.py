@@ -38,6 +38,18 @@ class _Seconds(click.FloatRange):
         return found
 
 
+class _Replicas(click.ParamType):  # type: ignore[type-arg]
+    """A number, or the least and the most: ``2``, ``1:4``."""
+
+    name = "replicas"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        found = re.fullmatch(r"([1-9]\d{0,3})(?::([1-9]\d{0,3}))?", str(value))
+        if found is None or (found[2] and int(found[2]) < int(found[1])):
+            self.fail(f"{value!r} is not a number of replicas or a range of it, such as 2 or 1:4", param, ctx)
+        return (int(found[1]), int(found[2])) if found[2] else int(found[1])
+
+
 class _Keep(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.5 on
     """An age, bytes, or both: ``7d``, ``20GB``, ``7d,20GB``; ``forever`` is neither."""
 
@@ -130,6 +142,15 @@ class _Keep(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.
 @click.option("--device", metavar="DEVICE", help="cpu, cuda, or cuda:1 for the second GPU.  [default: a GPU if any]")
 @click.option("--provider", type=click.Choice(PROVIDERS), help="Provider of ONNX Runtime.  [default: cpu]")
 @click.option("--vram-budget", type=ByteSize(), help="Most device memory of each bundle, such as 8GB.")
+@click.option(
+    "--ray",
+    "cluster",
+    is_flag=False,
+    flag_value="local",
+    metavar="[ADDRESS]",
+    help="Serve with Ray Serve: on the cluster at ADDRESS, or on one of this machine. Write it after the bundles.",
+)
+@click.option("--replicas", type=_Replicas(), help="Servers of --ray, such as 2, or 1:4 by load.  [default: all GPUs]")
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
 def command(
     bundles: tuple[Path, ...],
@@ -152,6 +173,8 @@ def command(
     device: str | None,
     provider: Provider | None,
     vram_budget: int | None,
+    cluster: str | None,
+    replicas: int | tuple[int, int] | None,
     quiet: bool,
 ) -> None:
     """Serve until a signal; the help text is in the decorator."""
@@ -169,9 +192,29 @@ def command(
         return VideoPipeline.open(path, backend=backend, device=device, provider=provider, vram_budget=vram_budget)
 
     console = stderr(quiet=quiet)
+    if replicas is not None and cluster is None:
+        raise click.UsageError("--replicas is for --ray; give both, or neither.")
     key, names, named = _api_key(api_key_file), _names(host, allow_host), named_bundles(bundles)
     limits = Limits(queue, max_upload, max_pixels, max_steps, max_frames, max_seconds, max_upload_seconds)
     folder = data or platformdirs.user_data_path("svd-trt") / "serve"
+
+    def serving(port: int) -> str:
+        if host not in _LOOPBACK and key is None:
+            console.print(_warning(host), style="bold yellow")
+        return f"serving {', '.join(named)} at {_address(host, port)}; jobs are kept in {folder}"
+
+    if cluster is not None:
+        from svd_trt.cli.serve_ray import serve_on_ray
+
+        if cluster == "local" or port == 0:  # on another cluster Ray Serve may be there already
+            with bind(host, port, max_stall_seconds) as opened:
+                port = opened.getsockname()[1]
+        said = serving(port)
+        arguments = {"bundles": bundles, "data": folder, "limits": limits, "keep": Keep(*keep), "api_key": key}
+        arguments |= {"names": names, "batch": batch, "replicas": replicas, "backend": backend, "device": device}
+        arguments |= {"provider": provider, "vram_budget": vram_budget}
+        serve_on_ray(cluster, (host, port), arguments, lambda: console.print(said))
+        return
     ended = Ended()
     with bind(host, port, max_stall_seconds) as opened, log_to(console, style="dim"):
         logging.getLogger("svd_trt").setLevel(logging.INFO)
@@ -191,14 +234,8 @@ def command(
                 on_failure=ended.say,
                 batch=batch,
             )
-            if host not in _LOOPBACK and key is None:
-                console.print(_warning(host), style="bold yellow")
-            address = _address(host, opened.getsockname()[1])
-
-            def ready() -> None:
-                console.print(f"serving {', '.join(named)} at {address}; jobs are kept in {folder}")
-
-            run_server(build_application(service), service.hub, opened, ended, ready)
+            application, said = build_application(service), serving(opened.getsockname()[1])
+            run_server(application, service.hub, opened, ended, lambda: console.print(said))
         finally:
             store.close()
 

@@ -1,0 +1,164 @@
+"""``svd-trt serve --ray``: the application on a cluster of Ray, from its start to a signal."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+import socket
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from svd_trt.cli.signals import end_by_exceptions
+from svd_trt.engine.bundle import Bundle
+from svd_trt.errors import ArgumentError, LockedError, MissingDependencyError, SvdTrtError, first_line
+from svd_trt.serve.store import Store
+
+__all__ = ["serve_on_ray"]
+
+_LOCAL = "local"
+_NAME = "svd-trt"
+_LOOK = 2.0  # seconds between two looks at the application
+_REACH = 10.0  # seconds for a cluster to answer
+_END = 10.0  # seconds for the processes of a local cluster to end
+_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # all that Ray offers to keep a local cluster at the loopback address
+}
+
+
+def serve_on_ray(
+    cluster: str, place: tuple[str, int], arguments: Mapping[str, Any], ready: Callable[[], object]
+) -> None:
+    """Serve until a signal.
+
+    Args:
+        cluster: the address of one, or ``local``.
+        place: address and port to serve at.
+        arguments: of `svd_trt.serve.ray_deployment.Arguments`; None for ``replicas`` is one for each GPU.
+        ready: called when the application answers.
+
+    Raises:
+        MissingDependencyError: Ray is not installed.
+        ArgumentError: there is no such cluster, or a local one has too few GPUs.
+        SvdTrtError: the application does not start, or ends.
+    """
+    if cluster == _LOCAL:
+        os.environ.update(_ENVIRONMENT)
+    elif Path(cluster).is_dir():
+        raise ArgumentError(f"--ray {cluster} names a folder, and takes an address; write --ray after the bundles")
+    try:
+        import ray
+        from ray import serve
+
+        from svd_trt.serve.ray_deployment import Arguments, build_app
+    except ImportError as error:
+        raise MissingDependencyError("svd-trt serve --ray", "serve,ray") from error
+
+    data = Path(arguments["data"])
+    asked: int | tuple[int, int] | None = arguments["replicas"]
+    with _joined(ray, cluster, data, arguments["bundles"], asked):
+        gpus = int(ray.cluster_resources().get("GPU", 0))
+        replicas = asked or max(gpus, 1)
+        bundles = [path.absolute() for path in arguments["bundles"]]
+        changed = {"bundles": bundles, "data": data.absolute(), "replicas": replicas}
+        app = build_app(Arguments(**{**arguments, **changed}))
+        if cluster == _LOCAL:
+            _require_gpus(app, replicas, gpus)
+        serve.start(http_options={"host": place[0], "port": place[1]})
+        try:
+            serve.run(app, name=_NAME, route_prefix="/")
+            ready()
+            while (
+                status := serve.status().applications[_NAME]
+            ).status != "DEPLOY_FAILED":  # it heals what is unhealthy
+                time.sleep(_LOOK)
+            raise SvdTrtError(_reason(status.message))
+        except (RuntimeError, KeyError) as error:
+            raise SvdTrtError(_reason(_message(serve) or str(error))) from error
+        finally:
+            if cluster != _LOCAL:
+                with contextlib.suppress(Exception):
+                    serve.delete(_NAME, _blocking=False)
+
+
+@contextlib.contextmanager
+def _joined(
+    ray: Any, cluster: str, data: Path, bundles: Sequence[Path], replicas: int | tuple[int, int] | None
+) -> Iterator[None]:
+    """Start or join a cluster, and end or leave it. What a local one was making waits again."""
+    for name in ("ray", "ray.serve"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    options: dict[str, Any] = {"address": cluster, "log_to_driver": False, "logging_level": logging.ERROR}
+    if cluster == _LOCAL:
+        for path in bundles:
+            Bundle.open(path, verify=False)
+        Store(data).close()
+        most = replicas[1] if isinstance(replicas, tuple) else replicas or 1
+        options |= {"include_dashboard": False, "num_cpus": max(os.cpu_count() or 1, most)}  # each takes one
+    else:
+        _require_reachable(cluster)
+    try:
+        ray.init(**options)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise ArgumentError(f"cannot join a cluster of Ray at {cluster}: {first_line(error)}; check --ray") from error
+    end_by_exceptions()  # Ray has a handler of its own
+    try:
+        yield
+    finally:
+        ray.shutdown()
+        if cluster == _LOCAL:
+            _put_back(data)
+
+
+def _require_reachable(cluster: str) -> None:
+    """Look for a cluster at ``HOST:PORT``, which Ray would wait for over a minute."""
+    host, _, port = cluster.rpartition(":")
+    if not port.isdigit() or "/" in host:
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _REACH).close()
+    except (OSError, OverflowError) as error:
+        raise ArgumentError(f"cannot reach a cluster of Ray at {cluster}: {first_line(error)}; check --ray") from error
+
+
+def _put_back(data: Path) -> None:
+    """Let what a cluster was making wait again, as soon as its processes have left the folder."""
+    until = time.monotonic() + _END
+    while True:
+        try:
+            store = Store(data)
+            break
+        except LockedError:
+            if time.monotonic() > until:
+                return
+            time.sleep(0.1)
+    for job in store.unfinished():
+        store.put_back(job)
+    store.close()
+
+
+def _require_gpus(app: Any, replicas: int | tuple[int, int], gpus: int) -> None:
+    each = app._bound_deployment.ray_actor_options.get("num_gpus") or 0
+    least = replicas if isinstance(replicas, int) else replicas[0]
+    if least * each > gpus:
+        raise ArgumentError(
+            f"{least} replicas need {least} GPUs, and this machine has {gpus}; ask for fewer --replicas"
+        )
+
+
+def _message(serve: Any) -> str:
+    """What Ray Serve says of the application, if it knows it."""
+    with contextlib.suppress(Exception):
+        return str(serve.status().applications[_NAME].deployments["Videos"].message)
+    return ""
+
+
+def _reason(message: str) -> str:
+    """The error of svd-trt in a message with tracebacks of replicas; otherwise the last line of it."""
+    found = re.findall(r"svd_trt\.errors\.\w+: (.+)", message)
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    return found[-1] if found else f"Ray Serve ended the application: {lines[-1] if lines else 'without a reason'}"
