@@ -6,10 +6,13 @@ import io
 import json
 import re
 
+import msgspec
 import PIL.Image
 import pytest
 
+from svd_trt import Bundle
 from svd_trt.runtime.parameters import Parameters
+from svd_trt.serve.limits import Limits, argument_limits
 from svd_trt.serve.words import api_words
 from tests.serve.conftest import FAST, Served, error_of
 
@@ -68,3 +71,12 @@ def test_warnings_and_errors_of_the_server_name_arguments(served: Served) -> Non
     error = error_of(served.post(file.getvalue(), num_frames=12), 400, "invalid_request")
     assert error["message"].endswith("build one with another --frames, or go on after 8 frames with extend=4")
     assert served.accepted(file.getvalue(), **FAST, background="white", resize_mode="crop")["warnings"] == []
+
+
+def test_a_bundle_of_an_earlier_version_has_the_words_of_this_one(tiny_bundle: Bundle) -> None:
+    manifest = tiny_bundle.manifest
+    old = {name: msgspec.structs.replace(info, help="Old.") for name, info in manifest.host.arguments.items()}
+    host = msgspec.structs.replace(manifest.host, arguments=old)
+    limits = argument_limits(msgspec.structs.replace(manifest, host=host), Limits())
+    assert limits["num_inference_steps"]["help"] == "Denoising steps."
+    assert limits["guidance_interval"]["help"].endswith("[default: all steps]")

@@ -52,7 +52,9 @@ def argument_limits(manifest: Manifest, limits: Limits) -> dict[str, dict[str, A
             high = most[name] if high is None else min(high, most[name])
         default = info.default if high is None or not isinstance(info.default, int) else min(info.default, high)
         one: dict[str, Any] = {"kind": info.kind, "default": default, "min": info.min, "max": high}
-        one["help"] = api_words(info.help)
+        # The words of this version, for a bundle that an earlier one built; they end with what no default stands for.
+        words = Parameters.fields()[name].metadata["help"] if name in Parameters.fields() else info.help
+        one["help"] = api_words(words if default is None else words.partition("  [")[0])
         if info.choices:
             one["choices"] = list(info.choices)
         if name in ("height", "width"):
