@@ -87,7 +87,8 @@ def _draw(axes: Axes, points: list[Point], value: Callable[[Point], float], *, h
     colours = _colours(points)
     for index, (series, colour) in enumerate(colours.items()):
         chosen = sorted((p for p in points if p.series == series), key=lambda p: p.evaluations)
-        line = "-" if series else "none"  # variants that have nothing in common are not joined
+        again = index >= len(_COLOURS)  # hollow and dashed, since the colour and the marker are another series'
+        line = ("--" if again else "-") if series else "none"  # variants that have nothing in common are not joined
         axes.plot(
             [p.evaluations for p in chosen],
             [value(p) for p in chosen],
@@ -97,6 +98,7 @@ def _draw(axes: Axes, points: list[Point], value: Callable[[Point], float], *, h
             label=series or "variants",
             color=colour,
             marker=_MARKERS[index % len(_MARKERS)],
+            fillstyle="none" if again else "full",
         )
     sign = -1 if higher else 1
     best, cost, height = float("inf"), [], []
