@@ -155,6 +155,8 @@ def test_two_hundred_requests_at_concurrency_sixteen(
     assert len(replica_names(cluster)) == len(replicas_of(cluster.process.pid)) == 2
     listed = cluster.client.get("/v1/videos", params={"limit": 100}).json()
     assert {job["status"] for job in listed["data"]} == {"completed"}
+    with contextlib.closing(sqlite3.connect(f"file:{cluster.data / 'jobs.sqlite3'}?mode=ro", uri=True)) as table:
+        assert table.execute("SELECT max(attempts) FROM jobs").fetchone() == (1,), "a video was made twice"
     assert list(cluster.data.glob("pictures/*")) == []
 
 

@@ -145,6 +145,21 @@ def test_jobs_of_a_server_that_is_gone_are_taken_back(
     assert (again.id, again.attempts) == (lost.id, 2)  # type: ignore[union-attr]
 
 
+def test_a_job_that_was_just_begun_is_not_taken_back(
+    table: SharedJobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its server says so a moment later, and another one may speak before it."""
+    monkeypatch.setattr(shared_jobs, "LEASE", 0.5)
+    table.exchange(Told(["m"]))
+    time.sleep(1.1)
+    store = Store(tmp_path / "data", SharedTable(lambda m, *a: getattr(table, m)(*a)))
+    add = {"model": "new", "picture": b"p", "given": {}, "arguments": {}, "warnings": [], "most": 9}
+    jobs = [store.add(new_id(), **add, streamed=streamed) for streamed in (False, True, False)]  # type: ignore[arg-type]
+    assert store.claim("new") is not None
+    table.exchange(Told(["m"]))
+    assert [store.get(job.id).status for job in jobs if job] == ["in_progress", "queued", "queued"]  # type: ignore[union-attr]
+
+
 def test_a_restarted_table_leaves_what_servers_make(tmp_path: Path) -> None:
     shared = SharedJobs(tmp_path / "data", ["m"])
     store = Store(tmp_path / "data", SharedTable(lambda m, *a: getattr(shared, m)(*a)))

@@ -73,7 +73,9 @@ def test_jobs_are_begun_in_their_order_and_by_model(store: Store) -> None:
     assert store.ahead(jobs[2]) == 1
     assert store.complete(first, {})
     assert store.ahead(jobs[2]) == 0
+    assert (store.open(), store.waiting()) == (2, 2)
     assert [job.id for job in (store.claim("m"), store.claim("m")) if job] == [jobs[2].id]
+    assert (store.open(), store.waiting()) == (2, 1)
 
 
 def test_after_a_crash_a_job_that_was_begun_waits_in_its_old_place(store: Store, folder: Path) -> None:

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import anyio.to_thread
 import ray
 from fastapi import FastAPI
 from pydantic import BaseModel, ConfigDict, Field
@@ -147,7 +148,7 @@ class Videos:
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """Called by Ray Serve for `replicas_for`."""
-        return {"jobs": float(self._service.store.waiting() + len(self._service.store.held))}
+        return {"jobs": float(await anyio.to_thread.run_sync(self._service.store.open))}
 
 
 def _gpus(arguments: Arguments) -> float:

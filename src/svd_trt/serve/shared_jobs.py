@@ -87,7 +87,7 @@ class SharedJobs:
     def __init__(self, folder: Path, models: Sequence[str], *, first: bool = True) -> None:
         self._rows = Database(folder)
         self._store = Store(folder, self._rows)
-        self._began = self._swept = self.heard_at = time.monotonic()
+        self._swept = self.heard_at = time.monotonic()
         self._heard: dict[str, float] = {}  # jobs, and when a server last held them
         self._served: dict[str, float] = {}  # models, and when a server last had them
         self._states: dict[str, Mapping[str, Any]] = {}
@@ -148,8 +148,9 @@ class SharedJobs:
             "SELECT id FROM jobs WHERE status = 'in_progress' OR (status = 'queued' AND streamed)"
         )
         models = [model for model, heard in self._served.items() if heard >= before]
-        lost = {row["id"] for row in begun if self._heard.get(row["id"], self._began) < before}
-        strange = {model for model in self._waiting() if self._served.get(model, self._began) < before}
+        # What nobody has spoken of yet has just been begun; it is new from now on.
+        lost = {row["id"] for row in begun if self._heard.setdefault(row["id"], now) < before}
+        strange = {model for model in self._waiting() if self._served.setdefault(model, now) < before}
         if lost or strange:
             jobs = [job for job in self._store.unfinished() if job.id in lost or job.model in strange]
             _log.warning("%d jobs are taken back from a server that is gone", len(jobs))

@@ -215,6 +215,10 @@ class Store:
         """How many jobs wait, of one model or of all."""
         return self._count("status = 'queued'" + ("" if model is None else " AND model = ?"), *filter(None, [model]))
 
+    def open(self) -> int:
+        """How many jobs wait or are made, of all models."""
+        return self._count("status IN ('queued', 'in_progress')")
+
     def claim(self, model: str) -> Job | None:
         """Begin the job of ``model`` that waits longest; a streamed one only if its client waits here."""
         found = self._all(
