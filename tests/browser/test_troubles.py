@@ -117,11 +117,19 @@ def test_without_locks_the_window_with_the_focus_has_the_stream(
     server.client.delete(f"/v1/videos/{long}")
 
 
-def test_a_stream_that_does_not_open_is_replaced_by_questions(page: Any, served: Served, picture_file: Path) -> None:
+def test_a_stream_that_does_not_open_is_given_up_and_replaced_by_questions(
+    open_page: OpenPage, busy: Served, picture_file: Path
+) -> None:
+    page = open_page(address(busy))
+    page.wait_for_selector("#argument-num_frames")
     page.route("**/events", lambda route: None)  # neither an answer nor an error
     choose(page, picture_file)
     make(page, num_inference_steps=2, num_frames=2)
-    page.wait_for_selector(DONE)
+    until(page, "stream")
+    until(page, "stream === null")
+    page.wait_for_selector("#state :text('Waiting')")
+    busy.client.delete(f"/v1/videos/{identifier(page)}")
+    page.wait_for_selector("#state :text('Cancelled')")
 
 
 def test_a_video_that_could_not_be_loaded_is_tried_again(page: Any, served: Served, picture_file: Path) -> None:
