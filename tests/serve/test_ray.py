@@ -57,11 +57,16 @@ def cluster(python: Path, tiny_bundle: Bundle, tmp_path_factory: pytest.TempPath
 
 def replicas_of(pid: int) -> list[psutil.Process]:
     """Processes of replicas of a cluster that a process started."""
+    return processes_of(pid, "ServeReplica:")
+
+
+def processes_of(pid: int, name: str) -> list[psutil.Process]:
+    """Processes that have ``name`` in their command line, of those that a process started."""
     found = []
     with suppress(psutil.NoSuchProcess):
         for process in psutil.Process(pid).children(recursive=True):
             with suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
-                if "ServeReplica:" in " ".join(process.cmdline()):
+                if name in " ".join(process.cmdline()):
                     found.append(process)
     return found
 
@@ -225,6 +230,21 @@ def test_a_replica_that_is_killed_loses_no_job(cluster: Served, png: bytes, alon
     while len(replicas_of(cluster.process.pid)) < 2:
         assert time.monotonic() < until
         time.sleep(0.5)
+
+
+def test_a_table_of_jobs_that_is_killed_comes_back(cluster: Served, png: bytes, record_property: Any) -> None:
+    """What is being made meanwhile is not made again, and requests wait."""
+    running = cluster.accepted(png, **LONG)["id"]
+    cluster.wait(running, "in_progress")
+    (actor,) = processes_of(cluster.process.pid, "ray::_Jobs")
+    actor.kill()
+    began = time.monotonic()
+    after = cluster.accepted(png, **FAST)["id"]
+    record_property("seconds", round(time.monotonic() - began, 1))
+    assert cluster.wait(after)["status"] == "completed"
+    assert cluster.wait(running)["status"] == "completed"
+    with contextlib.closing(sqlite3.connect(f"file:{cluster.data / 'jobs.sqlite3'}?mode=ro", uri=True)) as table:
+        assert table.execute("SELECT attempts FROM jobs WHERE id = ?", (running,)).fetchone() == (1,)
 
 
 def test_ctrl_c_ends_every_process_and_a_single_server_goes_on(
