@@ -8,7 +8,7 @@ from typing import Any
 
 from svd_trt.errors import ArgumentError
 
-__all__ = ["by_name", "check_names", "check_tensor_inputs", "missing_attribute"]
+__all__ = ["advice_for", "by_name", "check_names", "check_tensor_inputs", "missing_attribute"]
 
 _ORDER = (
     "height",
@@ -101,11 +101,16 @@ def check_names(arguments: Mapping[str, object], known: Collection[str]) -> None
         if name in _ORDER:
             raise TypeError(f"{name} is for a call; a stream yields frames, uint8 [H, W, 3] each")
         known_names = {*known, *_ORDER}
-        similar = difflib.get_close_matches(name, known_names, 1)
-        advice = _INSTEAD.get(name) or (
-            f"use {similar[0]}=" if similar else f"known are {', '.join(sorted(known_names))}"
-        )
+        advice = advice_for(name, known_names) or f"known are {', '.join(sorted(known_names))}"
         raise TypeError(f"unexpected keyword argument {name!r}; {advice}")
+
+
+def advice_for(name: str, known: Collection[str]) -> str | None:
+    """What to use instead of the argument ``name``; None if nothing of ``known`` is like it."""
+    if name in _INSTEAD:
+        return _INSTEAD[name]
+    similar = difflib.get_close_matches(name, known, 1)
+    return f"use {similar[0]}=" if similar else None
 
 
 def check_tensor_inputs(names: Sequence[str]) -> None:

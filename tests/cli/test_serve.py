@@ -8,9 +8,12 @@ from pathlib import Path
 
 import httpx
 import pytest
+from fastapi import FastAPI
 
-from svd_trt import Bundle
+from svd_trt import Bundle, OutputError
+from svd_trt.serve.events import Hub
 from svd_trt.serve.models import named_bundles
+from svd_trt.serve.server import Ended, bind, run_server
 from svd_trt.serve.store import Store
 from tests.cli.conftest import assert_refused, invoke
 from tests.serve.conftest import start_server
@@ -50,6 +53,10 @@ def test_an_address_that_is_taken_or_unknown_is_refused(tmp_path: Path) -> None:
         ("--queue", "0", "0 is not in the range"),
         ("--batch", "0", "0 is not in the range"),
         ("--max-upload", "much", "is not a size"),
+        ("--max-seconds", "nan", "is no time"),
+        ("--max-seconds", "inf", "is not in the range"),
+        ("--max-stall-seconds", "nan", "is no time"),
+        ("--max-upload-seconds", "nan", "is no time"),
         ("--port", "70000", "70000 is not in the range"),
     ],
 )
@@ -66,6 +73,37 @@ def test_a_key_that_is_empty_or_missing_is_refused(tmp_path: Path) -> None:
     (tmp_path / "key").write_text(" \n")
     assert_refused(invoke("serve", "b", "--api-key-file", tmp_path / "key"), "is empty", "openssl rand -hex 32")
     assert_refused(invoke("serve", "b", "--api-key-file", tmp_path / "no"), "cannot be read: No such file")
+    (tmp_path / "key").write_text("schl\xfcssel")
+    assert_refused(invoke("serve", "b", "--api-key-file", tmp_path / "key"), "has a key that is no ASCII")
+
+
+def test_a_key_in_the_environment_may_end_in_a_line_break(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    server = start_server(tiny_bundle.path, tmp_path / "data", SVD_TRT_API_KEY="abc \r\n")
+    assert server.client.get("/v1/models", headers={"Authorization": "Bearer abc"}).status_code == 200
+    assert server.client.get("/v1/models").status_code == 401
+    server.stop()
+
+
+def test_allowed_hosts_are_names(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    for name in ("video.example:8443", "http://video.example", "a b"):
+        assert_refused(invoke("serve", "b", "--allow-host", name), "--allow-host takes a name without a port or path")
+    server = start_server(tiny_bundle.path, tmp_path / "data", "--host", "0.0.0.0", "--allow-host", "Video.example")
+    statuses = {
+        host: server.client.get("/v1/models", headers={"Host": host}).status_code
+        for host in ("video.example:8443", "localhost", "evil.example")
+    }
+    assert statuses == {"video.example:8443": 200, "localhost": 200, "evil.example": 403}
+    server.stop()
+
+
+def test_a_port_that_is_taken_after_it_was_bound_is_refused(tmp_path: Path) -> None:
+    """Both may bind it, and only one may listen."""
+    with bind("127.0.0.1", 0, 60) as opened, socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        other.bind(opened.getsockname())
+        other.listen()
+        with pytest.raises(OutputError, match=r"Address already in use; choose another --host or --port"):
+            run_server(FastAPI(), Hub(), opened, Ended(), lambda: None)
 
 
 def test_a_folder_of_another_server_is_refused(tmp_path: Path) -> None:

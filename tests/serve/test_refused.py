@@ -60,6 +60,8 @@ def png_of(width: int, height: int) -> bytes:
         ({"background": "mud"}, "background", "background must be an opaque colour", {}),
         ({"deep_every": 2}, "deep_every", "needs a shallow denoiser", {"min": 1, "max": 1}),
         ({"steps": 3}, "steps", "use num_inference_steps=", None),
+        ({"stepz": 3}, "stepz", "there is no field 'stepz'; fields are image, model, background", None),
+        ({"output_type": "np"}, "output_type", "there is no field 'output_type'; fields are image, model", None),
         ({"model": "other"}, "model", "there is no model 'other'", None),
     ],
     ids=lambda value: json.dumps(value) if isinstance(value, dict) else None,
@@ -127,6 +129,13 @@ def test_addresses_and_queries_are_refused(served: Served) -> None:
     for query in ({"limit": 0}, {"limit": 101}, {"limit": "x"}, {"after": "x"}):
         error = error_of(get("/v1/videos", params=query), 400, "invalid_request")
         assert error["field"] == next(iter(query))
+    most = error_of(get("/v1/videos", params={"limit": 101}), 400, "invalid_request")
+    assert (most["message"], most["limit"]) == ("limit: input should be less than or equal to 100", {"max": 100})
+    removed = error_of(get("/v1/videos", params={"after": f"vid_{'0' * 32}"}), 400, "invalid_request")
+    assert removed["field"] == "after"
+    for path in ("/", "/healthz", "/readyz"):
+        answer = served.client.head(path)
+        assert (answer.status_code, answer.content) == (200, b"")
     error_of(served.client.put("/v1/videos"), 405, "invalid_request")
 
 
@@ -142,6 +151,16 @@ def test_pages_of_other_sites_are_refused(served: Served, png: bytes) -> None:
     for site in ("cross-site", "same-site"):
         error_of(served.client.get("/v1/videos", headers={"Sec-Fetch-Site": site}), 403, "unauthorized")
     error_of(served.client.get("/v1/videos", headers={"Host": "evil.example:80"}), 403, "unauthorized")
+    own = str(served.client.base_url).rstrip("/")
+    for origin, status in {
+        own: 200,
+        own.upper(): 200,
+        "https://proxy.example": 200,
+        "http://localhost:1": 403,
+        "http://evil.example": 403,
+        "null": 403,
+    }.items():
+        assert served.client.get("/v1/videos", headers={"Origin": origin}).status_code == status, origin
     answer = served.client.options("/v1/videos", headers={"Origin": "http://a", "Access-Control-Request-Method": "GET"})
     assert "access-control-allow-origin" not in answer.headers
     for host in ("proxy.example", "localhost:1", "127.0.0.1", "[::1]:80"):
@@ -230,7 +249,8 @@ def test_a_key_is_needed_if_one_is_set(served: Served, png: bytes) -> None:
             sent = {name: value.encode("latin-1") for name, value in headers.items()}
             answer = httpx.get(f"{address}{path}", headers=sent)
             assert answer.headers["www-authenticate"] == "Bearer"
-            error_of(answer, 401, "unauthorized")
+            words = "the key is wrong" if headers else "this server needs a key"
+            assert words in error_of(answer, 401, "unauthorized")["message"]
     error_of(httpx.post(f"{address}/v1/videos", files={"image": ("p", png)}), 401, "unauthorized")
     assert httpx.get(f"{address}/healthz").status_code == 200
     assert served.client.get("/v1/models").status_code == 200

@@ -28,8 +28,7 @@ std::vector<bool> guided_steps(const std::vector<float> &sigmas, bool guided,
   for (size_t i = 0; i < steps; ++i) found[i] = low < sigmas[i] && sigmas[i] <= high;
   if (std::find(found.begin(), found.end(), true) == found.end())
     throw argument_error("no step has a noise level above " + to_text((*interval)[0]) + " and up to " +
-                         to_text((*interval)[1]) +
-                         ", so there would be no guidance; the steps start at levels from " +
+                         to_text((*interval)[1]) + ", so there would be no guidance; the steps start at levels from " +
                          to_text(sigmas.front()) + " down to " + to_text(sigmas[steps - 1]) +
                          ": give a guidance_interval with some of them");
   return found;

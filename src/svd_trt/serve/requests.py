@@ -13,7 +13,7 @@ import PIL.Image
 from svd_trt.engine.decode_chunks import chunk_sizes
 from svd_trt.errors import ArgumentError, SvdTrtError
 from svd_trt.runtime.argument_values import colour_of
-from svd_trt.runtime.diffusers_call import check_names
+from svd_trt.runtime.diffusers_call import advice_for
 from svd_trt.runtime.framing import framed
 from svd_trt.runtime.generation import groups_of
 from svd_trt.runtime.guidance import largest_scale
@@ -107,11 +107,13 @@ def _settings(picture: bytes, parameters: Parameters, pipe: VideoPipeline, warn:
 
 
 def _require_known(fields: Mapping[str, str]) -> None:
+    known = Parameters.fields().keys()
     for name in fields:
-        try:
-            check_names({name: None}, Parameters.fields().keys())
-        except TypeError as error:
-            raise RequestError(400, "invalid_request", str(error), field=shorten(name)) from error
+        if name not in known:
+            instead = advice_for(name, known) or f"fields are image, model, {', '.join(sorted(known))}"
+            raise RequestError(
+                400, "invalid_request", f"there is no field {shorten(repr(name))}; {instead}", field=shorten(name)
+            )
 
 
 def _require_pixels(picture: bytes, most: int) -> None:
