@@ -223,6 +223,7 @@ def test_a_linked_bundle_is_built_through_the_link(small_checkpoint: Path, small
     assert sorted(p.name for p in tmp_path.iterdir()) == [".real.lock", "link", "real", "small_checkpoint"]
 
 
+@pytest.mark.slow
 def test_a_killed_build_leaves_nothing_and_resumes(
     small_checkpoint: Path, small_bundle: Path, cache: Path, tmp_path: Path
 ) -> None:

@@ -444,7 +444,7 @@ def run_advice(path: Path, folder: Path) -> None:
     subprocess.run(command.replace("python ", f"{sys.executable} ", 1), shell=True, check=True, cwd=folder)
 
 
-@pytest.mark.parametrize("options", [{}, OLD])
+@pytest.mark.parametrize("options", [{}, pytest.param(OLD, marks=pytest.mark.slow)])
 def test_the_advice_for_a_pickle_works(options: dict[str, Any], single_file: Path, tmp_path: Path) -> None:
     """And it keeps what has the name already."""
     path = tmp_path / "my svd's.ckpt"
