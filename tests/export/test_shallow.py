@@ -139,20 +139,20 @@ def test_sizes_without_a_half_are_refused(options: dict[str, Any], problem: str)
 
 
 @pytest.mark.slow
-def test_a_range_of_sizes(small_checkpoint: Path, cache: Path, tmp_path: Path, record_property: Any) -> None:
+def test_a_range_of_sizes(checkpoint: Path, cache: Path, tmp_path: Path, record_property: Any) -> None:
     options = BuildOptions(
-        height="32:64:96",
-        width="48:64:80",
+        height="64:64:96",
+        width="64:64:80",
         frames="2:3:6",
         precision="fp32",
         backend="onnxruntime",
         shallow_steps=True,
         cache=cache,
     )
-    bundle = build_bundle(small_checkpoint, tmp_path / "bundle", options).bundle
+    bundle = build_bundle(checkpoint, tmp_path / "bundle", options).bundle
     assert bundle.manifest.host.symbols["height"].multiple == 16
     for name in ("denoiser", SHALLOW):
         for end in END:
-            check_network(bundle, name, end, small_checkpoint, record_property)  # type: ignore[arg-type]
-    with VideoPipeline.open(bundle) as pipe, pytest.raises(ArgumentError, match="height 40 is not a multiple of 16"):
-        pipe(TINY / "picture.png", height=40)
+            check_network(bundle, name, end, checkpoint, record_property)  # type: ignore[arg-type]
+    with VideoPipeline.open(bundle) as pipe, pytest.raises(ArgumentError, match="height 72 is not a multiple of 16"):
+        pipe(TINY / "picture.png", height=72)
