@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,14 @@ from tests.browser.conftest import OpenPage, Served, address, until
 from tests.browser.test_page import DONE, choose, in_front, make
 
 pytestmark = [pytest.mark.slow, pytest.mark.browser]
+
+
+def wait_for(page: Any, happened: Callable[[], bool]) -> None:
+    """Let the browser report until something has happened."""
+    end = time.monotonic() + 60
+    while not happened():
+        assert time.monotonic() < end
+        page.wait_for_timeout(20)
 
 
 def focus_on(page: Any, selector: str) -> None:
@@ -23,10 +33,14 @@ def focus_on(page: Any, selector: str) -> None:
 
 
 def test_the_keyboard_makes_a_video(page: Any, picture_file: Path) -> None:
+    choosers: list[Any] = []
+    # From the start, because Chromium may open the dialog of a key before it hears that it should not.
+    page.on("filechooser", lambda chooser: choosers.append(chooser))
+    page.wait_for_selector("#argument-num_frames")
     focus_on(page, "#choose")
-    with page.expect_file_chooser() as chooser:
-        page.keyboard.press("Enter")
-    chooser.value.set_files(str(picture_file))
+    page.keyboard.press("Enter")
+    wait_for(page, lambda: bool(choosers))
+    choosers[0].set_files(str(picture_file))
     page.wait_for_selector("#canvas:not([hidden])")
     focus_on(page, "[name=resize_mode]")
     page.keyboard.press("ArrowRight")
