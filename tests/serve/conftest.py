@@ -26,7 +26,7 @@ import pytest
 from svd_trt import Bundle, SvdTrtError, VideoPipeline
 from svd_trt.serve import service as service_module
 from svd_trt.serve.limits import Limits
-from svd_trt.serve.store import Store
+from svd_trt.serve.store import Job, Store
 
 FAST = {"num_frames": "2", "num_inference_steps": "1"}
 ENDED = ("completed", "failed", "cancelled")
@@ -190,6 +190,15 @@ def alone(tiny_bundle: Bundle, png: bytes) -> Iterator[Callable[..., npt.NDArray
             return np.stack(list(pipe.stream(png, **arguments)))
 
         yield frames
+
+
+def ended(service: service_module.Service, job: Job) -> Job:
+    """A job of a service in this process, once it has ended."""
+    until = time.monotonic() + 60
+    while (now := service.store.get(job.id)) is None or now.status not in ENDED:
+        assert time.monotonic() < until
+        time.sleep(0.02)
+    return now
 
 
 def frames_of(video: bytes) -> npt.NDArray[np.uint8]:

@@ -7,17 +7,10 @@ from pathlib import Path
 
 from svd_trt import SvdTrtError
 from svd_trt.serve.service import Service, accept
-from svd_trt.serve.store import ENDED, Job, new_id
+from svd_trt.serve.store import new_id
+from tests.serve.conftest import ended
 
 FIELDS = {"num_frames": "2", "num_inference_steps": "1"}
-
-
-def ended(service: Service, job: Job) -> Job:
-    until = time.monotonic() + 60
-    while (now := service.store.get(job.id)) is None or now.status not in ENDED:
-        assert time.monotonic() < until
-        time.sleep(0.02)
-    return now
 
 
 def test_after_a_failure_of_the_device_the_bundle_is_opened_again(

@@ -21,14 +21,14 @@ from svd_trt.serve.events import Hub, Live, job_events
 from svd_trt.serve.service import Service, accept
 from svd_trt.serve.store import ENDED, Job
 from svd_trt.serve.streaming import first_frame
-from tests.serve.conftest import FAST, Start, error_of
+from tests.serve.conftest import FAST, Start, ended, error_of
 
 
 def test_conversions_wait_outside_of_the_threads_of_other_requests(
     service: Service, png: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job, _ = accept(service, "m", png, FAST, streamed=False)
-    wait(service, job)
+    ended(service, job)
     going = threading.Event()
     monkeypatch.setattr(application_module, "converted", held(going, application_module.converted))
 
@@ -54,14 +54,6 @@ def held(going: threading.Event, function: Callable[..., Any]) -> Callable[..., 
         return function(*arguments)
 
     return call
-
-
-def wait(service: Service, job: Job) -> Job:
-    until = time.monotonic() + 60
-    while (now := service.store.get(job.id)) is None or now.status not in ENDED:
-        assert time.monotonic() < until
-        time.sleep(0.02)
-    return now
 
 
 def test_a_stream_whose_video_ends_during_a_look_has_its_frames(
@@ -104,7 +96,7 @@ def test_a_device_that_fails_while_its_job_is_cancelled_is_opened_again(
     while renderer.pipe is broken or renderer.reopening:
         assert time.monotonic() < until
         time.sleep(0.02)
-    assert wait(service, accept(service, "m", png, FAST, streamed=False)[0]).status == "completed"
+    assert ended(service, accept(service, "m", png, FAST, streamed=False)[0]).status == "completed"
 
 
 def test_requests_during_a_reopening_are_told_to_wait(service: Service, png: bytes) -> None:

@@ -17,12 +17,12 @@ from svd_trt.cli.sizes import ByteSize
 from svd_trt.errors import ArgumentError, MissingDependencyError
 from svd_trt.runtime.backends import PROVIDERS, RUN_BACKENDS, Provider, RunBackend
 from svd_trt.runtime.pipeline import VideoPipeline
+from svd_trt.serve.addresses import LOOPBACK
 
 __all__ = ["command"]
 
 _KEY = "SVD_TRT_API_KEY"
 _UNITS = {"m": 60, "h": 3600, "d": 86400}
-_LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
 class _Seconds(click.FloatRange):
@@ -199,7 +199,7 @@ def command(
     folder = data or platformdirs.user_data_path("svd-trt") / "serve"
 
     def serving(port: int) -> str:
-        if host not in _LOOPBACK and key is None:
+        if host not in LOOPBACK and key is None:
             console.print(_warning(host), style="bold yellow")
         return f"serving {', '.join(named)} at {_address(host, port)}; jobs are kept in {folder}"
 
@@ -272,9 +272,9 @@ def _names(host: str, allowed: tuple[str, ...]) -> frozenset[str]:
     for name in allowed:
         if re.search(r"[/\s]|:\d+$", name) and not re.fullmatch(r"[0-9a-fA-F:]+", name):
             raise ArgumentError(f"--allow-host takes a name without a port or path, such as video.example, not {name}")
-    if host not in _LOOPBACK and not allowed:
+    if host not in LOOPBACK and not allowed:
         return frozenset()
-    return _LOOPBACK | {host.lower(), *(name.lower().strip("[]") for name in allowed)}
+    return LOOPBACK | {host.lower(), *(name.lower().strip("[]") for name in allowed)}
 
 
 def _warning(host: str) -> str:
@@ -285,5 +285,5 @@ def _warning(host: str) -> str:
 
 
 def _address(host: str, port: int) -> str:
-    name = "localhost" if host in ("0.0.0.0", "::", *_LOOPBACK) else host  # noqa: S104
+    name = "localhost" if host in ("0.0.0.0", "::", *LOOPBACK) else host  # noqa: S104
     return f"http://{f'[{name}]' if ':' in name else name}:{port}"

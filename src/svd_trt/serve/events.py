@@ -211,18 +211,16 @@ async def job_events(hub: Hub, job_id: str, describe: Callable[[], dict[str, Any
                     break
                 yield _event("frame", {"index": sent, "total": live.total, "image": image})
                 sent += 1
-            if job["status"] == "completed" and sent < live.total and time.monotonic() < (late := late or _late()):
-                await wait(news, _LATE)  # another process makes it, and its last frames come a moment later
-                continue
+            if job["status"] == "completed" and sent < live.total:
+                late = late or time.monotonic() + _LATE
+                if time.monotonic() < late:  # another process made it, and its last frames come a moment later
+                    await wait(news, _LATE)
+                    continue
             if job["status"] in ENDED:
                 yield _event("end", job)
                 return
             if not news.is_set() and not await wait(news, _KEEP_ALIVE):
                 yield b": keep-alive\n\n"
-
-
-def _late() -> float:
-    return time.monotonic() + _LATE
 
 
 def _event(name: str, data: Mapping[str, Any]) -> bytes:

@@ -11,6 +11,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from svd_trt.serve.addresses import LOOPBACK, host_name
 from svd_trt.serve.refusals import RequestError
 from svd_trt.serve.service import Service
 from svd_trt.serve.streaming import BrokenStream
@@ -24,8 +25,6 @@ _HEADERS: Mapping[str, str] = {
     "X-Frame-Options": "DENY",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
-_LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
-"""Names of this machine. A page at another port of it is another site."""
 _OPEN = ("/", "/healthz", "/readyz")  # without a key: the page asks for it, and a supervisor has none
 _FOREIGN = (
     "pages of other sites may not use this server; if a proxy shows this page, let it pass the header Host, or start "
@@ -102,7 +101,7 @@ def _plain(status: int, headers: Mapping[str, str]) -> RequestError:
 
 def _refusal(service: Service, scope: Scope) -> RequestError | None:
     headers = Headers(scope=scope)
-    if service.names and _name(headers.get("host", "")) not in service.names:
+    if service.names and host_name(headers.get("host", "")) not in service.names:
         # A page of another site could give its own name this address (DNS rebinding).
         return RequestError(
             403,
@@ -135,9 +134,4 @@ def _foreign(headers: Headers, names: Collection[str]) -> bool:
     if origin is None:
         return False
     place = origin.lower().partition("://")[2]
-    return place != headers.get("host", "").lower() and _name(place) not in set(names) - _LOOPBACK
-
-
-def _name(host: str) -> str:
-    """The name in a header ``Host``, without its port."""
-    return host.lower().rpartition("]")[0].strip("[") if host.startswith("[") else host.lower().partition(":")[0]
+    return place != headers.get("host", "").lower() and host_name(place) not in set(names) - LOOPBACK

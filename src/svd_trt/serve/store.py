@@ -148,41 +148,28 @@ class Store:
             self._hold(job_id)
         job = None
         try:
-            try:
-                _write_whole(target, picture)
-            except OSError as error:
-                raise cannot_keep(error) from error
-            job = self._added(job_id, model, streamed, given, arguments, warnings, most)
+            _write_whole(target, picture)
+            added = self._all(
+                "INSERT OR IGNORE INTO jobs (id, model, status, created_at, streamed, given, arguments, warnings) "
+                "SELECT ?, ?, 'queued', ?, ?, ?, ?, ? "
+                "WHERE (SELECT count(*) FROM jobs WHERE status = 'queued') < ? RETURNING *",
+                job_id,
+                model,
+                time.time(),
+                streamed,
+                _text(given),
+                _text(arguments),
+                _text(list(warnings)),
+                most,
+            )
+            job = added[0] if added else self.get(job_id)  # a table in another process may be asked twice
+        except OSError as error:
+            raise cannot_keep(error) from error
         finally:
             if job is None:
                 self.release(job_id)
                 target.unlink(missing_ok=True)
         return job
-
-    def _added(
-        self,
-        job_id: str,
-        model: str,
-        streamed: bool,
-        given: Mapping[str, Any],
-        arguments: Mapping[str, Any],
-        warnings: Sequence[str],
-        most: int,
-    ) -> Job | None:
-        added = self._all(
-            "INSERT OR IGNORE INTO jobs (id, model, status, created_at, streamed, given, arguments, warnings) "
-            "SELECT ?, ?, 'queued', ?, ?, ?, ?, ? "
-            "WHERE (SELECT count(*) FROM jobs WHERE status = 'queued') < ? RETURNING *",
-            job_id,
-            model,
-            time.time(),
-            streamed,
-            _text(given),
-            _text(arguments),
-            _text(list(warnings)),
-            most,
-        )
-        return added[0] if added else self.get(job_id)  # a table in another process may be asked twice
 
     def require_writable(self) -> None:
         """Check that the folder is there and has room for a picture.
