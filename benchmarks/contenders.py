@@ -158,7 +158,7 @@ CONTENDERS: tuple[Contender, ...] = (
         "svd-trt",
         "ONNX Runtime's CUDA provider",
         "cuda",
-        "portable",
+        "cuda",
         _missing_cuda_provider,
     ),
     Contender("svd-trt-tensorrt", "svd-trt", "TensorRT engines", "tensorrt", "tensorrt", _no_tensorrt),

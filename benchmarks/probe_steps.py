@@ -209,7 +209,7 @@ STEPS: tuple[Step, ...] = (
         "provider-miniature",
         "Does ONNX Runtime's CUDA provider make the frames of the CPU, with the trained miniature?",
         (*_TORCH, "provider", "checkout"),
-        200,
+        300,
         "probe_provider:compare_miniature",
     ),
     _step(

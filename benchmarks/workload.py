@@ -18,13 +18,15 @@ from svd_trt.progress import Progress
 __all__ = ["BundleKind", "Bundles", "count_flops", "make_workload"]
 
 BundleKind: TypeAlias = Literal[
-    "default", "portable", "plain", "tensorrt", "tensorrt-plain", "tensorrt-rtx", "tensorrt-rtx-plain"
+    "default", "cuda", "portable", "plain", "tensorrt", "tensorrt-plain", "tensorrt-rtx", "tensorrt-rtx-plain"
 ]
-"""``default`` is what ``svd-trt build`` makes for ONNX Runtime, ``portable`` the same with standard ONNX operators
-alone, ``plain`` without rewrites. The others hold TensorRT engines, with and without rewrites."""
+"""``default`` is what ``svd-trt build`` makes for ONNX Runtime, ``cuda`` the same with its own operators also in half
+precision, ``portable`` with standard ONNX operators alone, ``plain`` without rewrites. The others hold TensorRT
+engines, with and without rewrites."""
 
 _BUILD_OPTIONS: dict[BundleKind, dict[str, Any]] = {
     "default": {"backend": "onnxruntime"},
+    "cuda": {"backend": "onnxruntime", "operators": "onnxruntime"},
     "portable": {"backend": "onnxruntime", "operators": "onnx"},
     "plain": {"backend": "onnxruntime", "rewrites": False},
     "tensorrt": {"backend": "tensorrt"},
@@ -190,5 +192,7 @@ def _read_seconds(record: Path) -> float | None:
 
 def _kinds_of(path: Path) -> tuple[BundleKind, ...]:
     """The kinds that the bundle can replace. Every bundle has ONNX networks, which ONNX Runtime can run."""
-    tensorrt = Bundle.open(path, verify=False).manifest.tensorrt
-    return ("default",) if tensorrt is None else ("default", tensorrt.name)
+    manifest = Bundle.open(path, verify=False).manifest
+    if manifest.tensorrt is not None:
+        return "default", manifest.tensorrt.name
+    return ("default", "cuda") if manifest.graph.operators == "onnxruntime" else ("default",)

@@ -63,8 +63,9 @@ class BuildOptions:
             diffusers computes, for comparison.
         ff_chunks: parts into which the widest feed-forwards of the denoiser are cut; more take less memory. Needs
             rewrites.
-        operators: ``onnx`` keeps to the standard's operators; ``auto`` uses ONNX Runtime's own, which are faster on a
-            processor, if nothing else will run the networks: no engines, fp32 and rewrites.
+        operators: ``onnx`` keeps to the standard's operators; ``onnxruntime`` uses ONNX Runtime's own, whose attention
+            never stores the scores; ``auto`` uses these if nothing else will run the networks, on a processor: no
+            engines, fp32 and rewrites. In half precision they are for its CUDA provider, which keeps scores in fp32.
         split_guidance: build the denoiser for one guidance branch at a time: half the memory, two passes a step.
         branches: 2 builds the denoiser for guided videos alone; 1 is the same as ``split_guidance``, and is the fastest
             for videos without guidance. None is both in one.
@@ -103,7 +104,7 @@ class BuildOptions:
     precision: Precision = "fp16"
     rewrites: bool = True
     ff_chunks: int | None = None
-    operators: Literal["auto", "onnx"] = "auto"
+    operators: Literal["auto", "onnx", "onnxruntime"] = "auto"
     split_guidance: bool = False
     branches: Literal[1, 2] | None = None
     shallow_steps: bool = False
@@ -142,7 +143,7 @@ class BuildOptions:
         choices: dict[str, tuple[str, ...]] = {
             "precision": get_args(Precision),
             "backend": get_args(BuildBackend),
-            "operators": ("auto", "onnx"),
+            "operators": ("auto", "onnx", "onnxruntime"),
         }
         for name, allowed in choices.items():
             if (value := getattr(self, name)) not in allowed:
@@ -155,9 +156,14 @@ class BuildOptions:
         Raises:
             ArgumentError: the options contradict each other.
         """
-        own = self.backend == "onnxruntime" and self.precision == "fp32" and self.rewrites and self.operators == "auto"
+        on_cpu = self.backend == "onnxruntime" and self.precision == "fp32" and self.rewrites
+        own = self.operators == "onnxruntime" or (self.operators == "auto" and on_cpu)
+        if own and not self.rewrites:
+            raise ArgumentError("--operators onnxruntime is one of the rewrites; leave out --no-rewrites")
+        if own and self.backend != "onnxruntime":
+            raise ArgumentError("only ONNX Runtime knows --operators onnxruntime; add --backend onnxruntime")
         operators: Operators = "onnxruntime" if own else "onnx"
-        default = (ONNXRUNTIME_FF_CHUNKS if own else DEFAULT_FF_CHUNKS) if self.rewrites else 1
+        default = ONNXRUNTIME_FF_CHUNKS if own and on_cpu else DEFAULT_FF_CHUNKS
         chunks = default if self.ff_chunks is None else self.ff_chunks
         if not 1 <= chunks <= MOST_FF_CHUNKS:
             raise ArgumentError(f"--ff-chunks {chunks}: 1 to {MOST_FF_CHUNKS} are supported")

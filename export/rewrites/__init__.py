@@ -64,6 +64,8 @@ def rewrite(model: Any, *, ff_chunks: int = 1, doubling: bool = True, operators:
     for function in REWRITES:
         if function is split_feed_forwards:
             changed[function.__name__] = split_feed_forwards(model, chunks=ff_chunks)
+        elif function is bound_attention:
+            changed[function.__name__] = bound_attention(model, stored_scores=operators == "onnx")
         elif function not in left_out:
             changed[function.__name__] = function(model)
     return changed

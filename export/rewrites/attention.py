@@ -19,7 +19,7 @@ _SHRINK = 2.0**-13
 _PARTS = 4
 
 
-def bound_attention(model: nn.Module) -> int:
+def bound_attention(model: nn.Module, *, stored_scores: bool = True) -> int:
     """Replace self-attention, the only kind that `cross_attention_to_values` leaves, by one that cannot overflow.
 
     SVD's keys are large, and in half precision their products with the queries become infinite, which makes every
@@ -31,26 +31,30 @@ def bound_attention(model: nn.Module) -> int:
     TensorRT recognises this form as fused attention, in which scores are never stored: products of half-precision
     tensors with a cast, a scale and a softmax between. (It does not fuse products of tensors that were cast to fp32
     first, and these take gigabytes.)
+
+    Args:
+        model: changed in place.
+        stored_scores: the runtime may hold scores in half precision; if not, weights stay as they are.
     """
-    return replace_layers(model, Attention, _make)
+    return replace_layers(model, Attention, lambda attention: _make(attention, stored_scores=stored_scores))
 
 
-def _make(attention: Any) -> nn.Module:
+def _make(attention: Any, *, stored_scores: bool) -> nn.Module:
     assert attention.norm_q is None
     assert attention.norm_k is None
     assert attention.rescale_output_factor == 1.0
-    bounded = BoundedAttention(attention)
+    bounded = BoundedAttention(attention, stored_scores=stored_scores)
     return PictureAttention(attention.group_norm, bounded) if attention.residual_connection else bounded
 
 
 class BoundedAttention(nn.Module):
     """Multi-head self-attention (Vaswani et al. 2017, arXiv:1706.03762)."""
 
-    def __init__(self, attention: Any) -> None:
+    def __init__(self, attention: Any, *, stored_scores: bool = True) -> None:
         super().__init__()
         self.heads = attention.heads
         self.dtype = attention.to_q.weight.dtype
-        self.bounded = self.dtype == torch.float16
+        self.bounded = stored_scores and self.dtype == torch.float16
         self.parts = 1
         query_scale, key_scale = _balance(attention.to_q, attention.to_k) if self.bounded else (1.0, 1.0)
         self.to_q = _scaled(attention.to_q, query_scale)

@@ -23,7 +23,9 @@ __all__ = ["FusedAttention", "PhasedUpsample", "TokenFeedForward", "fuse_for_onn
 
 
 def fuse_for_onnxruntime(model: nn.Module, *, ff_chunks: int = 1) -> int:
-    """Replace layers by forms that ONNX Runtime runs fastest; returns how many were changed. Only for fp32.
+    """Replace layers by forms that ONNX Runtime runs fastest; returns how many were changed.
+
+    In half precision only its CUDA provider computes the same: that keeps scores in fp32, and the CPU's does not.
 
     Args:
         model: rewritten by `svd_trt.export.rewrites.rewrite`.
@@ -54,7 +56,7 @@ class FusedAttention(nn.Module):
 
     def __init__(self, attention: BoundedAttention) -> None:
         super().__init__()
-        assert not attention.bounded, "ONNX Runtime's attention cannot clamp scores as half precision needs"
+        assert not attention.bounded, "MultiHeadAttention takes queries and keys as the checkpoint scales them"
         self.heads, self.scale = attention.heads, attention.scale
         self.to_q, self.to_k, self.to_v = attention.to_q, attention.to_k, attention.to_v
         self.to_out = attention.to_out

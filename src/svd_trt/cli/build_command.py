@@ -127,11 +127,12 @@ _DEFAULTS = BuildOptions()
 )
 @click.option(
     "--operators",
-    type=click.Choice(["auto", "onnx"]),
+    type=click.Choice(["auto", "onnx", "onnxruntime"]),
     default=_DEFAULTS.operators,
     show_default=True,
     help="onnx keeps to the standard's operators. auto uses ONNX Runtime's own, a quarter faster on a CPU, if "
-    "nothing else will run the networks: --backend onnxruntime --precision fp32.",
+    "nothing else will run the networks: --backend onnxruntime --precision fp32. onnxruntime uses them in fp16 too: "
+    "what its CUDA provider (infer --provider cuda) needs at full size.",
 )
 @click.option(
     "--split-guidance",
