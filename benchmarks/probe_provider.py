@@ -14,6 +14,7 @@ from svd_trt.engine.bundle import Bundle
 from svd_trt.export.build import build_bundle
 from svd_trt.export.fidelity import draw_picture
 from svd_trt.export.options import BuildOptions
+from svd_trt.runtime.cuda.provider import OPTIONS
 from svd_trt.runtime.pipeline import VideoPipeline
 
 __all__ = ["compare_miniature", "make_provider_video"]
@@ -54,18 +55,17 @@ def compare_miniature(job: ProbeJob, report: Report) -> None:
         if levels.max() > most:
             raise ProbeError(f"{form} frames differ from the CPU's by {levels.max()} levels")
         if not np.array_equal(stacked.cpu().numpy(), found[0]):
-            raise ProbeError(
-                f"{form} frames that torch reads on the GPU are not those that are copied to the host"
-            )
+            raise ProbeError(f"{form} frames that torch reads on the GPU are not those that are copied to the host")
 
 
-def make_provider_video(job: ProbeJob, report: Report) -> None:
-    """Build a bundle of full size without engines, and make a video of it twice."""
-    import torch  # noqa: F401  # see `compare_miniature`
+def make_provider_video(job: ProbeJob, report: Report, **options: str) -> None:
+    """Build a bundle of full size without engines, and make a video of it twice; ``options`` are the provider's."""
+    import torch  # see `compare_miniature`
 
+    OPTIONS["CUDAExecutionProvider"].update(options)
     sizes = sizes_of(job)
     path = bundle_of(job).with_name(f"{bundle_of(job).name}-onnx")
-    options = BuildOptions(
+    build = BuildOptions(
         height=sizes.height,
         width=sizes.width,
         frames=f"2:{sizes.frames}:{sizes.frames}",
@@ -74,7 +74,7 @@ def make_provider_video(job: ProbeJob, report: Report) -> None:
         operators="onnxruntime",
     )
     started = time.perf_counter()
-    build_bundle(sizes.model, path, options)
+    build_bundle(sizes.model, path, build)
     report(build_seconds=round(time.perf_counter() - started, 1))
     arguments: dict[str, Any] = {"seed": 1, "num_inference_steps": sizes.steps, "decode_chunk_size": sizes.chunk}
     with _open(Bundle.open(path, verify=False), _provider(job)) as pipe:
@@ -83,6 +83,9 @@ def make_provider_video(job: ProbeJob, report: Report) -> None:
             started = time.perf_counter()
             video = pipe(draw_picture(sizes.height, sizes.width), output_type="np", **arguments)
             seconds = {key: round(value, 4) for key, value in video.timings.items() if isinstance(value, float)}
+            if not job.dry_run:
+                free, whole = torch.cuda.mem_get_info()
+                report(used_bytes=whole - free)
             report(
                 **{
                     f"{name}_seconds": seconds | {"total": round(time.perf_counter() - started, 3)},

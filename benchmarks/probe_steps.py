@@ -219,6 +219,21 @@ STEPS: tuple[Step, ...] = (
         580,
         "probe_provider:make_provider_video",
     ),
+    *(
+        _step(
+            f"provider-{name}",
+            f"The same video with {what}.",
+            (*_TORCH, "provider"),
+            200,
+            "probe_provider:make_provider_video",
+            **options,
+        )
+        for name, what, options in (
+            ("search", "the fastest convolutions that a search finds", {"cudnn_conv_algo_search": "EXHAUSTIVE"}),
+            ("workspace", "as much memory for convolutions as they ask for", {"cudnn_conv_use_max_workspace": "1"}),
+            ("nhwc", "channels last in convolutions", {"prefer_nhwc": "1"}),
+        )
+    ),
     _step(
         "torch-denoiser",
         "A denoising step in torch: the rewritten network against diffusers, time and difference.",

@@ -18,14 +18,26 @@ from svd_trt.runtime.cuda.buffers import CudaBuffer, as_cuda
 from svd_trt.runtime.cuda.cuda_device import CudaDevice, GpuBackend
 from svd_trt.runtime.device import Buffer, Session
 
-__all__ = ["GpuProvider", "OrtBackend", "OrtSession"]
+__all__ = ["OPTIONS", "GpuProvider", "OrtBackend", "OrtSession"]
 
 GpuProvider: TypeAlias = Literal["cuda", "tensorrt"]
 
 _PROVIDERS: dict[str, str] = {"cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
 
-# TF32, which is on by default, rounds the factors of products of fp32 to 10 bits, and fp32 is asked for to be exact.
-_OPTIONS: dict[str, dict[str, str]] = {_PROVIDERS["cuda"]: {"use_tf32": "0"}, _PROVIDERS["tensorrt"]: {}}
+OPTIONS: dict[str, dict[str, str]] = {
+    _PROVIDERS["cuda"]: {
+        # On by default, it rounds the factors of products of fp32 to 10 bits, and fp32 is asked for to be exact.
+        "use_tf32": "0",
+        # ONNX Runtime's defaults for these three ran out of the 80 GB of an H100 in a video of full size.
+        "arena_extend_strategy": "kSameAsRequested",
+        "cudnn_conv_algo_search": "HEURISTIC",
+        "cudnn_conv_use_max_workspace": "0",
+    },
+    _PROVIDERS["tensorrt"]: {},
+}
+"""Of each provider, by its name."""
+
+_ERRORS_ONLY, _FATAL_ONLY = 3, 4
 
 
 class OrtBackend(GpuBackend):
@@ -44,6 +56,8 @@ class OrtBackend(GpuBackend):
                 f"the installed onnxruntime has no {missing[0]}; "
                 "replace it: pip uninstall onnxruntime && pip install onnxruntime-gpu"
             )
+        # It warns of each session that its provider is no plug-in.
+        onnxruntime.set_default_logger_severity(_ERRORS_ONLY)
         with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does not find, and the system may have it
             onnxruntime.preload_dlls()  # finds the libraries of CUDA in pip's packages
 
@@ -55,7 +69,7 @@ class OrtBackend(GpuBackend):
         """Load the ONNX form of one network."""
         del streamed_bytes  # ONNX Runtime does not stream weights
         options = {"device_id": str(device.context.gpu.index), "user_compute_stream": str(device.compute.handle)}
-        session = load_onnx(bundle, network, self._providers, [options | _OPTIONS[name] for name in self._providers])
+        session = load_onnx(bundle, network, self._providers, [options | OPTIONS[name] for name in self._providers])
         used = session.get_providers()[0]
         if used != self._providers[0]:  # ONNX Runtime only logs that a library is missing, and uses the next provider
             raise BackendError(
@@ -63,6 +77,8 @@ class OrtBackend(GpuBackend):
                 "install the CUDA, cuDNN or TensorRT libraries that it names when it starts, the first two by "
                 "pip install 'onnxruntime-gpu[cuda,cudnn]'"
             )
+        # Its libraries are there, so what it logs from now on is what it tries in vain; what fails is raised.
+        onnxruntime.set_default_logger_severity(_FATAL_ONLY)
         return OrtSession(device, bundle.network(network).spec, session)
 
 

@@ -14,17 +14,19 @@ import onnxruntime
 import pytest
 import torch
 from diffusers.models.attention import FeedForward
+from diffusers.models.attention_processor import Attention
 from torch import nn
 
 from svd_trt import BuildOptions, Bundle, build_bundle
 from svd_trt.engine.spec import NetworkName, Range, network_specs
+from svd_trt.errors import ArgumentError
 from svd_trt.export.checkpoint_kinds import open_checkpoint
 from svd_trt.export.networks import make_network
 from svd_trt.export.onnx_export import export_network
 from svd_trt.export.options import ranges_of
 from svd_trt.export.reference import diffusers_output, draw_inputs, load_models
 from svd_trt.export.rewrites.feed_forward import ResidualFeedForward, SplitFeedForward
-from svd_trt.export.rewrites.onnxruntime import PhasedUpsample, TokenFeedForward
+from svd_trt.export.rewrites.onnxruntime import FusedAttention, PhasedUpsample, TokenFeedForward
 from svd_trt.export.rewrites.upsample import CroppedUpsample, SubpixelUpsample
 from tests.export.test_networks import END, TOLERANCE, check_network, sizes_at
 
@@ -65,6 +67,41 @@ def test_bundles_with_engines_are_standard(dynamic_bundle: Bundle) -> None:
 @pytest.mark.parametrize("name", OWN)
 def test_network(name: NetworkName, end: str, own_bundle: Bundle, small_checkpoint: Path, record_property: Any) -> None:
     check_network(own_bundle, name, end, small_checkpoint, record_property)
+
+
+def test_half_precision_leaves_the_attention_as_it_is(small_checkpoint: Path) -> None:
+    """ONNX Runtime's CUDA provider keeps scores in fp32, so no weight is scaled for them."""
+    checkpoint = open_checkpoint(str(small_checkpoint))
+    theirs = [layer for layer in checkpoint.load("unet", torch.float16).modules() if isinstance(layer, Attention)]
+    own = make_network("denoiser", checkpoint.load("unet", torch.float16), operators="onnxruntime")
+    ours = [layer for layer in own.modules() if isinstance(layer, FusedAttention)]
+    assert ours
+    weights = {
+        tensor.detach().numpy().tobytes() for layer in theirs for tensor in (layer.to_q.weight, layer.to_k.weight)
+    }
+    for layer in ours:
+        assert layer.scale == pytest.approx((layer.to_q.out_features // layer.heads) ** -0.5)
+        assert layer.to_q.weight.numpy().tobytes() in weights
+        assert layer.to_k.weight.numpy().tobytes() in weights
+
+
+@pytest.mark.parametrize(
+    ("options", "own"),
+    [
+        ({"backend": "onnxruntime", "precision": "fp32"}, True),
+        ({"backend": "onnxruntime", "precision": "fp16"}, False),
+        ({"backend": "onnxruntime", "precision": "fp16", "operators": "onnxruntime"}, True),
+        ({"backend": "onnxruntime", "precision": "fp32", "operators": "onnx"}, False),
+        ({"backend": "tensorrt", "operators": "onnxruntime"}, "add --backend onnxruntime"),
+        ({"backend": "onnxruntime", "operators": "onnxruntime", "rewrites": False}, "leave out --no-rewrites"),
+    ],
+)
+def test_who_gets_them(options: dict[str, Any], own: bool | str) -> None:
+    if isinstance(own, str):
+        with pytest.raises(ArgumentError, match=own):
+            _ = BuildOptions(**options).graph
+    else:
+        assert (BuildOptions(**options).graph.operators == "onnxruntime") == own
 
 
 @pytest.mark.slow
