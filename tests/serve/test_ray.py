@@ -280,13 +280,15 @@ def head(python: Path, tmp_path: Path) -> Iterator[str]:
     command += ["--include-dashboard", "false", "--disable-usage-stats", "--node-ip-address", "127.0.0.1"]
     with (tmp_path / "head.log").open("wb") as log:
         process = subprocess.Popen(list(map(str, command)), env=environment, stdout=log, stderr=log)
-    until = time.monotonic() + 90
-    while "Ray runtime started" not in (tmp_path / "head.log").read_text():
-        assert process.poll() is None, (tmp_path / "head.log").read_text()
-        assert time.monotonic() < until, (tmp_path / "head.log").read_text()
-        time.sleep(0.5)
-    yield f"127.0.0.1:{port}"
-    end(process)
+    try:
+        until = time.monotonic() + 90
+        while "Ray runtime started" not in (tmp_path / "head.log").read_text():
+            assert process.poll() is None, (tmp_path / "head.log").read_text()
+            assert time.monotonic() < until, (tmp_path / "head.log").read_text()
+            time.sleep(0.5)
+        yield f"127.0.0.1:{port}"
+    finally:
+        end(process)
 
 
 def test_replicas_of_a_cluster_finish_their_videos_when_the_command_ends(
@@ -357,22 +359,23 @@ def configured(python: Path, tiny_bundle: Bundle, tmp_path: Path) -> Iterator[tu
         assert text.count(old) == 1, old
         text = text.replace(old, new)
     (tmp_path / "serve.yaml").write_text(text)
-    env = os.environ | ENVIRONMENT | LOCAL
+    env = os.environ | ENVIRONMENT | LOCAL | {"RAY_ADDRESS": "local"}  # and not a cluster that was there before
     command = [python.with_name("serve"), "run", tmp_path / "serve.yaml"]
     with (tmp_path / "log").open("wb") as log:
         process = subprocess.Popen(list(map(str, command)), env=env, stdout=log, stderr=log)
-    client = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=120)
-    until = time.monotonic() + 120
-    while True:
-        assert process.poll() is None, (tmp_path / "log").read_text()
-        assert time.monotonic() < until, (tmp_path / "log").read_text()
-        with suppress(httpx.TransportError):
-            if client.get("/readyz").status_code == 200:
-                break
-        time.sleep(0.5)
-    yield process.pid, client
-    client.close()
-    end(process)
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=120) as client:
+            until = time.monotonic() + 120
+            while True:
+                assert process.poll() is None, (tmp_path / "log").read_text()
+                assert time.monotonic() < until, (tmp_path / "log").read_text()
+                with suppress(httpx.TransportError):
+                    if client.get("/readyz").status_code == 200:
+                        break
+                time.sleep(0.5)
+            yield process.pid, client
+    finally:
+        end(process)
 
 
 def end(process: subprocess.Popen[bytes]) -> None:

@@ -91,6 +91,9 @@ def test_content_comes_in_the_format_that_was_asked_for(served: Served, png: byt
     whole = served.content(job["id"], "mp4")
     part = served.client.get(place, headers={"Range": "bytes=10-19"})
     assert (part.status_code, part.content) == (206, whole[10:20])
+    only_headers = served.client.head(place)
+    assert (only_headers.status_code, only_headers.content) == (200, b"")
+    assert only_headers.headers["content-length"] == str(len(whole))
     assert served.client.get(place, headers={"Range": "bytes=99999999-"}).status_code == 416
     error_of(served.client.get(place, params={"format": "avi"}), 400, "invalid_request")
 

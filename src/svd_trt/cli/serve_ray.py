@@ -15,6 +15,7 @@ from typing import Any
 from svd_trt.cli.signals import end_by_exceptions
 from svd_trt.engine.bundle import Bundle
 from svd_trt.errors import ArgumentError, LockedError, MissingDependencyError, SvdTrtError, first_line
+from svd_trt.serve.addresses import LOOPBACK
 from svd_trt.serve.store import Store
 
 __all__ = ["serve_on_ray"]
@@ -24,10 +25,8 @@ _NAME = "svd-trt"
 _LOOK = 2.0  # seconds between two looks at the application
 _REACH = 10.0  # seconds for a cluster to answer
 _END = 10.0  # seconds for the processes of a local cluster to end
-_ENVIRONMENT = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # all that Ray offers to keep a local cluster at the loopback address
-}
+_AT_LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}  # or Ray takes the loopback address for that of a network
+_TOKEN_PATH = Path("~", ".ray", "auth_token")  # of Ray's own, which its first local cluster makes
 
 
 def serve_on_ray(
@@ -46,15 +45,14 @@ def serve_on_ray(
         ArgumentError: there is no such cluster, or a local one has too few GPUs.
         SvdTrtError: the application does not start, or ends.
     """
-    if cluster == _LOCAL:
-        os.environ.update(_ENVIRONMENT)
-    elif Path(cluster).is_dir():
+    if cluster != _LOCAL and Path(cluster).is_dir():
         raise ArgumentError(f"--ray {cluster} names a folder, and takes an address; write --ray after the bundles")
+    os.environ.update(_environment(cluster))
     try:
         import ray
         from ray import serve
 
-        from svd_trt.serve.ray_deployment import Arguments, build_app
+        from svd_trt.serve.ray_deployment import Arguments, build_app, gpus_of_a_replica
     except ImportError as error:
         raise MissingDependencyError("svd-trt serve --ray", "serve,ray") from error
 
@@ -65,12 +63,12 @@ def serve_on_ray(
         replicas = asked or max(gpus, 1)
         bundles = [path.absolute() for path in arguments["bundles"]]
         changed = {"bundles": bundles, "data": data.absolute(), "replicas": replicas}
-        app = build_app(Arguments(**{**arguments, **changed}))
+        asked_for = Arguments(**{**arguments, **changed})
         if cluster == _LOCAL:
-            _require_gpus(app, replicas, gpus)
+            _require_gpus(gpus_of_a_replica(asked_for), replicas, gpus)
         serve.start(http_options={"host": place[0], "port": place[1]})
         try:
-            serve.run(app, name=_NAME, route_prefix="/")
+            serve.run(build_app(asked_for), name=_NAME, route_prefix="/")
             ready()
             while (
                 status := serve.status().applications[_NAME]
@@ -83,6 +81,19 @@ def serve_on_ray(
             if cluster != _LOCAL:
                 with contextlib.suppress(Exception):
                     serve.delete(_NAME, _blocking=False)
+
+
+def _environment(cluster: str) -> dict[str, str]:
+    """What Ray reads while it is imported."""
+    if cluster == _LOCAL:
+        return {"RAY_USAGE_STATS_ENABLED": "0"} | _AT_LOOPBACK
+    host = cluster.rpartition(":")[0].strip("[]")
+    changes = dict(_AT_LOOPBACK) if host in LOOPBACK else {}
+    # `ray start` asks for a token if there is one, and a program that joins must be told to show it.
+    shown = any(name in os.environ for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"))
+    if "RAY_AUTH_MODE" not in os.environ and (shown or _TOKEN_PATH.expanduser().exists()):
+        changes["RAY_AUTH_MODE"] = "token"
+    return changes
 
 
 @contextlib.contextmanager
@@ -141,8 +152,7 @@ def _put_back(data: Path) -> None:
     store.close()
 
 
-def _require_gpus(app: Any, replicas: int | tuple[int, int], gpus: int) -> None:
-    each = app._bound_deployment.ray_actor_options.get("num_gpus") or 0
+def _require_gpus(each: float, replicas: int | tuple[int, int], gpus: int) -> None:
     least = replicas if isinstance(replicas, int) else replicas[0]
     if least * each > gpus:
         raise ArgumentError(

@@ -182,6 +182,7 @@ def _add_results(application: FastAPI, service: Service) -> None:
         headers = {"X-Accel-Buffering": "no"}
         return StreamingResponse(job_events(service.hub, job_id, now), media_type="text/event-stream", headers=headers)
 
+    @application.head("/v1/videos/{id}/content", include_in_schema=False)  # players ask for its size
     @application.get(
         "/v1/videos/{id}/content",
         response_class=FileResponse,

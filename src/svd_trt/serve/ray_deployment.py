@@ -32,7 +32,7 @@ from svd_trt.serve.service import Keep, open_service
 from svd_trt.serve.shared_jobs import SharedJobs, SharedTable
 from svd_trt.serve.store import Store
 
-__all__ = ["Arguments", "build_app", "replicas_for"]
+__all__ = ["Arguments", "build_app", "gpus_of_a_replica", "replicas_for"]
 
 _KEY = "SVD_TRT_API_KEY"
 _NAMESPACE = "svd-trt"
@@ -85,11 +85,10 @@ def build_app(arguments: Arguments) -> Any:
         policy = {"policy_function": f"{__name__}:{replicas_for.__name__}"}
         scaling = {"min_replicas": least, "max_replicas": most, "target_ongoing_requests": _PER_REPLICA}
         options = {"autoscaling_config": scaling | {"policy": policy}}
-    gpus = _gpus(arguments)
     deployment = serve.deployment(
         serve.ingress()(Videos),
         name="Videos",
-        ray_actor_options={"num_cpus": 1, "num_gpus": gpus},
+        ray_actor_options={"num_cpus": 1, "num_gpus": gpus_of_a_replica(arguments)},
         max_ongoing_requests=_ONGOING,
         graceful_shutdown_timeout_s=arguments.drain,
         health_check_period_s=5,
@@ -151,7 +150,8 @@ class Videos:
         return {"jobs": float(await anyio.to_thread.run_sync(self._service.store.open))}
 
 
-def _gpus(arguments: Arguments) -> float:
+def gpus_of_a_replica(arguments: Arguments) -> float:
+    """Those that are asked for, or one if the cluster has any and the CPU is not asked for."""
     if arguments.gpus is not None:
         return arguments.gpus
     return 0.0 if arguments.device == "cpu" or not ray.cluster_resources().get("GPU") else 1.0
