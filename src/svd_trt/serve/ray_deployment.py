@@ -77,8 +77,13 @@ class Arguments(BaseModel):
     drain: float = Field(default=600.0, ge=0)
 
 
-def build_app(arguments: Arguments) -> Any:
-    """The application of Ray Serve for `serve.run`, or for a configuration that names this function."""
+def build_app(arguments: Arguments | dict[str, Any]) -> Any:
+    """The application of Ray Serve for `serve.run`, or for a configuration that names this function.
+
+    Raises:
+        pydantic.ValidationError: a configuration has wrong arguments.
+    """
+    arguments = Arguments.model_validate(arguments)
     options: dict[str, Any] = {"num_replicas": arguments.replicas}
     if isinstance(arguments.replicas, tuple):
         least, most = arguments.replicas
