@@ -88,10 +88,11 @@ gpu-probe: $(READY)
 	$(BIN)/python -m svd_trt.benchmarks.gpu_probe --backend $(BACKEND) $(PROBE)
 
 # Packs the packages that the probe needs into PACK, for a GPU machine that has torch and no package index; with
-# BACKEND=onnxruntime-gpu those for its steps `provider`, which Hopper GPUs run, and not TensorRT for RTX.
+# BACKEND=onnxruntime-gpu those for its steps `provider`, which Hopper GPUs run, and not TensorRT for RTX. GPU=sm90 keeps
+# the code of one GPU.
 PACK ?= gpu-pack
 gpu-pack: $(READY)
-	$(BIN)/python -m svd_trt.benchmarks.gpu_pack $(PACK) $(if $(filter onnxruntime-gpu,$(BACKEND)),--backend $(BACKEND))
+	$(BIN)/python -m svd_trt.benchmarks.gpu_pack $(PACK) $(if $(filter onnxruntime-gpu,$(BACKEND)),--backend $(BACKEND)) $(if $(GPU),--gpu $(GPU))
 
 # Compares speed and fidelity with diffusers on this machine: takes a quarter of an hour for PRESET=mid. Draws the
 # charts and writes the figures into docs/performance.md.

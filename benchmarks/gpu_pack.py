@@ -18,6 +18,8 @@ import click
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from svd_trt.benchmarks.gpu_code import keep_gpu
+
 __all__ = ["Backend", "main", "pack", "packages", "split_file"]
 
 Backend: TypeAlias = Literal["tensorrt-rtx", "onnxruntime-gpu"]
@@ -39,9 +41,11 @@ _UNPACK = (
 @click.argument("directory", type=click.Path(path_type=Path, file_okay=False))
 @click.option("--python", default="3.12", show_default=True, help="Version of Python on the other machine.")
 @click.option("--backend", type=click.Choice(list(_EXTRAS)), default="tensorrt-rtx", show_default=True)
+@click.option("--gpu", metavar="SM", help="Keep the code for this GPU alone in the libraries, such as sm90: a third.")
 @click.option("--part-mib", type=click.IntRange(1), default=60, show_default=True, help="Size of a part.")
-def main(directory: Path, python: str, backend: Backend, part_mib: int) -> None:
+def main(directory: Path, python: str, backend: Backend, gpu: str | None, part_mib: int) -> None:
     """Write the parts to DIRECTORY; compressing them takes minutes."""
+    capability = None if gpu is None else _capability(gpu)
     directory.mkdir(parents=True, exist_ok=True)
     wanted = [f"{name}=={version}" for name, version in sorted(packages(backend).items())]
     with tempfile.TemporaryDirectory(dir=directory) as folder:
@@ -50,11 +54,21 @@ def main(directory: Path, python: str, backend: Backend, part_mib: int) -> None:
         fixed = ["--no-deps", "--no-compile", "--only-binary=:all:", "--python-version", python, *platforms]
         command = [sys.executable, "-m", "pip", "install", "--quiet", "--target", str(tree), *fixed, *wanted]
         subprocess.run(command, check=True)  # noqa: S603  (our own interpreter)
+        if capability is not None:
+            for library in tree.rglob("*.so*"):
+                keep_gpu(library, capability)
         pack(tree, archive)
         parts = split_file(archive, directory, part_mib << 20)
     click.echo(f"wrote {len(parts)} parts with {len(wanted)} packages. On the other machine, in the checkout:")
     click.echo(f'  cat PARTS/*.part | python3 -c "{_UNPACK}" packages')
     click.echo("  PYTHONPATH=src:packages python3 -m svd_trt.benchmarks.gpu_probe --limit 590 --missing")
+
+
+def _capability(gpu: str) -> int:
+    number = gpu.removeprefix("sm")
+    if not (number.isascii() and number.isdigit()):
+        raise click.BadParameter(f"{gpu!r} is not like sm90", param_hint="--gpu")
+    return int(number)
 
 
 def packages(backend: Backend = "tensorrt-rtx") -> dict[str, str]:

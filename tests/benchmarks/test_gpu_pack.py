@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import mmap
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+from svd_trt.benchmarks.gpu_code import entries, keep_gpu
 from svd_trt.benchmarks.gpu_pack import _UNPACK, pack, packages, split_file
 
 ROOT = Path(__file__).parents[2]
@@ -50,3 +53,32 @@ def test_parts_unpack_to_the_same_files(tmp_path: Path) -> None:
     unpacked = {path.relative_to(tmp_path / "packages"): path for path in (tmp_path / "packages").rglob("*.*")}
     assert set(map(str, unpacked)) == {"package/module.py", "library.so"}
     assert unpacked[Path("library.so")].read_bytes() == (tree / "library.so").read_bytes()
+
+
+def test_code_for_other_gpus_is_removed(tmp_path: Path) -> None:
+    """From a real library, with code for five GPUs; nothing else of it changes."""
+    import onnxruntime_ep_nv_tensorrt_rtx
+
+    library = tmp_path / "libtensorrt_plugins.so"
+    original = Path(next(iter(onnxruntime_ep_nv_tensorrt_rtx.__path__)), library.name)
+    shutil.copy(original, library)
+    removed = keep_gpu(library, 89)
+    before, after = original.read_bytes(), library.read_bytes()
+    with original.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        found = list(entries(content))
+    assert {80, 86, 89, 90, 120} <= {capability for _, capability, _, _ in found}
+    unchanged, last = [], 0
+    for kind, capability, start, stop in found:
+        unchanged.append((last, start))
+        stays = kind == 1 or capability in (80, 86, 89)
+        assert after[start:stop] == (before[start:stop] if stays else bytes(stop - start))
+        last = stop
+    assert all(before[a:b] == after[a:b] for a, b in [*unchanged, (last, len(before))])
+    assert (
+        removed == sum(stop - start for kind, gpu, start, stop in found if kind != 1 and gpu in (90, 120)) > 10_000_000
+    )
+
+
+def test_a_file_without_code_for_gpus_stays(tmp_path: Path) -> None:
+    (tmp_path / "library.so").write_bytes(b"\x50\xed\x55\xba" * 5 + b"no container")
+    assert keep_gpu(tmp_path / "library.so", 90) == 0
