@@ -16,6 +16,7 @@ import pytest
 from tritonclient.utils import InferenceServerException
 
 from svd_trt import SvdTrtError, VideoPipeline
+from svd_trt.serve.words import api_words
 from tests.cli.conftest import invoke
 from tests.serve.triton_server import LONG, Answer, Server, Stream, environment, serving
 
@@ -146,7 +147,7 @@ def test_wrong_arguments_are_refused_in_the_words_of_the_pipeline(
         pipe.stream(png, **arguments)
     answer = stream.finish(stream.request("tiny", image_file=png, **arguments))
     assert answer.frames == []
-    assert str(expected.value) in str(answer.error)
+    assert api_words(str(expected.value)) in str(answer.error)
 
 
 @pytest.mark.parametrize(
