@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import onnxruntime
 
 from svd_trt.benchmarks.probe_steps import ProbeError, ProbeJob, Report, bundle_of, sizes_of
 from svd_trt.engine.bundle import Bundle
@@ -17,7 +18,7 @@ from svd_trt.export.options import BuildOptions
 from svd_trt.runtime.cuda.provider import OPTIONS
 from svd_trt.runtime.pipeline import VideoPipeline
 
-__all__ = ["compare_miniature", "make_provider_video"]
+__all__ = ["compare_miniature", "compare_provider_scores", "make_provider_video"]
 
 _MINIATURE = Path("examples", "tiny", "checkpoint")
 # By precision and operators. In full size, fp16 needs ONNX Runtime's own: of others it stores every score.
@@ -96,6 +97,33 @@ def make_provider_video(job: ProbeJob, report: Report, **options: str) -> None:
     report(deviation=round(deviation, 2))
     if deviation < 1:
         raise ProbeError("all pixels of the frames are equal")
+
+
+def compare_provider_scores(job: ProbeJob, report: Report) -> None:
+    """Attention with large scores, as a bundle with ONNX Runtime's own operators has it in fp16, against fp32."""
+    import torch
+
+    from svd_trt.benchmarks.probe_torch import relative_error, rounded, scored_layers
+    from svd_trt.export.rewrites.attention import BoundedAttention
+    from svd_trt.export.rewrites.onnxruntime import FusedAttention
+
+    name_of_provider = "CPUExecutionProvider" if job.dry_run else "CUDAExecutionProvider"
+    figures: dict[str, Any] = {}
+    wrong: list[str] = []
+    for name, bound, layer, hidden in scored_layers(sizes_of(job).tokens, torch.device("cpu")):
+        exact = layer(hidden)
+        own = FusedAttention(BoundedAttention(layer.half(), stored_scores=False)).eval()
+        path = Path(job.work, "attention.onnx")
+        torch.onnx.export(own, (hidden.half(),), path, dynamo=True, optimize=False, verbose=False)
+        session = onnxruntime.InferenceSession(path, providers=[name_of_provider])
+        (found,) = session.run(None, {session.get_inputs()[0].name: hidden.half().numpy()})
+        error = relative_error(torch.from_numpy(found), exact)
+        figures[name] = rounded(error)
+        report(relative_error=figures, provider=session.get_providers()[0])
+        if not error <= bound:
+            wrong.append(name)
+    if wrong:
+        raise ProbeError(f"the attention is not as close to fp32 as it must be: {', '.join(wrong)}")
 
 
 def _provider(job: ProbeJob) -> Literal["cpu", "cuda"]:

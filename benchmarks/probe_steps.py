@@ -209,8 +209,15 @@ STEPS: tuple[Step, ...] = (
         "provider-miniature",
         "Does ONNX Runtime's CUDA provider make the frames of the CPU, with the trained miniature?",
         (*_TORCH, "provider", "checkout"),
-        300,
+        400,
         "probe_provider:compare_miniature",
+    ),
+    _step(
+        "provider-scores",
+        "Attention with large scores in ONNX Runtime's own operator, in fp16, against fp32.",
+        (*_TORCH, "provider"),
+        120,
+        "probe_provider:compare_provider_scores",
     ),
     _step(
         "provider-video",
@@ -224,11 +231,12 @@ STEPS: tuple[Step, ...] = (
             f"provider-{name}",
             f"The same video with {what}.",
             (*_TORCH, "provider"),
-            200,
+            300,
             "probe_provider:make_provider_video",
             **options,
         )
         for name, what, options in (
+            ("arena", "an arena that doubles", {"arena_extend_strategy": "kNextPowerOfTwo"}),
             ("search", "the fastest convolutions that a search finds", {"cudnn_conv_algo_search": "EXHAUSTIVE"}),
             ("workspace", "as much memory for convolutions as they ask for", {"cudnn_conv_use_max_workspace": "1"}),
             ("nhwc", "channels last in convolutions", {"prefer_nhwc": "1"}),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -39,6 +39,7 @@ __all__ = [
     "race_denoisers",
     "relative_error",
     "rounded",
+    "scored_layers",
 ]
 
 Contenders: TypeAlias = Mapping[str, Callable[[], Any]]
@@ -254,25 +255,9 @@ def compare_scores(job: ProbeJob, report: Report) -> None:
 
     diffusers' layer is reported and may fail. Ours must be finite, and close where a bound is known.
     """
-    from diffusers.models.attention_processor import Attention
-
-    sizes, device = sizes_of(job), device_of(job)
-    channels, heads = 128, 2
     figures: dict[str, Any] = {}
     wrong: list[str] = []
-    for name, (size, common, bound) in _SCORES.items():
-        torch.manual_seed(0)
-        layer = Attention(channels, heads=heads, dim_head=channels // heads).eval().to(device)
-        layer.requires_grad_(requires_grad=False)
-        hidden = torch.randn(2, sizes.tokens, channels)
-        for project in (layer.to_q, layer.to_k):
-            if common is None:
-                project.weight.copy_(torch.eye(channels) * size)
-            else:  # all keys have a large part in common, and their small differences decide
-                project.weight.mul_(0.3)
-                project.weight[:, 0] = (common / 8) ** 0.5
-        if common is not None:
-            hidden[..., 0] = 1.0
+    for name, bound, layer, hidden in scored_layers(sizes_of(job).tokens, device_of(job)):
         exact = layer(hidden)
         layer.half()
         errors = {
@@ -285,6 +270,27 @@ def compare_scores(job: ProbeJob, report: Report) -> None:
             wrong.append(name)
     if wrong:
         raise ProbeError(f"the bounded attention is not as close to fp32 as it must be: {', '.join(wrong)}")
+
+
+def scored_layers(tokens: int, device: torch.device) -> Iterator[tuple[str, float, Any, Tensor]]:
+    """Kinds of large scores: their name, the bound of an error, a layer of diffusers in fp32, and its input."""
+    from diffusers.models.attention_processor import Attention
+
+    channels, heads = 128, 2
+    for name, (size, common, bound) in _SCORES.items():
+        torch.manual_seed(0)
+        layer = Attention(channels, heads=heads, dim_head=channels // heads).eval().to(device)
+        layer.requires_grad_(requires_grad=False)
+        hidden = torch.randn(2, tokens, channels)
+        for project in (layer.to_q, layer.to_k):
+            if common is None:
+                project.weight.copy_(torch.eye(channels) * size)
+            else:  # all keys have a large part in common, and their small differences decide
+                project.weight.mul_(0.3)
+                project.weight[:, 0] = (common / 8) ** 0.5
+        if common is not None:
+            hidden[..., 0] = 1.0
+        yield name, bound, layer, hidden
 
 
 _SCORES: dict[str, tuple[float, float | None, float]] = {

@@ -65,7 +65,7 @@ class BuildOptions:
             rewrites.
         operators: ``onnx`` keeps to the standard's operators; ``onnxruntime`` uses ONNX Runtime's own, whose attention
             never stores the scores; ``auto`` uses these if nothing else will run the networks, on a processor: no
-            engines, fp32 and rewrites. In half precision they are for its CUDA provider, which keeps scores in fp32.
+            engines, fp32 and rewrites. In half precision they are for its CUDA provider.
         split_guidance: build the denoiser for one guidance branch at a time: half the memory, two passes a step.
         branches: 2 builds the denoiser for guided videos alone; 1 is the same as ``split_guidance``, and is the fastest
             for videos without guidance. None is both in one.

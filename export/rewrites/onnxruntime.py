@@ -25,7 +25,7 @@ __all__ = ["FusedAttention", "PhasedUpsample", "TokenFeedForward", "fuse_for_onn
 def fuse_for_onnxruntime(model: nn.Module, *, ff_chunks: int = 1) -> int:
     """Replace layers by forms that ONNX Runtime runs fastest; returns how many were changed.
 
-    In half precision only its CUDA provider computes the same: that keeps scores in fp32, and the CPU's does not.
+    In half precision too its attention keeps scores in fp32, so that queries and keys need no smaller scale.
 
     Args:
         model: rewritten by `svd_trt.export.rewrites.rewrite`.

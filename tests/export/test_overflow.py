@@ -7,8 +7,10 @@ the plain ONNX graph.)
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import onnxruntime
 import pytest
 import torch
 from diffusers.models.attention import FeedForward
@@ -17,6 +19,8 @@ from torch import Tensor
 
 from svd_trt.export.rewrites.attention import BoundedAttention
 from svd_trt.export.rewrites.feed_forward import SplitFeedForward
+from svd_trt.export.rewrites.onnxruntime import FusedAttention
+from svd_trt.export.silence import silence_libraries
 
 TOKENS, CHANNELS, HEADS = 96, 128, 2
 
@@ -48,6 +52,22 @@ def test_large_keys_of_small_queries(size: float, attention: Any, record_propert
     attention.to_k.weight.mul_(size)
     attention.to_q.weight.mul_(30 / size if size > 1 else 1)
     compare(attention, torch.randn(2, TOKENS, CHANNELS), 3e-2, overflows=False, record_property=record_property)
+
+
+def test_large_keys_in_the_operator_of_onnxruntime(attention: Any, tmp_path: Path, record_property: Any) -> None:
+    """It keeps scores in fp32, so its weights are those of the checkpoint."""
+    for layer in (attention.to_q, attention.to_k):
+        layer.weight.copy_(torch.eye(CHANNELS) * 1500.0)
+    hidden = torch.randn(2, TOKENS, CHANNELS)
+    exact = attention(hidden)
+    own = FusedAttention(BoundedAttention(attention.half(), stored_scores=False)).eval()
+    with silence_libraries():
+        torch.onnx.export(own, (hidden.half(),), tmp_path / "layer.onnx", dynamo=True, optimize=False, verbose=False)
+    session = onnxruntime.InferenceSession(tmp_path / "layer.onnx", providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {session.get_inputs()[0].name: hidden.half().numpy()})
+    error = float((torch.from_numpy(found).float() - exact).norm() / exact.norm())
+    record_property("relative_error", error)
+    assert error <= 1e-2
 
 
 @pytest.mark.parametrize("size", [128.0, 400.0, 1500.0])
