@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import io
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import onnxruntime
 
 from svd_trt.engine.bundle import Bundle
 from svd_trt.engine.spec import NetworkName, NetworkSpec
-from svd_trt.errors import BackendError
+from svd_trt.errors import BackendError, first_line
 from svd_trt.runtime.closeable import closed_error
 from svd_trt.runtime.cpu_device import load_onnx, run_bound
 from svd_trt.runtime.cuda.buffers import CudaBuffer, as_cuda
@@ -37,8 +39,6 @@ OPTIONS: dict[str, dict[str, str]] = {
 }
 """Of each provider, by its name."""
 
-_ERRORS_ONLY, _FATAL_ONLY = 3, 4
-
 
 class OrtBackend(GpuBackend):
     """Runs ONNX graphs.
@@ -56,8 +56,6 @@ class OrtBackend(GpuBackend):
                 f"the installed onnxruntime has no {missing[0]}; "
                 "replace it: pip uninstall onnxruntime && pip install onnxruntime-gpu"
             )
-        # It warns of each session that its provider is no plug-in.
-        onnxruntime.set_default_logger_severity(_ERRORS_ONLY)
         with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does not find, and the system may have it
             onnxruntime.preload_dlls()  # finds the libraries of CUDA in pip's packages
 
@@ -73,13 +71,21 @@ class OrtBackend(GpuBackend):
         used = session.get_providers()[0]
         if used != self._providers[0]:  # ONNX Runtime only logs that a library is missing, and uses the next provider
             raise BackendError(
-                f"onnxruntime cannot use its {self._providers[0]} here and takes {used}; "
-                "install the CUDA, cuDNN or TensorRT libraries that it names when it starts, the first two by "
-                "pip install 'onnxruntime-gpu[cuda,cudnn]'"
+                f"onnxruntime cannot use its {self._providers[0]} here and takes {used}: "
+                f"{_obstacle(self._providers[0])}; install the libraries of CUDA, cuDNN or TensorRT that it needs, the "
+                "first two by pip install 'onnxruntime-gpu[cuda,cudnn]'"
             )
-        # Its libraries are there, so what it logs from now on is what it tries in vain; what fails is raised.
-        onnxruntime.set_default_logger_severity(_FATAL_ONLY)
         return OrtSession(device, bundle.network(network).spec, session)
+
+
+def _obstacle(provider: str) -> str:
+    """Why a provider cannot be used, which ONNX Runtime only logs."""
+    name = f"libonnxruntime_providers_{provider.removesuffix('ExecutionProvider').lower()}.so"
+    try:
+        ctypes.CDLL(str(Path(onnxruntime.__file__).with_name("capi") / name))
+    except OSError as error:
+        return first_line(error)
+    return "its libraries are there, and its log says more"
 
 
 class OrtSession(Session):

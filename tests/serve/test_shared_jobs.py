@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from svd_trt import Bundle, VideoPipeline
 from svd_trt.serve import shared_jobs
-from svd_trt.serve.events import job_events
+from svd_trt.serve.events import SHARES, Hub, job_events
 from svd_trt.serve.limits import Limits
 from svd_trt.serve.service import Keep, Service, accept, cancel, close, describe, open_service, start
 from svd_trt.serve.shared_jobs import SharedJobs, SharedTable, Told
@@ -173,3 +175,22 @@ def test_a_restarted_table_leaves_what_servers_make(tmp_path: Path) -> None:
         assert store.get(job.id).status == status  # type: ignore[union-attr]
         assert store.picture(job).exists()
         shared.close()
+
+
+def test_the_end_of_a_job_is_told_to_others_and_not_taken_back_by_its_maker(tmp_path: Path) -> None:
+    """Though it ends between two exchanges, after which nobody makes it."""
+    hub, store = Hub(), SimpleNamespace(held=["vid_1"], release=lambda _: None)
+    renderer = SimpleNamespace(wake=lambda: None, cancel=lambda _: None)
+    service: Any = SimpleNamespace(hub=hub, store=store, renderers={"m": renderer})
+    with contextlib.closing(SharedJobs(tmp_path, ["m"])) as jobs:
+        shared = SharedTable(lambda method, *values: getattr(jobs, method)(*values))
+        live = hub.live("vid_1")
+        live.begin(SHARES)
+        live.report("decode", 0, 4)
+        shared.exchange(service)
+        live.report("decode", 4, 4)
+        store.held = []
+        for _ in range(2):
+            shared.exchange(service)
+            assert live.step == ("decode", 4, 4)
+        assert jobs.exchange(Told(["m"])).states["vid_1"]["step"] == live.step

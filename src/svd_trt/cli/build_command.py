@@ -244,7 +244,10 @@ def command(model: str, output: Path, quiet: bool, as_json: bool, **options: Any
         built, networks = result.bundle.manifest.tensorrt, result.bundle.manifest.networks
         engines = f"engines for {built.name} {built.version}" if built else "ONNX alone (--backend onnxruntime)"
         console.print(f"built {output}: {len(networks)} networks, {engines}")
-        console.print(f"next: svd-trt inspect {output}\n      svd-trt infer {output} PICTURE -o video.mp4")
+        manifest = result.bundle.manifest
+        on_gpu = manifest.precision == "fp16" and manifest.graph.operators == "onnxruntime"
+        where = " --provider cuda" if on_gpu else ""
+        console.print(f"next: svd-trt inspect {output}\n      svd-trt infer {output} PICTURE -o video.mp4{where}")
     if as_json:
         print_json(_as_dict(result))
 

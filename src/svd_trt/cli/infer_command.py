@@ -15,6 +15,7 @@ from rich.console import Console
 from svd_trt.cli.console import Bars, log_to, print_json, stderr
 from svd_trt.cli.layer_profile import check_profile, print_slowest_layers, write_profile
 from svd_trt.cli.parameter_options import parameter_options
+from svd_trt.cli.provider_log import end_log_of
 from svd_trt.cli.sizes import ByteSize, FrameRate
 from svd_trt.errors import OutputError
 from svd_trt.runtime.backends import PROVIDERS, RUN_BACKENDS, Provider, RunBackend
@@ -143,6 +144,7 @@ def command(
     console = stderr(quiet=quiet)
     layers: LayerTimes = {}
     chosen = {"backend": backend, "device": device, "provider": provider}
+    end_log_of(provider)
     with VideoPipeline.open(bundle, vram_budget=vram_budget, **chosen) as pipe:  # type: ignore[arg-type]
         if profile is not None:
             pipe.device.measure_layers(layers)

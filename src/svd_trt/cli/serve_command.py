@@ -13,6 +13,7 @@ import click
 import platformdirs
 
 from svd_trt.cli.console import log_to, stderr
+from svd_trt.cli.provider_log import end_log_of
 from svd_trt.cli.sizes import ByteSize
 from svd_trt.errors import ArgumentError, MissingDependencyError
 from svd_trt.runtime.backends import PROVIDERS, RUN_BACKENDS, Provider, RunBackend
@@ -192,16 +193,17 @@ def command(
         return VideoPipeline.open(path, backend=backend, device=device, provider=provider, vram_budget=vram_budget)
 
     console = stderr(quiet=quiet)
+    end_log_of(provider)
     if replicas is not None and cluster is None:
         raise click.UsageError("--replicas is for --ray; give both, or neither.")
     key, names, named = _api_key(api_key_file), _names(host, allow_host), named_bundles(bundles)
     limits = Limits(queue, max_upload, max_pixels, max_steps, max_frames, max_seconds, max_upload_seconds)
     folder = data or platformdirs.user_data_path("svd-trt") / "serve"
 
-    def serving(port: int) -> str:
+    def serving(place: str) -> str:
         if host not in LOOPBACK and key is None:
             console.print(_warning(host), style="bold yellow")
-        return f"serving {', '.join(named)} at {_address(host, port)}; jobs are kept in {folder}"
+        return f"serving {', '.join(named)} at {place}; jobs are kept in {folder}"
 
     if cluster is not None:
         from svd_trt.cli.serve_ray import serve_on_ray
@@ -209,11 +211,19 @@ def command(
         if cluster == "local" or port == 0:  # on another cluster Ray Serve may be there already
             with bind(host, port, max_stall_seconds) as opened:
                 port = opened.getsockname()[1]
-        said = serving(port)
         arguments = {"bundles": bundles, "data": folder, "limits": limits, "keep": Keep(*keep), "api_key": key}
         arguments |= {"names": names, "batch": batch, "replicas": replicas, "backend": backend, "device": device}
         arguments |= {"provider": provider, "vram_budget": vram_budget}
-        serve_on_ray(cluster, (host, port), arguments, lambda: console.print(said))
+        place = _address(host, port)
+        other = "the place that Ray Serve of the cluster had, not that of --host and --port"
+
+        def starting() -> None:
+            console.print("starting Ray Serve, which takes about half a minute", style="dim")
+
+        def ready(had: bool) -> None:
+            console.print(serving(other if had else place))
+
+        serve_on_ray(cluster, (host, port), arguments, starting, ready)
         return
     ended = Ended()
     with bind(host, port, max_stall_seconds) as opened, log_to(console, style="dim"):
@@ -234,7 +244,7 @@ def command(
                 on_failure=ended.say,
                 batch=batch,
             )
-            application, said = build_application(service), serving(opened.getsockname()[1])
+            application, said = build_application(service), serving(_address(host, opened.getsockname()[1]))
             run_server(application, service.hub, opened, ended, lambda: console.print(said))
         finally:
             store.close()

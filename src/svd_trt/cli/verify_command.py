@@ -15,6 +15,7 @@ from rich.table import Table
 
 from svd_trt.cli.bundle_source import findable_changes, findable_source
 from svd_trt.cli.console import Bars, print_json, stderr, stdout
+from svd_trt.cli.provider_log import end_log_of
 from svd_trt.engine.bundle import Bundle
 from svd_trt.engine.spec import NetworkName
 from svd_trt.errors import ArgumentError, MissingDependencyError
@@ -109,6 +110,7 @@ def command(
     console = stderr(quiet=quiet)
     if model is None:
         compared["variant"] = compared["variant"] or opened.manifest.source.variant
+    end_log_of(provider)
     with VideoPipeline.open(opened, backend=backend, device=device, provider=provider) as pipe:
         differences = _compare(pipe, model or findable_source(opened), console, **compared)
     failed = [d for d in differences if not d.ok]

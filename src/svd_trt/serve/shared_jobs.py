@@ -203,9 +203,10 @@ class SharedTable:
     def exchange(self, service: Service) -> None:
         """Exchange news once."""
         live, held = service.hub.all(), service.store.held
-        self._made = {job_id: one for job_id, one in self._made.items() if job_id in held or self._owes(job_id, one)}
+        before, wanted = self._made, self._wanted
+        self._made = {job_id: one for job_id, one in before.items() if job_id in held or self._owes(job_id, one)}
         self._made |= {job_id: live[job_id] for job_id in held if job_id in live}
-        made, wanted = self._made, self._wanted
+        made = before | self._made  # of one that has ended since, the last state, which it is heard with from now on
         told = Told(
             models=list(service.renderers),
             held=held,
