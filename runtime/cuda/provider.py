@@ -85,7 +85,7 @@ def _obstacle(provider: str) -> str:
         ctypes.CDLL(str(Path(onnxruntime.__file__).with_name("capi") / name))
     except OSError as error:
         return first_line(error)
-    return "its libraries are there, and its log says more"
+    return "its libraries are there"
 
 
 class OrtSession(Session):
