@@ -1,4 +1,4 @@
-"""Code for one GPU in the libraries of a pack: the code for all others is four fifths of ONNX Runtime's CUDA provider.
+"""Code for one GPU in the libraries of a pack: of ONNX Runtime's CUDA provider, two thirds are for others.
 
 The format of ``.nv_fatbin`` is as cuobjdump shows it, and that a library works without the code of other GPUs is from
 Zhang and Ali-Eldin 2025, "The Hidden Bloat in Machine Learning Systems" (arXiv:2503.14226).
@@ -46,9 +46,8 @@ def entries(content: mmap.mmap) -> Iterator[tuple[int, int, int, int]]:
     while place >= 0:
         _, version, size, length = _CONTAINER.unpack_from(content, place)
         if (version, size) != (1, _CONTAINER.size) or place + size + length > len(content):
-            place = content.find(
-                _MAGIC, place + len(_MAGIC)
-            )  # these bytes by chance, as in the code that looks for them
+            # These bytes are there by chance, as in code that looks for them.
+            place = content.find(_MAGIC, place + len(_MAGIC))
             continue
         entry, end = place + size, place + size + length
         while entry < end:

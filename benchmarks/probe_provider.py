@@ -107,7 +107,9 @@ def compare_provider_scores(job: ProbeJob, report: Report) -> None:
     from svd_trt.export.rewrites.attention import BoundedAttention
     from svd_trt.export.rewrites.onnxruntime import FusedAttention
 
-    name_of_provider = "CPUExecutionProvider" if job.dry_run else "CUDAExecutionProvider"
+    provider = "CPUExecutionProvider" if job.dry_run else "CUDAExecutionProvider"
+    if not job.dry_run:
+        onnxruntime.preload_dlls()
     figures: dict[str, Any] = {}
     wrong: list[str] = []
     for name, bound, layer, hidden in scored_layers(sizes_of(job).tokens, torch.device("cpu")):
@@ -115,11 +117,13 @@ def compare_provider_scores(job: ProbeJob, report: Report) -> None:
         own = FusedAttention(BoundedAttention(layer.half(), stored_scores=False)).eval()
         path = Path(job.work, "attention.onnx")
         torch.onnx.export(own, (hidden.half(),), path, dynamo=True, optimize=False, verbose=False)
-        session = onnxruntime.InferenceSession(path, providers=[name_of_provider])
+        session = onnxruntime.InferenceSession(path, providers=[provider])
+        if session.get_providers()[0] != provider:
+            raise ProbeError(f"ONNX Runtime took {session.get_providers()[0]} and not {provider}")
         (found,) = session.run(None, {session.get_inputs()[0].name: hidden.half().numpy()})
         error = relative_error(torch.from_numpy(found), exact)
         figures[name] = rounded(error)
-        report(relative_error=figures, provider=session.get_providers()[0])
+        report(relative_error=figures, provider=provider)
         if not error <= bound:
             wrong.append(name)
     if wrong:

@@ -70,7 +70,7 @@ def test_network(name: NetworkName, end: str, own_bundle: Bundle, small_checkpoi
 
 
 def test_half_precision_leaves_the_attention_as_it_is(small_checkpoint: Path) -> None:
-    """ONNX Runtime's CUDA provider keeps scores in fp32, so no weight is scaled for them."""
+    """ONNX Runtime's operator keeps scores in fp32, so no weight is scaled for them."""
     checkpoint = open_checkpoint(str(small_checkpoint))
     theirs = [layer for layer in checkpoint.load("unet", torch.float16).modules() if isinstance(layer, Attention)]
     own = make_network("denoiser", checkpoint.load("unet", torch.float16), operators="onnxruntime")

@@ -135,6 +135,7 @@ def with_provider(standin: Rig, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
     def load(bundle: Bundle, network: NetworkName, providers: Any, provider_options: Any) -> Any:
         for name, options in zip(providers, provider_options, strict=True):
+            assert options.get("use_tf32") == ("0" if name == "CUDAExecutionProvider" else None), "fp32 means fp32"
             own = {key: value for key, value in options.items() if key not in ("device_id", "user_compute_stream")}
             assert own == OPTIONS[name]
         loads.append((network, list(providers)))

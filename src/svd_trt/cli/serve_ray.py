@@ -84,9 +84,8 @@ def serve_on_ray(
         try:
             serve.run(build_app(asked_for), name=_NAME, route_prefix="/")
             ready(running)
-            while (
-                status := serve.status().applications[_NAME]
-            ).status != "DEPLOY_FAILED":  # it heals what is unhealthy
+            # Ray Serve heals what is unhealthy.
+            while (status := serve.status().applications[_NAME]).status != "DEPLOY_FAILED":
                 time.sleep(_LOOK)
             raise SvdTrtError(_reason(status.message))
         except (RuntimeError, KeyError) as error:
